@@ -1,0 +1,155 @@
+"""Boxes and points in [0, 1]^ndim, written once for images (x, y) and clips (x, y, t).
+
+Letters: B batch, N tokens, P points a token reads; ndim is 2 for an image and 3 for a clip. A region of interest (RoI)
+is its low corner followed by its high corner. Coordinates are fractions of the frame and of the clip: 0 is the outer
+edge of the first cell, 1 the outer edge of the last.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off: bfloat16 moves in steps of 1/256 near 1, a quarter of a cell on a map of 56 cells."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half-precision values; leave float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def centre_and_size(roi: Tensor) -> tuple[Tensor, Tensor]:
+    """Split boxes (..., 2*ndim) into centres (..., ndim) and sizes (..., ndim); sizes are signed."""
+    low, high = roi.chunk(2, dim=-1)
+    return (low + high) / 2, high - low
+
+
+def adjust_roi(roi: Tensor, delta: Tensor) -> Tensor:
+    """Move and scale boxes.
+
+    Args:
+        roi: (B, N, 2*ndim) boxes.
+        delta: (B, N, 2*ndim) shifts in box sizes, then log scales; zero leaves a box as it is.
+
+    Returns:
+        (B, N, 2*ndim) boxes of positive size; they may reach outside [0, 1].
+
+    Source: SparseFormer (arXiv 2304.03768), section 3.2.
+
+    Example:
+        >>> box = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]])
+        >>> adjust_roi(box, torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])).squeeze().tolist()
+        [0.5, 0.0, 1.0, 0.5]
+    """
+    centre, size = centre_and_size(roi)
+    shift, log_scale = delta.chunk(2, dim=-1)
+    centre = centre + shift * size
+    half = size.abs() * log_scale.exp() / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def standardize_offsets(offset: Tensor) -> Tensor:
+    """Spread each token's points to about one box: zero mean and a third of unit deviation over the points.
+
+    Args:
+        offset: (B, N, P, ndim) raw offsets.
+
+    Returns:
+        (B, N, P, ndim) offsets in box sizes from the box centre; three deviations span a half box either way.
+    """
+    deviation = offset.std(dim=-2, keepdim=True)  # unbiased, as published
+    return (offset - offset.mean(dim=-2, keepdim=True)) / (3 * (deviation + 1e-5))
+
+
+def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
+    """Place sampling points inside their boxes.
+
+    Args:
+        roi: (B, N, 2*ndim) low and high corners, fractions of the frame and of the clip.
+        offset: (B, N, P, ndim) offsets in box sizes from the box centre; 0.5 is the high face.
+
+    Returns:
+        (B, N, P, ndim) points in the same coordinates as `roi`. They may lie outside [0, 1].
+
+    Example:
+        >>> box = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+        >>> points_in_roi(box, torch.tensor([[[[0.5, 0.0]]]])).squeeze().tolist()
+        [0.5, 0.5]
+    """
+    centre, size = centre_and_size(roi)
+    return centre.unsqueeze(-2) + offset * size.unsqueeze(-2)
+
+
+def grid_shape(count: int) -> tuple[int, int]:
+    """Rows and columns of the most square grid with `count` cells: rows are the largest divisor up to the root.
+
+    Example:
+        >>> grid_shape(49), grid_shape(48), grid_shape(7)
+        ((7, 7), (6, 8), (1, 7))
+    """
+    rows = next(r for r in range(math.isqrt(count), 0, -1) if count % r == 0)
+    return rows, count // rows
+
+
+def roi_grid(num_tokens: int, num_tubes: int | None = None) -> Tensor:
+    """Boxes of half the frame's size that cover it on a grid, x fastest; for a clip, one such grid a tube.
+
+    Low corners run evenly over [0, 0.5]; along an axis with a single box, that box spans the whole axis.
+
+    Args:
+        num_tokens: Boxes in one grid; see `grid_shape` for counts that are no square.
+        num_tubes: None for an image; for a clip the number of equal spans of time, each with a grid of its own.
+
+    Returns:
+        (N, 4) boxes of an image or (num_tubes*N, 6) of a clip, tube by tube.
+
+    Example:
+        >>> roi_grid(4)[1].tolist(), roi_grid(1, num_tubes=2)[1].tolist()
+        ([0.5, 0.0, 1.0, 0.5], [0.0, 0.0, 0.5, 1.0, 1.0, 1.0])
+    """
+    rows, columns = grid_shape(num_tokens)
+    y, x = torch.meshgrid(*(torch.linspace(0, 0.5, n) for n in (rows, columns)), indexing="ij")
+    low = torch.stack((x, y), dim=-1).reshape(-1, 2)  # (N, 2)
+    high = low + torch.tensor([0.5 if n > 1 else 1.0 for n in (columns, rows)])
+    if num_tubes is None:
+        return torch.cat((low, high), dim=-1)
+    return inflate_roi(torch.cat((low, high), dim=-1), num_tubes)
+
+
+def inflate_roi(roi: Tensor, num_tubes: int) -> Tensor:
+    """Repeat image boxes (N, 4) along time: tube j spans [j/num_tubes, (j+1)/num_tubes]; (num_tubes*N, 6)."""
+    low, high = (corner.repeat(num_tubes, 1) for corner in roi.chunk(2, dim=-1))
+    start = torch.arange(num_tubes).to(roi).repeat_interleave(len(roi)).unsqueeze(-1) / num_tubes
+    return torch.cat((low, start, high, start + 1 / num_tubes), dim=-1)
+
+
+def offset_grid(num_points: int, ndim: int) -> Tensor:
+    """Start offsets: a grid of cell centres over the box in space, evenly spread and shuffled in time.
+
+    Time must not start at zero: offsets are divided by their own deviation, and 0/0 throws every point
+    to a random instant with the first step.
+
+    Returns:
+        (P, ndim) offsets in (-0.5, 0.5), x fastest.
+
+    Example:
+        >>> offset_grid(4, ndim=2).tolist()
+        [[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]]
+    """
+    rows, columns = grid_shape(num_points)
+    y, x = torch.meshgrid(_cell_centres(rows), _cell_centres(columns), indexing="ij")
+    axes = [x.flatten(), y.flatten()]
+    if ndim == 3:
+        shuffle = torch.randperm(num_points, generator=torch.Generator().manual_seed(0), device="cpu")
+        axes.append(_cell_centres(num_points)[shuffle.to(x.device)])
+    return torch.stack(axes, dim=-1)
+
+
+def _cell_centres(count: int) -> Tensor:
+    return (torch.arange(count) + 0.5) / count - 0.5

@@ -1,0 +1,92 @@
+"""Published checkpoints' parameter names -> ours.
+
+Two generations of names exist for the same network: that of the training code (`token_roi`, `ffn.0`, ...) and that of
+the later library (`initial_roi`, `norm2`, ...), which the authors' video class shares. Every table below reads
+"published pattern -> ours"; the first generation is brought to the second, then the second to ours.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# First generation -> second. Applied in order, each to the whole name.
+_FIRST_GENERATION = [
+    (r"^token_roi\.", "initial_roi."),
+    (r"^token_embedding\.", "initial_embedding."),
+    (r"\.ln_attn\.", ".norm1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.0\.", ".norm2."),
+    (r"\.ffn\.1\.", ".mlp.fc1."),
+    (r"\.ffn\.3\.", ".mlp.fc2."),
+    (r"\.tuo_proj\.", ".out_proj."),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.classifier\.", "proj."),
+]
+
+# Second generation -> ours, after `layers.i.` has become a part of the network.
+_SECOND_GENERATION = [
+    (r"^feat_extractor\.conv1\.", "stem.conv."),
+    (r"^initial_embedding\.weight$", "token_embedding"),
+    (r"^initial_roi\.weight$", "token_roi"),
+    (r"^transition\.0\.", "transition.proj."),
+    (r"^transition\.1\.", "transition.norm."),
+    (r"\.roi_adjust_module\.0\.", ".adjust.norm."),
+    (r"\.roi_adjust_module\.1\.", ".adjust.proj."),
+    (r"\.roi_offset_module\.0\.", ".offset.norm."),
+    (r"\.roi_offset_module\.1\.", ".offset.proj."),
+    (r"\.roi_offset_bias$", ".offset.bias"),
+    (r"\.adaptive_mixing\.parameter_generator\.0\.", ".mixing.norm."),
+    (r"\.adaptive_mixing\.parameter_generator\.1\.", ".mixing.fc1."),
+    (r"\.adaptive_mixing\.parameter_generator\.2\.", ".mixing.fc2."),
+    (r"\.adaptive_mixing\.out_proj\.", ".mixing.proj."),
+    (r"\.adaptive_mixing\.", ".mixing."),
+    (r"^proj\.", "head."),
+]
+
+_PUBLISHED_ONLY = ("feat_extractor.", "initial_roi.", "token_roi.", "layers.")
+
+
+def is_published(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a published checkpoint, of either generation."""
+    return any(name.startswith(_PUBLISHED_ONLY) for name in state_dict)
+
+
+def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a published state dict, image or video, of either generation.
+
+    Args:
+        state_dict: Published names to tensors; see the module's tables.
+
+    Returns:
+        Our names to the same tensors; the offset bias is viewed as (P, ndim). Names that no table knows
+        stay as they are, so that `load_weights` reports them as unexpected.
+    """
+    ours = {}
+    for name, tensor in state_dict.items():
+        new = _rename(name)
+        if new.endswith("offset.bias"):
+            tensor = tensor.reshape(-1, state_dict[_roi_name(state_dict)].shape[-1] // 2)  # (P, ndim)
+        ours[new] = tensor
+    return ours
+
+
+def _rename(name: str) -> str:
+    for pattern, new in _FIRST_GENERATION:
+        name = re.sub(pattern, new, name)
+    name = re.sub(r"^layers\.(\d+)\.", lambda match: _part(int(match[1])), name)
+    for pattern, new in _SECOND_GENERATION:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _part(layer: int) -> str:
+    return ("focus.", "transition.")[layer] if layer < 2 else f"cortex.{layer - 2}."
+
+
+def _roi_name(state_dict: Mapping[str, Tensor]) -> str:
+    for name in ("initial_roi.weight", "token_roi.weight"):
+        if name in state_dict:
+            return name
+    raise ValueError("these published weights hold no initial_roi.weight or token_roi.weight: not a SparseFormer's")

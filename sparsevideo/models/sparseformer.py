@@ -1,0 +1,421 @@
+"""SparseFormer: a few latent tokens that choose where, and in a clip when, to look.
+
+Letters: B batch, C stem channels, T frames, H W, N tokens, P points a token reads, D token width, K classes;
+ndim is 2 for images and 3 for clips, and the network is the same for both.
+Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparsevideo.models import geometry, sampling
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the tokens are at the end, and where they looked on the way.
+
+    Attributes:
+        tokens: (B, N, D) after the last block, before the head's norm.
+        rois: One (B, N, 2*ndim) per sampling step: the boxes as they were read.
+        points: One (B, N, P, ndim) per sampling step: the points that were read.
+    """
+
+    tokens: Tensor
+    rois: list[Tensor]
+    points: list[Tensor]
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that starts as a truncated normal of deviation `std` (0: all zeros) with zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = 0.02):
+        self.std = std
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        if self.std:
+            nn.init.trunc_normal_(self.weight, std=self.std)
+        else:
+            nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` with eps 1e-6 whose weight starts at `scale`."""
+
+    def __init__(self, dim: int, scale: float = 1.0):
+        self.scale = scale
+        super().__init__(dim, eps=1e-6)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.scale)
+        nn.init.zeros_(self.bias)
+
+
+class StemConv(nn.Module):
+    """7x7 convolution of stride 2, applied to a clip's frames one by one; its kernel has one axis per input axis."""
+
+    def __init__(self, channels: int, ndim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 3, *[1] * (ndim - 2), 7, 7))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        weight = self.weight.flatten(2).unflatten(2, (7, 7))
+        return F.conv2d(frames, weight, self.bias, stride=2, padding=3)
+
+
+class Stem(nn.Module):
+    """The only dense part: image or clip -> features at a quarter of the resolution, channels-last in memory."""
+
+    def __init__(self, channels: int, ndim: int):
+        super().__init__()
+        self.conv = StemConv(channels, ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> (B, C, [T,] ceil(H/4), ceil(W/4))."""
+        batch = len(x)
+        # A Conv3d and a 3-D pool do the same several times slower.
+        frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")
+        feat = self.conv(frames.contiguous(memory_format=torch.channels_last))
+        # Pooling first is exact, since ReLU never changes an order, and leaves a quarter of the work to ReLU.
+        feat = F.relu(F.max_pool2d(feat, kernel_size=3, stride=2, padding=1))
+        feat = feat.permute(0, 2, 3, 1)  # (B*T, h, w, C)
+        feat = F.layer_norm(feat, feat.shape[-1:], eps=1e-5)  # each pixel's channels, no affine
+        if x.ndim == 5:
+            feat = feat.unflatten(0, (batch, -1))  # (B, T, h, w, C)
+        return feat.movedim(-1, 1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class RoiAdjust(nn.Module):
+    """Each token moves and scales its box; starts as the identity."""
+
+    def __init__(self, dim: int, ndim: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.proj = Linear(dim, 2 * ndim, bias=False, std=0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, 2*ndim) shifts in box sizes, then log scales."""
+        return self.proj(self.norm(tokens))
+
+
+class PointOffset(nn.Module):
+    """Each token spreads its points over its box; starts as an even grid."""
+
+    def __init__(self, dim: int, num_points: int, ndim: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.proj = Linear(dim, num_points * ndim, bias=False, std=0)
+        self.bias = nn.Parameter(torch.empty(num_points, ndim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.bias.copy_(geometry.offset_grid(*self.bias.shape))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, P, ndim) offsets in box sizes from the box centre."""
+        offset = self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
+        return geometry.standardize_offsets(self.bias + offset)
+
+
+class MixingWeights(nn.Linear):
+    """The generator's last layer: starts by giving every token the same Xavier-uniform mixing matrices."""
+
+    def __init__(self, dim: int, channels: int, num_points: int):
+        self.channels, self.num_points = channels, num_points
+        super().__init__(dim, channels**2 + num_points**2)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        for mixing in self.split(self.bias):
+            nn.init.xavier_uniform_(mixing)
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut (..., C*C + P*P) into channel mixing (..., C, C) and point mixing (..., P, P)."""
+        over_channels, over_points = flat.split([self.channels**2, self.num_points**2], dim=-1)
+        return (
+            over_channels.unflatten(-1, (self.channels, self.channels)),
+            over_points.unflatten(-1, (self.num_points, self.num_points)),
+        )
+
+
+class AdaptiveMixing(nn.Module):
+    """Mix what a token read with matrices that the token itself generates, first over channels, then over points."""
+
+    def __init__(self, dim: int, channels: int, num_points: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.fc1 = Linear(dim, dim // 4)
+        self.fc2 = MixingWeights(dim // 4, channels, num_points)
+        self.m_beta = nn.Parameter(torch.empty(channels))
+        self.s_beta = nn.Parameter(torch.empty(num_points))
+        self.proj = Linear(num_points * channels, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.m_beta)
+        nn.init.zeros_(self.s_beta)
+
+    def forward(self, sampled: Tensor, tokens: Tensor) -> Tensor:
+        """Readings (B, N, P, C) and their tokens (B, N, D) -> (B, N, D)."""
+        over_channels, over_points = self.fc2.split(self.fc2(self.fc1(self.norm(tokens))))
+        sampled = F.gelu(sampled @ over_channels + self.m_beta)
+        sampled = F.gelu(over_points @ sampled + self.s_beta.unsqueeze(-1))
+        return self.proj(sampled.flatten(-2))
+
+
+class Block(nn.Module):
+    """Attention and MLP over the tokens, pre-norm, residual."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, tokens: Tensor, drop: float) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, D); `drop` is the drop path rate of this step."""
+        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
+        return tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
+
+    def _drop_path(self, branch: Tensor, rate: float) -> Tensor:
+        if not self.training or rate == 0:
+            return branch
+        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - rate)  # per sample
+        return branch * keep / (1 - rate)
+
+
+class SamplingBlock(Block):
+    """A block that, between attention and MLP, moves its boxes, reads features in them and mixes these in."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, ndim: int, channels: int, num_points: int, padding: str
+    ):
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.padding = padding
+        self.adjust = RoiAdjust(dim, ndim)
+        self.offset = PointOffset(dim, num_points, ndim)
+        self.mixing = AdaptiveMixing(dim, channels, num_points)
+
+    def forward(  # type: ignore[override]  # a block with boxes takes and returns boxes
+        self, tokens: Tensor, roi: Tensor, feat: Tensor, drop: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, D), boxes (B, N, 2*ndim), features (B, C, *S) -> tokens, boxes, points (B, N, P, ndim)."""
+        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
+        with geometry.full_precision(tokens):
+            exact = geometry.at_least_float32(tokens)
+            roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
+            points = geometry.points_in_roi(roi, self.offset(exact))
+            sampled = sampling.read(feat, sampling.clamp_gradient(points, feat), self.padding)
+        tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
+        tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
+        return tokens, roi, points
+
+
+class Transition(nn.Module):
+    """From the focusing transformer's width to the cortex transformer's."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.proj = Linear(in_dim, out_dim)
+        self.norm = LayerNorm(out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.proj(tokens))
+
+
+class SparseFormer(nn.Module):
+    """Classify images or clips from a few tokens that read features sparsely.
+
+    Coordinates are continuous, so any resolution, aspect ratio and number of frames can be read with the same weights.
+
+    Args:
+        ndim: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
+        num_classes: Outputs of the head.
+        num_tokens: Tokens of one tube (all tokens of an image); boxes start on the most square grid of that many cells.
+        num_tubes: Spans of time that start with `num_tokens` tokens each; 1 for images.
+        num_points: Points a token reads at each sampling step.
+        stem_channels: Width of the features that are read.
+        focus_dim: Token width while focusing.
+        cortex_dim: Token width afterwards.
+        cortex_depth: Blocks of the cortex transformer; the first one samples once more.
+        focus_repeats: Runs of the one focusing block.
+        num_heads: Attention heads, a count that is the same at both widths and divides them.
+        mlp_ratio: Hidden width of the MLPs over the token width.
+        drop_path: Drop path rate of the last step; it grows linearly from 0 over all steps.
+        padding: Outside the frame read "zeros" or its "border".
+        activation_checkpointing: Recompute each block in the backward pass: slower, with less memory.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        ndim: int,
+        num_classes: int = 1000,
+        num_tokens: int = 49,
+        num_tubes: int = 1,
+        num_points: int = 36,
+        stem_channels: int = 96,
+        focus_dim: int = 256,
+        cortex_dim: int = 512,
+        cortex_depth: int = 8,
+        focus_repeats: int = 4,
+        num_heads: int = 64,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        padding: str = "zeros",
+        activation_checkpointing: bool = False,
+    ):
+        self.hparams = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        _check_hparams(self.hparams)
+        super().__init__()
+        self.ndim = ndim
+        self.num_classes = num_classes
+        self.num_tokens = num_tokens
+        self.num_tubes = num_tubes
+        self.focus_repeats = focus_repeats
+        self.activation_checkpointing = activation_checkpointing
+        steps = focus_repeats + cortex_depth
+        self.drop_rates = [drop_path * step / max(1, steps - 1) for step in range(steps)]
+
+        self.stem = Stem(stem_channels, ndim)
+        self.token_embedding = nn.Parameter(torch.empty(num_tokens * num_tubes, focus_dim))
+        self.token_roi = nn.Parameter(torch.empty(num_tokens * num_tubes, 2 * ndim))
+        reading = (ndim, stem_channels, num_points, padding)
+        self.focus = SamplingBlock(focus_dim, num_heads, mlp_ratio, *reading)
+        self.transition = Transition(focus_dim, cortex_dim)
+        self.cortex = nn.ModuleList([SamplingBlock(cortex_dim, num_heads, mlp_ratio, *reading)])
+        self.cortex.extend(Block(cortex_dim, num_heads, mlp_ratio) for _ in range(cortex_depth - 1))
+        self.norm = LayerNorm(cortex_dim)
+        self.head = Linear(cortex_dim, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the token embeddings and boxes, this module's own parameters."""
+        nn.init.trunc_normal_(self.token_embedding)
+        with torch.no_grad():
+            self.token_roi.copy_(geometry.roi_grid(self.num_tokens, self.num_tubes if self.ndim == 3 else None))
+
+    def init_weights(self) -> None:
+        """Set every parameter to its start, once; each module knows its own."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the matrices that are no weights and so do not decay: embeddings, boxes and point offsets."""
+        return {"token_embedding", "token_roi", "focus.offset.bias", "cortex.0.offset.bias"}
+
+    def forward_features(self, x: Tensor) -> Features:
+        """Look at images (B, 3, H, W) or clips (B, 3, T, H, W); float, normalised.
+
+        Raises:
+            ValueError: Wrong rank, channel count or dtype; the message says what came.
+        """
+        self._check_input(x)
+        feat = self.stem(x)
+        tokens = self.token_embedding.expand(len(x), -1, -1)
+        roi = geometry.at_least_float32(self.token_roi).expand(len(x), -1, -1)
+        rois, points = [], []
+        rates = iter(self.drop_rates)
+        for block in [self.focus] * self.focus_repeats + [self.cortex[0]]:
+            if block is self.cortex[0]:
+                tokens = self.transition(tokens)
+            tokens, roi, read_at = self._run(block, tokens, roi, feat, next(rates))
+            rois.append(roi)
+            points.append(read_at)
+        for block in self.cortex[1:]:
+            tokens = self._run(block, tokens, next(rates))
+        return Features(tokens, rois, points)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)."""
+        return self.head(self.norm(self.forward_features(x).tokens.mean(dim=1)))
+
+    def _run(self, block: nn.Module, *args: Any) -> Any:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def _check_input(self, x: Tensor) -> None:
+        wanted = "images (B, 3, H, W)" if self.ndim == 2 else "clips (B, 3, T, H, W)"
+        if x.ndim != self.ndim + 2 or x.shape[1] != 3 or 0 in x.shape:
+            raise ValueError(f"this SparseFormer takes {wanted}, got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"this SparseFormer takes normalised floats, got {x.dtype}; scale and normalise first")
+
+
+def _check_hparams(args: dict) -> None:
+    if args["ndim"] not in (2, 3):
+        raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
+    if args["ndim"] == 2 and args["num_tubes"] != 1:
+        raise ValueError(f"an image has no time: num_tubes must be 1 with ndim=2, got {args['num_tubes']}")
+    if args["num_points"] < 2:
+        raise ValueError(
+            f"num_points must be at least 2 (offsets are divided by their deviation), got {args['num_points']}"
+        )
+    for name in (
+        "num_classes",
+        "num_tokens",
+        "num_tubes",
+        "stem_channels",
+        "cortex_depth",
+        "focus_repeats",
+        "num_heads",
+    ):
+        if args[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {args[name]}")
+    for name in ("focus_dim", "cortex_dim"):
+        if args[name] % args["num_heads"] or args[name] % 4:
+            raise ValueError(f"{name}={args[name]} must be a multiple of 4 and of num_heads={args['num_heads']}")
+    if not 0 <= args["drop_path"] < 1:
+        raise ValueError(f"drop_path must be in [0, 1), got {args['drop_path']}")
+    if args["padding"] not in sampling.PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(sampling.PADDINGS)}, got {args['padding']!r}")

@@ -1,0 +1,303 @@
+"""Names to networks, and files to weights."""
+
+import difflib
+import inspect
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsevideo.models import official
+from sparsevideo.models.sparseformer import SparseFormer
+
+# The published sizes; `nano` is ours, about 1 M parameters, with 64-pixel inputs in mind.
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_tokens": 49, "focus_dim": 256, "cortex_dim": 512, "cortex_depth": 8, "drop_path": 0.2},
+    "small": {"num_tokens": 64, "focus_dim": 320, "cortex_dim": 640, "cortex_depth": 8, "drop_path": 0.3},
+    "base": {"num_tokens": 81, "focus_dim": 384, "cortex_dim": 768, "cortex_depth": 10, "drop_path": 0.4},
+    "nano": {
+        "num_tokens": 9,
+        "num_points": 16,
+        "stem_channels": 32,
+        "focus_dim": 64,
+        "cortex_dim": 128,
+        "cortex_depth": 4,
+        "focus_repeats": 3,
+        "num_heads": 16,
+    },
+}
+_PRESETS: dict[str, dict[str, Any]] = {
+    **{f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()},
+    **{
+        f"video_sparseformer_{size}": {
+            "ndim": 3,
+            "num_classes": 400,
+            "num_tubes": 4 if size == "nano" else 8,
+            **args,
+        }
+        for size, args in _SIZES.items()
+    },
+}
+_ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
+
+# Keys under which trainers keep the weights, and prefixes that wrappers leave in names.
+_WRAPPERS = ("model", "state_dict", "model_state", "module", "model_ema", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.")
+# What a weights file of ours says beside its tensors. safetensors is imported where it is used: models need torch alone.
+_INFO = ("hparams", "classes")
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows."""
+    return list(_PRESETS)
+
+
+def create_model(name: str, **overrides: Any) -> SparseFormer:
+    """Build a network from its name, with fresh weights.
+
+    Args:
+        name: One of `list_models()`.
+        overrides: `SparseFormer`'s keyword arguments, such as `num_classes`; they replace the preset's.
+
+    Raises:
+        ValueError: No such model, or an argument out of range.
+        TypeError: No such argument; the message offers the nearest.
+
+    Example:
+        >>> model = create_model("video_sparseformer_nano", num_classes=8)
+        >>> model(torch.zeros(1, 3, 8, 64, 64)).shape
+        torch.Size([1, 8])
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, _PRESETS)}; known: {', '.join(_PRESETS)}")
+    for argument in overrides:
+        if argument not in _ARGUMENTS:
+            raise TypeError(f"SparseFormer has no argument {argument!r}{_nearest(argument, _ARGUMENTS)}")
+    return SparseFormer(**{**_PRESETS[name], **overrides})
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor.
+
+    Attributes:
+        matched: Names that were loaded, those of `reshaped` included.
+        missing: Names of the model that the file lacks; they keep their values.
+        unexpected: Names of the file that the model lacks; they are ignored.
+        reshaped: Names to (file's shape, model's shape) of tensors that were viewed anew to fit.
+        replaced: Names to (file's shape, model's shape) of head tensors that keep their fresh values.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    replaced: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} matched"]
+        for kind in ("missing", "unexpected", "reshaped", "replaced"):
+            names = list(getattr(self, kind))
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{len(names)} {kind}" + (f" ({shown})" if names else ""))
+        return ", ".join(parts)
+
+
+def load_weights(
+    model: SparseFormer,
+    weights: str | Path | Mapping[str, Any],
+    *,
+    strict: bool = False,
+    new_head: bool = False,
+) -> LoadReport:
+    """Load weights of ours or of the published networks, by name.
+
+    Args:
+        model: The network to fill.
+        weights: A `.safetensors` or torch file (read with `weights_only`), a state dict, or a checkpoint that holds
+            one under `model`, `state_dict`, `model_state`, `module`, `model_ema` or `state_dict_ema`.
+        strict: Refuse missing and unexpected names instead of reporting them.
+        new_head: Keep the model's fresh head where its number of classes differs.
+
+    Returns:
+        What was matched, missing, unexpected, reshaped and replaced.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is no plain tensors, not one name fits, a shape differs, or `strict` finds a difference.
+    """
+    if isinstance(weights, Mapping):
+        return _fill(model, unwrap(weights), "these weights", strict, new_head)
+    return _fill(model, unwrap(read_weights(weights), str(weights)), str(weights), strict, new_head)
+
+
+def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:
+    if official.is_published(loaded):
+        loaded = official.to_ours(loaded)
+    own = model.state_dict()
+    report = LoadReport(
+        missing=[name for name in own if name not in loaded],
+        unexpected=[name for name in loaded if name not in own],
+    )
+    if len(report.missing) == len(own):
+        raise ValueError(f"{source}: not one tensor fits a SparseFormer (first names: {', '.join(list(loaded)[:3])})")
+    axes = loaded["token_roi"].shape[-1] // 2 if "token_roi" in loaded else model.ndim
+    if axes != model.ndim:
+        kind = {2: "image", 3: "video"}
+        raise ValueError(
+            f"{source}: {kind.get(axes, 'other')} weights do not fit a {kind[model.ndim]} model;"
+            " `sparsevideo inflate` turns image weights into video weights"
+        )
+    fitting = {}
+    for name in own:
+        if name not in loaded:
+            continue
+        have, want = tuple(loaded[name].shape), tuple(own[name].shape)
+        if have == want:
+            fitting[name] = loaded[name]
+        elif name.startswith("head.") and have[1:] == want[1:]:
+            if not new_head:
+                raise ValueError(
+                    f"{source}: {name} is {have}, {have[0]} classes, where the model's is {want}, {want[0]} classes;"
+                    f" build the model with num_classes={have[0]}, or ask for a new head"
+                )
+            report.replaced[name] = (have, want)
+        elif loaded[name].numel() == own[name].numel():
+            fitting[name] = loaded[name].reshape(want)
+            report.reshaped[name] = (have, want)
+        else:
+            raise ValueError(f"{source}: {name} is {have} where the model's is {want}: another architecture")
+    if strict and (report.missing or report.unexpected):
+        raise ValueError(f"{source}: not this model's tensors: {report}")
+    report.matched = list(fitting)
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Read a `.safetensors` or torch file into memory; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is torn, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                info = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in _INFO}
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}, **info}  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: not plain tensors, refused; re-save it as a state dict") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a torn file
+        raise ValueError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def unwrap(checkpoint: Mapping[str, Any], source: str = "these weights") -> dict[str, Tensor]:
+    """Find the state dict inside a checkpoint and strip what wrappers added to its names."""
+    state = checkpoint
+    while not any(isinstance(value, Tensor) for value in state.values()):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            raise ValueError(f"{source}: no state dict found; looked under {', '.join(_WRAPPERS)}")
+        state = inner
+    return {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _strip(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+    return name
+
+
+def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer, dict[str, Any]]:
+    """Build the network that a weights file holds, and fill it.
+
+    Args:
+        path: A checkpoint of ours, which says how its network is built, or a published image checkpoint.
+        name: One of `list_models()`, for files of bare tensors that do not say it themselves.
+
+    Returns:
+        The model, and what else the checkpoint holds, such as `classes`.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file does not say which network it holds, or holds another one.
+    """
+    content = read_weights(path)
+    tensors = unwrap(content, str(path))
+    if isinstance(content.get("hparams"), dict):
+        model = SparseFormer(**content["hparams"])
+    elif official.is_published(tensors):
+        model = SparseFormer(**_published_hparams(official.to_ours(tensors), str(path)))
+    elif name is None:
+        raise ValueError(f"{path}: does not say which network it holds; name it: {', '.join(_PRESETS)}")
+    elif "head.bias" not in tensors:
+        raise ValueError(f"{path}: no head.bias: not a SparseFormer's weights")
+    else:
+        model = create_model(name, num_classes=len(tensors["head.bias"]))
+    _fill(model, tensors, str(path), strict=True, new_head=False)
+    return model, content
+
+
+def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
+    """Write a model's weights and how to build it again, as `.safetensors` or, by any other suffix, a torch file.
+
+    Args:
+        path: The file to write; missing folders are made.
+        model: The network.
+        info: What else to keep: `classes`, the class names.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    info = {"hparams": model.hparams, **info}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path, metadata={key: json.dumps(value) for key, value in info.items()})
+    else:
+        torch.save({"model": state, **info}, path)
+
+
+def _published_hparams(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Read an image network's arguments off the shapes of its tensors; heads and repeats are as published."""
+    try:
+        num_points, ndim = state["focus.offset.bias"].shape
+        num_tokens, focus_dim = state["token_embedding"].shape
+        num_classes, cortex_dim = state["head.weight"].shape
+        hidden_dim = len(state["focus.mlp.fc1.weight"])
+        stem_channels = len(state["stem.conv.weight"])
+    except KeyError as error:
+        raise ValueError(f"{source}: no {error.args[0]}: not a SparseFormer's weights") from error
+    if ndim != 2:
+        raise ValueError(f"{source}: bare video weights do not say their number of tubes; name their model")
+    return {
+        "ndim": ndim,
+        "num_classes": num_classes,
+        "num_tokens": num_tokens,
+        "num_points": num_points,
+        "stem_channels": stem_channels,
+        "focus_dim": focus_dim,
+        "cortex_dim": cortex_dim,
+        "cortex_depth": len({name.split(".")[1] for name in state if name.startswith("cortex.")}),
+        "mlp_ratio": hidden_dim / focus_dim,
+    }
