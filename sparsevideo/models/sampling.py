@@ -45,7 +45,7 @@ def read(feat: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
         low = at.detach().floor()
         cell = torch.stack((low, low + 1), dim=-1)  # (B, N, P, 2)
         share = torch.stack((low + 1 - at, at - low), dim=-1) * ((cell >= 0) & (cell < size))
-        cell = cell.clamp(0, size - 1).long()
+        cell = cell.nan_to_num().clamp(0, size - 1).long()  # a diverged point reads NaN through its share
         index = (index.unsqueeze(-1) * size + cell.unsqueeze(-2)).flatten(-2)
         weight = (weight.unsqueeze(-1) * share.unsqueeze(-2)).flatten(-2)
     corners = index.shape[-1]

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import math
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if nam
 # Keys under which trainers keep the weights, and prefixes that wrappers leave in names.
 _WRAPPERS = ("model", "state_dict", "model_state", "module", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
-# What a weights file of ours says beside its tensors. safetensors is imported where it is used: models need torch alone.
+# What a weights file of ours says beside its tensors. safetensors is imported where it is used: torch is enough here.
 _INFO = ("hparams", "classes")
 
 
@@ -172,7 +173,7 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
                     f" build the model with num_classes={have[0]}, or ask for a new head"
                 )
             report.replaced[name] = (have, want)
-        elif loaded[name].numel() == own[name].numel():
+        elif _same_but_for_ones(have, want):
             fitting[name] = loaded[name].reshape(want)
             report.reshaped[name] = (have, want)
         else:
@@ -182,6 +183,12 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
     report.matched = list(fitting)
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _same_but_for_ones(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    """Whether a view fits: flat on one side, or differing by axes of size 1 only. A transpose is no view."""
+    long = [[size for size in shape if size != 1] for shape in (have, want)]
+    return math.prod(have) == math.prod(want) and (long[0] == long[1] or min(map(len, long)) == 1)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -214,11 +221,10 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 def unwrap(checkpoint: Mapping[str, Any], source: str = "these weights") -> dict[str, Tensor]:
     """Find the state dict inside a checkpoint and strip what wrappers added to its names."""
     state = checkpoint
-    while not any(isinstance(value, Tensor) for value in state.values()):
-        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
-            raise ValueError(f"{source}: no state dict found; looked under {', '.join(_WRAPPERS)}")
+    while inner := next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None):
         state = inner
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{source}: no state dict found; looked under {', '.join(_WRAPPERS)}")
     return {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

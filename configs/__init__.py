@@ -1,0 +1,1 @@
+"""Run files; a package so that they travel inside the wheel."""

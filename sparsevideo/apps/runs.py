@@ -1,0 +1,341 @@
+"""One run from settings to files: train, test, inflate."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning_fabric import Fabric
+
+from sparsevideo import build
+from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+from sparsevideo.data.records import Records
+from sparsevideo.engine import checkpoint
+from sparsevideo.engine.evaluate import evaluate
+from sparsevideo.engine.logging import RunLog
+from sparsevideo.engine.train import BadFiles, train
+from sparsevideo.models import zoo
+from sparsevideo.models.inflate import inflated
+from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.reports import metrics
+
+logger = logging.getLogger(__name__)
+
+
+def launch(precision: str) -> Fabric:
+    """This process' devices: all that torchrun started, or one."""
+    if precision.startswith("16"):
+        raise ValueError(
+            f"precision {precision}: fp16 needs loss scaling, which the clamp on the points' gradient would undo;"
+            " take bf16-mixed or 32-true"
+        )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    fabric = Fabric(
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]  # a wrong one is refused with the list of all
+    )
+    fabric.launch()
+    return fabric
+
+
+def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str, float]:
+    """Train and leave a run folder.
+
+    The folder holds `config.yaml` (runnable as it is), `environment.json`, `metrics.jsonl`, `log.txt`, `tensorboard/`
+    and `checkpoints/last.pt` and `best.pt` with class names, settings and scores inside.
+
+    Args:
+        config: All settings.
+        out: The run folder.
+        resume: "auto" goes on from the folder's `last.pt` where there is one; a path from that checkpoint.
+
+    Returns:
+        The last validation's scores.
+
+    Raises:
+        FileExistsError: The folder holds a run and `resume` is None.
+    """
+    last, best = out / "checkpoints" / "last.pt", out / "checkpoints" / "best.pt"
+    if resume is None and last.exists():
+        raise FileExistsError(f"{out} holds a run already: --resume goes on with it, or choose another --out")
+    fabric = launch(config.train.precision)
+    fabric.seed_everything(config.train.seed, verbose=False)
+    ndim = zoo.create_model(config.model.name, num_tokens=1).ndim
+    train_records = build.build_records(config.data, "train", ndim)
+    val_records = None
+    if "{split}" in config.data.list and config.train.validate_every != 0:
+        val_records = build.build_records(config.data, "val", ndim, train_records.classes)
+    model, report = build.build_model(config.model, len(train_records.classes))
+    optimizer = build.build_optimizer(config.optim, model)
+
+    step, best_top1 = 0, -1.0
+    source = last if resume == "auto" else Path(resume) if resume else None
+    if source is not None and (source.exists() or resume != "auto"):
+        state = _read_run(source)
+        if state["classes"] != list(train_records.classes):
+            raise ValueError(f"{source}: trained on {state['classes']}, the list has {list(train_records.classes)}")
+        zoo.load_weights(model, state, strict=True)
+        optimizer.load_state_dict(state["optimizer"])
+        step, best_top1 = state["step"], state["best_top1"]
+
+    batches, steps_per_epoch = build.build_train_loader(
+        config, train_records, ndim, rank=fabric.global_rank, world_size=fabric.world_size, start_step=step
+    )
+    steps = build.total_steps(config, steps_per_epoch)
+    raw_model = model
+    model, optimizer = fabric.setup(model, optimizer)
+    prepare = build.build_prepare(config.data, ndim, fabric.device)
+
+    def validate() -> dict[str, float]:
+        return test_model(fabric, model, config, val_records, ndim)[0]  # type: ignore[arg-type]
+
+    def save(done: int, scores: dict[str, float] | None) -> None:
+        nonlocal best_top1
+        is_best = scores is not None and scores["top1"] > best_top1
+        best_top1 = max(best_top1, scores["top1"]) if scores else best_top1
+        if not fabric.is_global_zero:
+            return
+        content = {
+            "model": raw_model.state_dict(),
+            "hparams": raw_model.hparams,
+            "classes": list(train_records.classes),
+            "config": _plain(config),
+            "step": done,
+            "best_top1": best_top1,
+            "scores": scores,
+            "version": version("sparsevideo"),
+        }
+        checkpoint.save(last, {**content, "optimizer": optimizer.state_dict()})
+        if is_best or not best.exists():
+            checkpoint.save(best, content)
+
+    with RunLog(out if fabric.is_global_zero else None, step) as log:
+        if fabric.is_global_zero:
+            (out / "config.yaml").write_text(config_yaml(config))
+            (out / "environment.json").write_text(json.dumps(environment(fabric), indent=2))
+        if report is not None:
+            logger.info("weights from %s: %s", config.model.weights, report)
+        logger.info(
+            "%s, %.2f M parameters, %d classes; %d files to train on%s; global batch %d = %d x %d,"
+            " %d steps, %d an epoch%s",
+            config.model.name, sum(p.numel() for p in raw_model.parameters()) / 1e6, len(train_records.classes),
+            len(train_records), f", {len(val_records)} to validate on" if val_records else "",
+            config.train.batch_size * fabric.world_size, fabric.world_size, config.train.batch_size,
+            steps, steps_per_epoch, f"; going on from step {step}" if step else "",
+        )  # fmt: skip
+        validate_every = config.train.validate_every
+        return train(
+            fabric,
+            model,
+            optimizer,
+            batches,
+            prepare=prepare,
+            schedule=build.build_schedule(config.optim, steps),
+            validate=validate if val_records is not None else None,
+            save=save,
+            log=log,
+            bad_files=BadFiles(len(train_records), config.data.max_bad_fraction),
+            start_step=step,
+            total_steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            log_every=config.train.log_every,
+            validate_every=steps_per_epoch if validate_every is None else validate_every,
+            checkpoint_every=config.train.checkpoint_every,
+            label_smoothing=config.train.label_smoothing,
+            clip_grad=config.optim.clip_grad,
+            seed=config.train.seed,
+        )
+
+
+def test_model(
+    fabric: Fabric,
+    model: torch.nn.Module,
+    config: Config,
+    records: Records,
+    ndim: int,
+    *,
+    clips: int = 1,
+    crops: int = 1,
+    still: bool = False,
+) -> tuple[dict[str, float], Any]:
+    """Score the network on every listed file: percentages, and the predictions behind them."""
+    batches = build.build_test_loader(
+        config,
+        records,
+        ndim,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        clips=clips,
+        crops=crops,
+        still=still,
+    )
+    predictions = evaluate(
+        fabric,
+        model,
+        batches,
+        prepare=build.build_prepare(config.data, ndim, fabric.device),
+        num_videos=len(records),
+        num_classes=len(records.classes),
+        num_views=clips * crops,
+    )
+    return metrics.summarize(predictions.scores, records.labels, failed=list(predictions.failures)), predictions
+
+
+def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, Any]:
+    """Test a checkpoint and leave `results.json` and `predictions.npz`.
+
+    Args:
+        path: Checkpoint of a run.
+        config: Its settings, `data` and `test` perhaps changed; see `checkpoint_config`.
+        out: Folder for the results; None takes one in the run folder, named after the split and the views.
+
+    Returns:
+        What stands in `results.json`.
+    """
+    fabric = launch(config.test.precision)
+    model, content = zoo.load_model(path)
+    if "classes" not in content:
+        raise ValueError(f"{path}: no class names inside; test a checkpoint that `sparsevideo train` wrote")
+    test = replace(config.test, clips=config.test.clips if model.ndim == 3 else 1)
+    records = build.build_records(config.data, test.split, model.ndim, content["classes"])
+    scores, predictions = test_model(
+        fabric,
+        fabric.setup_module(model),
+        config,
+        records,
+        model.ndim,
+        clips=test.clips,
+        crops=test.crops,
+        still=test.still,
+    )
+    names = [records.name(index) for index in range(len(records))]
+    failed = [{"name": names[index], "reason": reason} for index, reason in predictions.failures.items()]
+    results: dict[str, Any] = {
+        **scores,
+        "clips": test.clips,
+        "crops": test.crops,
+        "convention": test.convention,
+        "still": test.still,
+        "split": test.split,
+        "size": config.data.size,
+        "num_frames": config.data.num_frames if model.ndim == 3 else 1,
+        "frame_stride": config.data.frame_stride if model.ndim == 3 else None,
+        "decoder": config.data.decoder if model.ndim == 3 else None,
+        "precision": test.precision,
+        "listed": len(records),
+        "scored": len(records) - len(predictions.failures),
+        "failed": failed,
+        "classes": list(records.classes),
+        "checkpoint": str(path),
+        "checkpoint_sha256": checkpoint.sha256(path),
+        "hparams": model.hparams,
+        "environment": environment(fabric),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if out is None:
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        out = run / f"{test.split}-{test.clips}x{test.crops}{'-still' if test.still else ''}"
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps(results, indent=2))
+        np.savez_compressed(
+            out / "predictions.npz",
+            names=np.array(names),
+            labels=records.labels,
+            scores=predictions.scores,
+            classes=np.array(records.classes),
+        )
+    for failure in failed[:5]:
+        logger.error("could not read %s: %s (counted as wrong)", failure["name"], failure["reason"])
+    logger.info(
+        "top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
+        results["top1"], results["top5"], results["mean_class_accuracy"], results["scored"], results["listed"],
+        test.clips, test.crops, out / "results.json",
+    )  # fmt: skip
+    return results
+
+
+def inflate_weights(
+    image_weights: Path, out: Path, *, num_tubes: int, name: str | None = None
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], str]]:
+    """Write video weights; yield each tensor's name, its shape before and after, and what was done to it.
+
+    Raises:
+        ValueError: The file holds no image model.
+    """
+    image_model, content = zoo.load_model(image_weights, name)
+    if image_model.ndim != 2:
+        raise ValueError(f"{image_weights}: holds a video model already; inflate takes image weights")
+    video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes})
+    before = image_model.state_dict()
+    state = {}
+    for tensor_name, tensor, what in inflated(before, num_tubes):
+        state[tensor_name] = tensor
+        yield tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), what
+    video_model.load_state_dict(state)
+    classes = {"classes": content["classes"]} if "classes" in content else {}
+    zoo.save_weights(out, video_model, **classes)
+
+
+def checkpoint_config(path: Path) -> Config:
+    """The settings that a checkpoint of a run carries."""
+    told = _read_run(path)["config"]
+    return Config(
+        ModelConfig(**told["model"]),
+        DataConfig(**told["data"]),
+        OptimConfig(**told["optim"]),
+        TrainConfig(**told["train"]),
+        TestConfig(**told["test"]),
+    )
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    content = zoo.read_weights(path)
+    absent = {"model", "hparams", "classes", "config", "step"} - content.keys()
+    if absent:
+        raise ValueError(
+            f"{path}: no {', '.join(sorted(absent))} inside: not a checkpoint that `sparsevideo train` wrote"
+        )
+    return content
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML and weights_only want them
+
+
+def config_yaml(config: Config) -> str:
+    """All settings as a run file that can be run again."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def environment(fabric: Fabric) -> dict[str, Any]:
+    """What a figure depends on beside its settings."""
+    source = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+        "world_size": fabric.world_size,
+        "packages": {name: version(name) for name in packages},
+        "commit": commit or None,
+        "command": sys.argv,
+    }

@@ -1,0 +1,128 @@
+"""Settings to objects; the only file that knows both."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
+from sparsevideo.data import loader, transforms
+from sparsevideo.data.datasets import ImageDataset, VideoDataset
+from sparsevideo.data.records import Records, read_records
+from sparsevideo.engine import optim
+from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.zoo import LoadReport, create_model, load_weights
+
+
+def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
+    """The network, and what became of the weights that it starts from, if any."""
+    model = create_model(config.name, **{"num_classes": num_classes, **config.args})
+    if model.num_classes != num_classes:
+        raise ValueError(f"model.args.num_classes is {model.num_classes}, but the data has {num_classes} classes")
+    report = load_weights(model, config.weights, strict=True, new_head=True) if config.weights else None
+    return model, report
+
+
+def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None) -> Records:
+    """The files of one split, which are images or videos as the network has it."""
+    kind = "image" if ndim == 2 else "video"
+    return read_records(config.root, config.list.replace("{split}", split), kind=kind, classes=classes)
+
+
+def build_train_loader(
+    config: Config, records: Records, ndim: int, *, rank: int, world_size: int, start_step: int
+) -> tuple[DataLoader, int]:
+    """This process' share of endless training batches from `start_step` on, and the steps of one epoch."""
+    data, seed = config.data, config.train.seed
+    transform = transforms.TrainTransform(
+        data.size,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        flip_labels=transforms.flip_table(data.flip_labels, records.classes),
+    )
+    dataset = _dataset(data, records, ndim, transform=transform, seed=seed)
+    sampler = loader.EpochSampler(
+        len(records),
+        config.train.batch_size,
+        shuffle=True,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+    )
+    return loader.train_loader(dataset, sampler, num_workers=data.num_workers), sampler.steps_per_epoch
+
+
+def build_test_loader(
+    config: Config,
+    records: Records,
+    ndim: int,
+    *,
+    rank: int,
+    world_size: int,
+    clips: int = 1,
+    crops: int = 1,
+    still: bool = False,
+) -> DataLoader:
+    """This process' share of the videos, each once, with all its views."""
+    transform = transforms.TestTransform(config.data.size, crops)
+    views = {} if ndim == 2 else {"num_clips": clips, "convention": config.test.convention, "still": still}
+    dataset = _dataset(config.data, records, ndim, transform=transform, **views)
+    indices = loader.shard(len(records), rank, world_size)
+    return loader.test_loader(dataset, indices, batch_size=config.test.batch_size, num_workers=config.data.num_workers)
+
+
+def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> ImageDataset | VideoDataset:
+    if ndim == 2:
+        return ImageDataset(records, **args)
+    return VideoDataset(
+        records,
+        num_frames=config.num_frames,
+        frame_stride=config.frame_stride,
+        short_side=config.short_side,
+        decoder=config.decoder,
+        **args,
+    )
+
+
+def build_prepare(
+    config: DataConfig, ndim: int, device: torch.device
+) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
+    """The device's half of the transforms: batch -> normalised float inputs (B, 3, [T,] S, S) and labels (B,)."""
+    normalize = transforms.Normalize(config.mean, config.std)
+    key = "image" if ndim == 2 else "video"
+
+    def prepare(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        pixels = batch[key].to(device, non_blocking=True)
+        if pixels.ndim > ndim + 2:  # views of a video stand beside each other
+            pixels = pixels.flatten(0, 1)  # (B*V, 3, [T,] S, S)
+        return normalize(pixels), batch["label"].to(device, non_blocking=True)
+
+    return prepare
+
+
+def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Optimizer:
+    """AdamW with weight decay where it belongs."""
+    return optim.adamw(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        no_decay=model.no_weight_decay(),
+    )
+
+
+def build_schedule(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """Learning rate by step."""
+    shape = {name: asdict(config)[name] for name in ("lr", "min_lr", "warmup_lr", "warmup_ratio")}
+    return optim.warmup_cosine(total_steps, **shape)
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    return config.train.max_steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))

@@ -1,0 +1,257 @@
+"""The `sparsevideo` command: one verb, one function."""
+
+import difflib
+import json
+import logging
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from sparsevideo import __version__
+from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+
+OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
+
+
+class UsageError(Exception):
+    """The command line or a run file says something that no setting is called."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that raises one line, with the nearest name where a name is unknown."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, exit_on_error=False, **kwargs)
+
+    def parse(self, argv: Sequence[str]) -> Any:
+        """Parse and build the settings objects.
+
+        Raises:
+            UsageError: An unknown name, or a value of the wrong type.
+        """
+        try:
+            return self.instantiate(self.parse_args(list(argv)))
+        except (ArgumentError, jsonargparse.ArgumentError) as error:
+            message = " ".join(str(error).split())
+            raise UsageError(message + self._nearest(message)) from error
+
+    def _nearest(self, message: str) -> str:
+        known = [action.dest for action in self._actions]
+        for given in re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'|key '([\w.]+)'", message):
+            name = next(filter(None, given))
+            if name not in known:
+                match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                return f"; did you mean --{match[0]}?" if match else ""
+        return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: The command line without the program's name; None takes the process' own.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 misused, 3 done although some files could not be read.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    _log_to_console()
+    try:
+        return _dispatch(args)
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (UsageError, ValueError, TypeError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return OK
+    if args[0] == "--version":
+        print(__version__)
+        return OK
+    verb = next((" ".join(args[:n]) for n in (2, 1) if " ".join(args[:n]) in VERBS), None)
+    if verb is None:
+        two_words = [name for name in VERBS if name.split()[0] == args[0]]
+        if two_words:
+            raise UsageError(f"`sparsevideo {args[0]}` is followed by {' or '.join(n.split()[1] for n in two_words)}")
+        match = difflib.get_close_matches(args[0], VERBS, n=1)
+        raise UsageError(
+            f"unknown verb {args[0]!r}" + (f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(VERBS)}")
+        )
+    function = VERBS[verb]
+    parser = Parser(prog=f"sparsevideo {verb}", description=function.__doc__)
+    return function(parser, args[len(verb.split()) :])
+
+
+def _usage() -> str:
+    lines = ["usage: sparsevideo VERB ...", "", "Video-first action recognition with SparseFormer.", ""]
+    lines += [f"  {verb:18s}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+    lines += ["", "`sparsevideo VERB --help` lists a verb's options; --debug shows where an error came from."]
+    return "\n".join(lines)
+
+
+def _log_to_console() -> None:
+    from sparsevideo.engine.logging import ConsoleHandler
+
+    log = logging.getLogger("sparsevideo")
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    log.propagate = False
+    if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
+        log.addHandler(ConsoleHandler())
+
+
+def _add_settings(parser: Parser, **groups: Any) -> None:
+    for name, settings in groups.items():
+        parser.add_argument(f"--{name}", type=type(settings), default=settings)
+
+
+def _add_run_file(parser: Parser) -> None:
+    parser.add_argument("--config", action="config", help="run file (YAML); options given after it win")
+    _add_settings(
+        parser, model=ModelConfig(), data=DataConfig(), optim=OptimConfig(), train=TrainConfig(), test=TestConfig()
+    )
+
+
+def _parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
+    args = parser.parse([_packaged(argv[i - 1], arg) if i else arg for i, arg in enumerate(argv)])
+    return Config(args.model, args.data, args.optim, args.train, args.test), args
+
+
+def _packaged(option: str, value: str) -> str:
+    """The run files of the package can be named from any folder, with or without a leading `configs/`."""
+    shipped = Path(str(files("sparsevideo.configs") / value.removeprefix("configs/")))
+    return str(shipped) if option == "--config" and not Path(value).exists() and shipped.is_file() else value
+
+
+def quickstart(parser: Parser, argv: Sequence[str]) -> int:
+    """Make data, pretrain on stills, inflate, train on videos, test, draw a page: five minutes on two cores."""
+    parser.add_argument("--out", default="runs/quickstart", help="folder for everything")
+    parser.add_argument("--seed", type=int, default=0, help="of both training runs")
+    parser.add_argument("--from-scratch", action="store_true", help="train on the videos without pretraining")
+    args = parser.parse(argv)
+    from sparsevideo.apps.quickstart import run
+
+    run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch)
+    return OK
+
+
+def train(parser: Parser, argv: Sequence[str]) -> int:
+    """Train an image or a video network; the run file decides which."""
+    _add_run_file(parser)
+    parser.add_argument("--out", required=True, help="run folder")
+    parser.add_argument("--resume", nargs="?", const="auto", help="go on from the run folder's last.pt")
+    config, args = _parse_run(parser, argv)
+    from sparsevideo.apps.runs import train_run
+
+    train_run(config, Path(args.out), resume=args.resume)
+    return OK
+
+
+def test(parser: Parser, argv: Sequence[str]) -> int:
+    """Score a checkpoint on several views of every video."""
+    from sparsevideo.apps.runs import checkpoint_config, test_run
+
+    parser.add_argument("checkpoint", help="checkpoint of a run; its settings are the defaults below")
+    parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
+    parser.add_argument("--out", help="folder for results.json and predictions.npz; by default beside the run")
+    parser.add_argument("--json", action="store_true", help="print results.json to standard output")
+    # The first word that is no option may still be an option's value, so only an existing file decides the defaults.
+    told = next((Path(arg) for arg in argv if Path(arg).suffix in (".pt", ".pth", ".safetensors")), None)
+    config = checkpoint_config(told) if told is not None and told.is_file() else Config()
+    _add_settings(parser, data=config.data, test=config.test)
+    args = parser.parse(argv)
+    config.data, config.test = args.data, args.test
+    if args.views:
+        views = re.fullmatch(r"(\d+)x(\d+)", args.views)
+        if not views:
+            raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
+        config.test.clips, config.test.crops = int(views[1]), int(views[2])
+    results = test_run(Path(args.checkpoint), config, Path(args.out) if args.out else None)
+    if args.json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(results, indent=2))
+    return INCOMPLETE if results["failed"] else OK
+
+
+def inflate(parser: Parser, argv: Sequence[str]) -> int:
+    """Turn image weights into video weights and say what became of each tensor."""
+    parser.add_argument("image_weights", help="checkpoint of ours, or a published one")
+    parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
+    parser.add_argument("--num-tubes", type=int, default=8, help="spans of time with one copy of the tokens each")
+    parser.add_argument("--model", help="name of the image model, for files of bare tensors")
+    args = parser.parse(argv)
+    from sparsevideo.apps.runs import inflate_weights
+
+    for name, before, after, what in inflate_weights(
+        Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model
+    ):
+        print(f"{name:32s} {before!s:18s} -> {after!s:22s} {what}")
+    print(f"wrote {args.out}")
+    return OK
+
+
+def make_digits(parser: Parser, argv: Sequence[str]) -> int:
+    """Make the embedded data set: moving digits as mp4 files, still digits as JPEGs."""
+    parser.add_argument("root", help="folder to make it in")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    args = parser.parse(argv)
+    from sparsevideo.data.moving_digits import make_moving_digits
+
+    print(make_moving_digits(Path(args.root), seed=args.seed))
+    return OK
+
+
+def models_list(parser: Parser, argv: Sequence[str]) -> int:
+    """List the models by name, with their parameters in millions."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse(argv)
+    import torch
+
+    from sparsevideo.models.zoo import create_model
+    from sparsevideo.models.zoo import list_models as names
+
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in create_model(name).parameters()) for name in names()}
+    if args.json:
+        print(json.dumps([{"name": name, "parameters": size} for name, size in sizes.items()]))
+    else:
+        for name, size in sizes.items():
+            print(f"{name:28s}{size / 1e6:6.1f} M")
+    return OK
+
+
+def config_show(parser: Parser, argv: Sequence[str]) -> int:
+    """Print all settings of a run file, defaults included."""
+    _add_run_file(parser)
+    config, _ = _parse_run(parser, argv)
+    from sparsevideo.apps.runs import config_yaml
+
+    print(config_yaml(config), end="")
+    return OK
+
+
+VERBS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "test": test,
+    "inflate": inflate,
+    "data make-digits": make_digits,
+    "models list": models_list,
+    "config show": config_show,
+}

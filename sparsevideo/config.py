@@ -1,0 +1,128 @@
+"""Every setting: its name, type, default, unit and meaning. The only place."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Which network."""
+
+    name: str = "video_sparseformer_tiny"
+    """One of `sparsevideo models list`; an image model trains on images, a video model on videos."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """SparseFormer's own arguments that replace the preset's, such as `num_tubes`."""
+    weights: str | None = None
+    """Start from these weights (same architecture; a head of another number of classes is left fresh)."""
+
+
+@dataclass
+class DataConfig:
+    """Which pixels, and what happens to them before the network."""
+
+    root: str = "."
+    """Folder that `list` and the paths inside list files are relative to."""
+    list: str = "{split}"
+    """Class folders or list file of a split, where `{split}` is train, val or test. Without `{split}`, one set that is
+    trained on without validation, or tested."""
+    num_frames: int = 32
+    """Frames of a clip."""
+    frame_stride: int = 2
+    """Take every n-th frame of the video."""
+    size: int = 224
+    """Height and width of the network's input, in pixels."""
+    short_side: int | None = None
+    """Scale frames to this short side while decoding, before any crop; null keeps the stored size."""
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    """Training crops cover this range of the frame's area."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Width over height of training crops."""
+    flip: float = 0.5
+    """Probability of mirroring a training sample left to right."""
+    flip_labels: dict[str, str | None] = field(default_factory=dict)
+    """What a mirrored class shows, such as `left: right`, both ways; null for a class that must not be mirrored."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from each channel of pixels in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides each channel afterwards."""
+    decoder: str = "auto"
+    """Video decoder: auto or pyav."""
+    num_workers: int = 4
+    """Loader processes per device; 0 loads in the main process."""
+    max_bad_fraction: float = 0.01
+    """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay, both functions of the step alone."""
+
+    lr: float = 5e-4
+    """Learning rate after the warm-up."""
+    min_lr: float = 5e-6
+    """Learning rate at the last step."""
+    warmup_lr: float = 5e-7
+    """Learning rate at the first step."""
+    warmup_ratio: float = 0.05
+    """Part of all steps that the warm-up takes."""
+    weight_decay: float = 0.05
+    """On weight matrices only: not on biases, norms, embeddings, boxes or point offsets."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+    clip_grad: float = 5.0
+    """Largest norm of the whole gradient."""
+
+
+@dataclass
+class TrainConfig:
+    """How long, how often, how exactly."""
+
+    epochs: float = 50
+    """Passes over the training list; fractions of an epoch count."""
+    max_steps: int | None = None
+    """Optimizer steps of the whole run, in place of `epochs`."""
+    batch_size: int = 8
+    """Samples per device and step."""
+    label_smoothing: float = 0.1
+    """Part of the target that is spread over all classes."""
+    precision: str = "32-true"
+    """32-true or bf16-mixed (16-mixed is refused: its loss scaling would be clamped with the points' gradient)."""
+    seed: int = 0
+    """Decides weights, order, crops and drop path; the same seed gives the same run."""
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    validate_every: int | None = None
+    """Steps between two validations; null validates after every epoch, 0 never. The last step is always validated."""
+    checkpoint_every: int | None = None
+    """Steps between two writes of `last.pt`, beside those after every validation and at the end."""
+
+
+@dataclass
+class TestConfig:
+    """Which views of a video are scored, and how."""
+
+    split: str = "test"
+    """Stands for `{split}` in `data.list`."""
+    clips: int = 1
+    """Clips of a video, spread evenly from its first frame to its last."""
+    crops: int = 1
+    """Square crops of a clip, spread evenly over the longer side."""
+    convention: str = "ends"
+    """Where clips start: `ends` reaches both ends of the video; `slowfast`, PySlowFast's way, misses its last part."""
+    still: bool = False
+    """Repeat the video's middle frame: what a network knows without motion."""
+    batch_size: int = 8
+    """Videos per device and step."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed or bf16-true."""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    test: TestConfig = field(default_factory=TestConfig)

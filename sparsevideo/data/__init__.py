@@ -1,0 +1,1 @@
+"""Where pixels come from: lists, decoders, clips, transforms and loaders."""

@@ -1,0 +1,118 @@
+"""What a run says: metrics.jsonl, log.txt, TensorBoard, and a bar or lines on the terminal."""
+
+import json
+import logging
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger("sparsevideo")
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints to whatever stderr is at that moment, so that lines stay above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print(self.format(record), file=sys.stderr)
+
+
+def progress_bar(description: str, total: int, completed: int = 0, show: bool = True) -> Progress:
+    """A started bar on a terminal; one that shows nothing elsewhere, or without `show`. Close it with `stop()`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, transient=True, disable=not (show and sys.stderr.isatty()))
+    bar.add_task(description, total=total, completed=completed)
+    bar.start()
+    return bar
+
+
+class RunLog:
+    """The log of one run folder; on other ranks than 0 it does nothing.
+
+    Args:
+        folder: The run folder; None on other ranks than 0.
+        start_step: Where the run goes on; what an earlier try logged beyond it is taken back.
+    """
+
+    def __init__(self, folder: Path | None, start_step: int = 0):
+        self.folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._text = logging.FileHandler(folder / "log.txt")
+        self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(self._text)
+        metrics = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] <= start_step]
+        metrics.write_text("".join(kept))
+        self._metrics = metrics.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+
+    def metrics(self, split: str, step: int, **values: float) -> None:
+        """Add one line of numbers; `step` counts the optimizer steps that are done."""
+        if self.folder is None:
+            return
+        self._metrics.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.folder is None:
+            return
+        if error is not None:
+            logger.info("stopped by %s: %s", type(error).__name__, error)
+        self._metrics.close()
+        self._board.close()
+        logger.removeHandler(self._text)
+        self._text.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without a last one that a killed run left torn."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+class Meter:
+    """Averages since the last `read`, and how the time was spent.
+
+    `data_s` is the time a step waited for its batch, `iter_s` the whole step.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._count = 0
+        self._start = time.perf_counter()
+
+    def add(self, **values: Any) -> None:
+        """Add one step's numbers; tensors are not read before `read`, so that the device is not kept waiting."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._count += 1
+
+    def skip(self, seconds: float) -> None:
+        """Leave out time that no step spent."""
+        self._start += seconds
+
+    def read(self) -> dict[str, float]:
+        """Means of all numbers since the last call, and seconds per step."""
+        now = time.perf_counter()
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        means["iter_s"] = (now - self._start) / self._count
+        self._sums, self._count, self._start = {}, 0, now
+        return means
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,1 @@
+"""What came out: tables, plots and pictures of where the network looks."""

@@ -1,0 +1,186 @@
+"""How good a model is: accuracies, confusion matrix, learning curves.
+
+Letters: n samples, K classes.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, recall_score
+
+_TEXT_UP_TO = 30  # classes: beyond, a cell has no room for its percentage
+_NAMES_UP_TO = 80  # classes: beyond, nor has a row for its name
+_GRID = "#e3e8ee"
+
+
+def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()) -> dict[str, float]:
+    """Count how often the right class comes first, or among the first five.
+
+    Among equal scores the class with the lower index comes first. A sample that gave no scores stays in the count, as
+    a wrong answer.
+
+    Args:
+        scores: (n, K) the higher the likelier; rows in `failed` are not looked at.
+        labels: (n,) true classes, 0 to K-1.
+        failed: Rows without scores, such as videos that did not decode.
+
+    Returns:
+        Percentages: `top1`; `top5` (`K` for fewer than five classes); `mean_class_accuracy`, the mean of each class's
+        own top-1 over the classes that have samples.
+
+    Raises:
+        ValueError: No samples, shapes that do not fit, a label outside 0 to K-1, or a NaN score.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+        >>> summarize(scores, np.array([0, 0, 0, 1]))["top1"]
+        75.0
+    """
+    ranked = _ranked(scores, labels, failed)
+    hits = ranked[:, :5] == labels[:, None]  # (n, min(5, K))
+    class_accuracy = recall_score(labels, ranked[:, 0], labels=np.unique(labels), average="macro")
+    return {
+        "top1": 100 * float(hits[:, 0].sum()) / len(labels),
+        "top5": 100 * float(hits.sum()) / len(labels),
+        "mean_class_accuracy": 100 * float(class_accuracy),
+    }
+
+
+def save_confusion_matrix(
+    path: str | Path, scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], failed: Sequence[int] = ()
+) -> None:
+    """Draw which class is taken for which: true classes are rows, predicted ones columns, each row in percent.
+
+    Samples in `failed` get a column of their own, so that every row with samples adds up to 100.
+
+    Args:
+        path: The PNG file to write; its folder must exist.
+        scores: (n, K) as for `summarize`.
+        labels: (n,) true classes.
+        classes: K names.
+        failed: Rows without scores.
+
+    Raises:
+        ValueError: As `summarize`, or another number of names than of scores.
+    """
+    num_classes = len(classes)
+    predicted = _ranked(scores, labels, failed)[:, 0]
+    if scores.shape[1] != num_classes:
+        raise ValueError(f"{num_classes} class names for scores of {scores.shape[1]} classes")
+    columns = [*classes, "failed"] if len(failed) else list(classes)
+    predicted = np.where(predicted < 0, num_classes, predicted)
+    counts = confusion_matrix(labels, predicted, labels=range(num_classes + 1))[:num_classes, : len(columns)]
+    samples = counts.sum(axis=1, keepdims=True)
+    percent = 100 * counts / np.maximum(samples, 1)
+
+    cell = min(0.62, 9 / num_classes)  # inches
+    figure = Figure(figsize=(cell * len(columns), cell * num_classes), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; saving widens the page to hold them
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if num_classes <= _TEXT_UP_TO:
+        style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 20 * cell}
+        for row, column in zip(*counts.nonzero(), strict=True):
+            value = percent[row, column]
+            axes.text(column, row, f"{value:.1f}", color="white" if value > 55 else "#1c2b3a", **style)
+    if num_classes <= _NAMES_UP_TO:
+        style = {"fontsize": min(10, 52 * cell), "parse_math": False}  # a class may be called "$5"
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", **style)
+        rows = [f"{name} ({count})" for name, count in zip(classes, samples[:, 0], strict=True)]
+        axes.set_yticks(range(num_classes), rows, **style)
+        axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color=_GRID, linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="predicted", ylabel="true (samples)" if num_classes <= _NAMES_UP_TO else "true")
+    axes.set_title(
+        f"{100 * np.trace(counts) / len(labels):.1f} % of {len(labels)} right; each row in percent", fontsize=11
+    )
+    figure.savefig(path, format="png", bbox_inches="tight")
+
+
+def save_learning_curves(
+    path: str | Path, runs: Mapping[str, str | Path], chance: Mapping[str, float] | None = None
+) -> None:
+    """Draw runs side by side: training loss on the left, validation accuracy on the right.
+
+    The loss is drawn twice: as it was logged, light, and as its running mean over a twentieth of the run.
+
+    Args:
+        path: The PNG file to write; its folder must exist.
+        runs: A run's name in the legend to its `metrics.jsonl`.
+        chance: A run's name to the percentage that guessing scores, drawn dotted.
+
+    Raises:
+        FileNotFoundError: A log is missing.
+        ValueError: A log has no lines yet, or one before its last that is no JSON; the message names file and line.
+    """
+    figure = Figure(figsize=(10, 3.8), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, (name, log) in enumerate(runs.items()):
+        train, val = _read_log(Path(log))
+        colour = f"C{index}"
+        steps, loss = _column(train, "step"), _column(train, "loss")
+        left.plot(steps, loss, color=colour, alpha=0.25, linewidth=1)
+        left.plot(steps, _running_mean(loss, max(1, len(loss) // 20)), color=colour, label=name)
+        right.plot(_column(val, "step"), _column(val, "top1"), color=colour, marker="o", markersize=3.5, label=name)
+        if chance and name in chance:
+            right.axhline(chance[name], color=colour, linestyle=":", linewidth=1)
+    left.set(title="Training loss", ylim=(0, None))
+    right.set(title="Validation top-1, %" + (" (dotted: chance)" if chance else ""), ylim=(0, 102))
+    for axes in (left, right):
+        axes.set(xlabel="optimizer step", xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.legend(frameon=False)
+    figure.savefig(path, format="png")
+
+
+def _ranked(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int]) -> np.ndarray:
+    """Classes by falling score, (n, K); -1 throughout the failed rows."""
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores (n, K) and labels (n,) do not fit: {scores.shape} and {labels.shape}")
+    if scores.size == 0:
+        raise ValueError(f"no scores to count: shape {scores.shape}")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit scores of {scores.shape[1]} classes")
+    ranked = np.argsort(-scores, axis=1, kind="stable")
+    ranked[list(failed)] = -1
+    undefined = np.flatnonzero(np.isnan(scores).any(axis=1) & (ranked[:, 0] >= 0))
+    if len(undefined):
+        raise ValueError(
+            f"{len(undefined)} rows have NaN scores and are not listed as failed; the first is {undefined[0]}"
+        )
+    return ranked
+
+
+def _read_log(path: Path) -> tuple[list[dict], list[dict]]:
+    """The records of training and those of validation."""
+    records: defaultdict[str, list[dict]] = defaultdict(list)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # the run was killed while it wrote
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        records[record["split"]].append(record)
+    if not records:
+        raise ValueError(f"{path}: nothing logged yet")
+    return records["train"], records["val"]
+
+
+def _column(records: list[dict], key: str) -> np.ndarray:
+    return np.array([record[key] for record in records], dtype=float)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the `window` values around each, of fewer at the ends."""
+    box = np.ones(window)
+    return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")

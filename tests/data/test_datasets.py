@@ -1,0 +1,182 @@
+"""Items: the right frames and views, a function of (seed, epoch, index); bad files are dealt with in the open."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numbered import numbered_frame, read_number, write_numbered
+from PIL import Image
+
+from sparsevideo.data.clips import spread_clips
+from sparsevideo.data.datasets import ImageDataset, VideoDataset
+from sparsevideo.data.decode import DecodeError
+from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.transforms import TestTransform, TrainTransform
+
+LENGTHS = {"a/0.mp4": 40, "a/1.mp4": 16, "b/2.mp4": 25, "b/3.mp4": 5}
+WHOLE = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    root = tmp_path_factory.mktemp("videos")
+    for name, length in LENGTHS.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        write_numbered(root / name, length, options={"g": "12", "bf": "2"}, height=48, width=48)
+    return read_records(root, kind="video")
+
+
+@pytest.fixture
+def damaged(records: Records, tmp_path: Path) -> Records:
+    """The same list, of which 1 is no video and 2 has gone."""
+    for index in range(len(records)):
+        (tmp_path / records.name(index)).parent.mkdir(exist_ok=True)
+        (tmp_path / records.name(index)).write_bytes(records.path(index).read_bytes())
+    damaged = read_records(tmp_path, kind="video")
+    damaged.path(1).write_bytes(b"no video")
+    damaged.path(2).unlink()
+    return damaged
+
+
+def reading(records: Records, **changes) -> VideoDataset:
+    return VideoDataset(records, **{"num_frames": 6, "frame_stride": 3, "transform": WHOLE, **changes})
+
+
+def viewing(records: Records, crops: int = 1, **changes) -> VideoDataset:
+    arguments = {"num_frames": 6, "frame_stride": 3, "num_clips": 4, **changes}
+    return VideoDataset(records, transform=TestTransform(48, crops), **arguments)
+
+
+def frame_numbers(clip: torch.Tensor) -> list[int]:
+    return [read_number(frame.numpy()) for frame in clip.permute(1, 2, 3, 0)]  # (3, T, S, S) -> T x (S, S, 3)
+
+
+def test_training_item(records: Records) -> None:
+    item = reading(records)[2]
+    assert item["video"].shape == (3, 6, 48, 48) and item["video"].dtype == torch.uint8
+    rest = {key: item[key] for key in item if key != "video"}
+    assert rest == {
+        "label": 1, "clip_index": 0, "aug_index": 0, "video_index": 2, "video_name": "b/2.mp4", "failures": [],
+    }  # fmt: skip
+
+
+def test_training_clips_are_consecutive_frames_from_anywhere(records: Records) -> None:
+    dataset = reading(records)
+    starts = set()
+    for epoch in range(60):
+        numbers = frame_numbers(dataset[epoch, 0]["video"])
+        assert numbers == list(range(numbers[0], numbers[0] + 16, 3))
+        starts.add(numbers[0])
+    assert min(starts) >= 0 and max(starts) <= 24 and len(starts) > 15  # of 25 that fit
+    assert frame_numbers(dataset[3]["video"])[-3:] == [4, 4, 4]  # a video of 5 frames
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(records: Records) -> None:
+    def pixels(seed: int, epoch: int, index: int) -> torch.Tensor:
+        np.random.seed(len(seen))
+        torch.manual_seed(len(seen))
+        return reading(records, transform=TrainTransform(48), seed=seed)[epoch, index]["video"]
+
+    seen: list[torch.Tensor] = []
+    for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
+        seen.append(pixels(*key))
+        assert torch.equal(pixels(*key), seen[-1])
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+    assert torch.equal(reading(records)[1]["video"], reading(records)[0, 1]["video"])  # a plain index is of epoch 0
+
+
+@pytest.mark.parametrize("convention", ["ends", "slowfast"])
+def test_test_views_are_clips_by_crops(records: Records, convention: str) -> None:
+    item = viewing(records, crops=3, convention=convention)[0]
+    assert item["video"].shape == (12, 3, 6, 48, 48)
+    assert item["clip_index"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert item["aug_index"].tolist() == [0, 1, 2] * 4
+    clips = spread_clips(40, 6, 3, 4, convention)
+    assert [frame_numbers(view) for view in item["video"]] == clips.repeat(3, axis=0).tolist()
+    assert (item["label"], item["video_index"], item["video_name"], item["failures"]) == (0, 0, "a/0.mp4", [])
+
+
+def test_crops_of_a_wide_video_differ(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/wide.mp4", 12, height=48, width=144)
+    left, centre, right = viewing(read_records(tmp_path, kind="video"), crops=3, num_clips=1)[0]["video"]
+    assert not torch.equal(left, centre) and not torch.equal(centre, right)
+
+
+def test_still_clips_repeat_the_middle_frame(records: Records) -> None:
+    assert frame_numbers(reading(records, still=True)[0, 2]["video"]) == [12] * 6
+    for view in viewing(records, still=True)[0]["video"]:
+        assert frame_numbers(view) == [20] * 6
+
+
+def test_short_side_is_scaled_while_decoding(records: Records) -> None:
+    item = viewing(records, short_side=24)[0]
+    sharp = viewing(records)[0]
+    assert item["video"].shape == sharp["video"].shape
+    assert not torch.equal(item["video"], sharp["video"])
+    assert frame_numbers(item["video"][0]) == frame_numbers(sharp["video"][0])
+
+
+def test_in_training_bad_files_are_replaced_by_the_next(damaged: Records) -> None:
+    item = reading(damaged)[5, 1]
+    assert item["video_index"] == 3 and item["video_name"] == "b/3.mp4" and item["label"] == 1
+    assert [failure[:2] for failure in item["failures"]] == [(1, "a/1.mp4"), (2, "b/2.mp4")]
+    assert "a/1.mp4: does not decode" in item["failures"][0][2]
+    assert "b/2.mp4: no such file" in item["failures"][1][2]
+    damaged.path(3).write_bytes(b"")
+    assert reading(damaged)[3]["video_index"] == 0  # the next of the last is the first
+    damaged.path(0).write_bytes(b"")
+    with pytest.raises(DecodeError, match=r"4 files in a row do not decode; the first: .*b/2\.mp4"):
+        _ = reading(damaged)[2]
+
+
+def test_in_a_test_bad_files_are_not_replaced(damaged: Records) -> None:
+    item = viewing(damaged)[1]
+    assert "video" not in item
+    assert (item["label"], item["video_index"], item["video_name"]) == (0, 1, "a/1.mp4")
+    assert item["failures"][0][:2] == (1, "a/1.mp4") and len(item["failures"]) == 1
+
+
+def test_mirroring_changes_the_label(records: Records) -> None:
+    mirrored = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0, flip_labels=[1, 0])
+    item, plain = reading(records, transform=mirrored)[0], reading(records)[0]
+    assert (plain["label"], item["label"]) == (0, 1)
+    assert torch.equal(item["video"], plain["video"].flip(-1))
+
+
+def test_impossible_settings_stop_at_construction(records: Records) -> None:
+    with pytest.raises(ValueError, match="go together; got None and TestTransform"):
+        viewing(records, num_clips=None)
+    with pytest.raises(ValueError, match="go together; got 4 and TrainTransform"):
+        reading(records, num_clips=4)
+    for changes, message in [
+        ({"num_clips": 0}, "at least one clip"),
+        ({"convention": "middle"}, "'middle'"),
+        ({"frame_stride": 0}, "frame_stride"),
+        ({"decoder": "gstreamer"}, "'gstreamer'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            viewing(records, **changes)
+    with pytest.raises(IndexError):
+        _ = reading(records)[4]
+
+
+def test_images(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(4):
+        Image.fromarray(numbered_frame(number + 341, 48, 96)).save(tmp_path / f"a/{number}.png")
+    (tmp_path / "a/1.png").write_bytes(b"no image")
+    records = read_records(tmp_path, kind="image")
+
+    train = ImageDataset(records, transform=TrainTransform(48), seed=3)
+    assert train[7, 0]["image"].shape == (3, 48, 48) and train[7, 0]["image"].dtype == torch.uint8
+    assert torch.equal(train[7, 0]["image"], train[7, 0]["image"])
+    assert not torch.equal(train[7, 0]["image"], train[8, 0]["image"])
+    assert train[1]["video_index"] == 2 and train[1]["failures"][0][:2] == (1, "a/1.png")
+
+    test = ImageDataset(records, transform=TestTransform(48, 3))
+    assert test[0]["image"].shape == (3, 3, 48, 48)
+    assert test[0]["clip_index"].tolist() == [0, 0, 0] and test[0]["aug_index"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(test[3]["image"][1].permute(1, 2, 0), numbered_frame(344, 48, 96)[:, 24:72])
+    assert "image" not in test[1] and test[1]["failures"][0][:2] == (1, "a/1.png")

@@ -1,0 +1,323 @@
+"""Frames are exactly the ones asked for, counts are true, and what does not decode says so."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numbered import REAL, numbered_frame, read_number, write_numbered
+from PIL import Image
+
+from sparsevideo.data import decode
+from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames, read_image, write_video
+
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
+LISTED, COUNTED = True, False
+
+# container, codec, encoder options, whether packets tell the frames apart
+FILES = {
+    "gop 12, B-frames": ("mp4", "libx264", {"g": "12", "bf": "3"}, LISTED),
+    "gop 250, B-frames": ("mp4", "libx264", {"g": "250", "bf": "3"}, LISTED),
+    "no B-frames": ("mp4", "libx264", {"g": "12", "bf": "0"}, LISTED),
+    "open gop": ("mp4", "libx264", {"x264-params": "open-gop=1:keyint=7:bframes=3"}, LISTED),
+    "keyframes alone": ("mov", "libx264", {"g": "1"}, LISTED),
+    "hevc": ("mp4", "libx265", {"x265-params": "log-level=none:keyint=12:bframes=3:pools=1"}, LISTED),
+    "mkv without a count": ("mkv", "libx264", {"g": "12", "bf": "3"}, LISTED),
+    "vp9": ("webm", "libvpx-vp9", {"g": "12", "cpu-used": "8", "deadline": "realtime"}, LISTED),
+    "Xvid-like avi": ("avi", "mpeg4", {"g": "12", "bf": "0"}, LISTED),
+    "avi with B-frames": ("avi", "mpeg4", {"g": "12", "bf": "2"}, COUNTED),
+    "h264 in avi": ("avi", "libx264", {"g": "12", "bf": "3"}, COUNTED),
+    "vp8, with hidden frames": ("webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "40"}, COUNTED),
+    "transport stream": ("ts", "libx264", {"g": "12", "bf": "3"}, COUNTED),
+    "mpeg program stream": ("mpg", "mpeg2video", {"g": "12", "bf": "2"}, COUNTED),
+}
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [read_number(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_any_frames_in_any_order_are_the_ones_asked_for(kind: str, tmp_path: Path) -> None:
+    suffix, codec, options, listed = FILES[kind]
+    path = tmp_path / f"video.{suffix}"
+    write_numbered(path, 100, codec=codec, options=options)
+    rng = np.random.default_rng(0)
+    with open_video(path) as video:
+        assert video.num_frames == 100
+        assert (video._times is not None) == listed
+        for indices in ([0], [99], [50, 3, 50, 99, 0, 3], range(100), rng.integers(100, size=40), [20, 60, 24]):
+            assert numbers(video.read(indices)) == list(indices)
+
+
+@pytest.mark.parametrize("gop", [1, 2, 3, 12])
+def test_irregular_times_and_the_shortest_gops(gop: int, tmp_path: Path) -> None:
+    """With keyframes this close mp4 lands past the one that was sought; the frames must not notice."""
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 100, options={"g": str(gop), "bf": "2"}, irregular=True)
+    indices = np.random.default_rng(0).integers(100, size=60)
+    with open_video(path) as video:
+        assert video._times is not None
+        assert [numbers(video.read([index]))[0] for index in indices] == indices.tolist()
+        assert numbers(video.read(indices)) == indices.tolist()
+
+
+def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 300, options={"g": "12", "bf": "0"})
+    decoded = []
+    all_frames = decode.Video._all_frames
+
+    def watched(self: decode.Video):
+        for frame in all_frames(self):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(decode.Video, "_all_frames", watched)
+    with open_video(path) as video:
+        assert numbers(video.read([290, 5, 150, 5])) == [290, 5, 150, 5]
+    assert len(decoded) <= 3 * 12  # at most a group of pictures for each, not 290 frames
+
+
+def test_probe_tells_the_truth(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    write_numbered(path, 40, height=48, width=96)
+    assert probe(path) == decode.VideoInfo(num_frames=40, fps=25.0, width=96, height=48, duration_s=1.6)
+    with open_video(path) as video:
+        assert video.info == probe(path)
+
+
+def test_one_frame(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.mp4", 1)
+    assert probe(tmp_path / "video.mp4").num_frames == 1
+    assert read_frames(tmp_path / "video.mp4", [0, 0, 0]).shape == (3, 64, 64, 3)
+
+
+def test_short_side(tmp_path: Path) -> None:
+    for name, height, width, shape in [("a", 48, 96, (32, 64)), ("b", 96, 48, (64, 32)), ("c", 16, 24, (32, 48))]:
+        write_numbered(tmp_path / f"{name}.mp4", 8, height=height, width=width)
+        frames = read_frames(tmp_path / f"{name}.mp4", [7, 2], short_side=32)
+        assert frames.shape == (2, *shape, 3)
+        assert numbers(frames) == [7, 2]
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_rotation_in_the_file_is_undone(angle: int, tmp_path: Path) -> None:
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    write_numbered(plain, 5, height=48, width=96)
+    with av.open(str(plain)) as source, av.open(str(turned), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(angle)  # degrees against the clock
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    upright = np.rot90(read_frames(plain, range(5)), angle // 90, axes=(1, 2))
+    np.testing.assert_array_equal(read_frames(turned, range(5)), upright)
+    info = probe(turned)
+    assert (info.height, info.width) == upright.shape[1:3]
+
+
+def test_ten_bits(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.mp4", 20, pix_fmt="yuv420p10le")
+    assert numbers(read_frames(tmp_path / "video.mp4", [19, 4])) == [19, 4]
+
+
+def test_a_cut_file_has_the_frames_that_are_left(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    write_numbered(whole, 60, options={"g": "12"})
+    with av.open(str(whole)) as source, av.open(str(cut), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames == 60  # what the header goes on saying
+    with open_video(cut) as video:
+        assert 10 < video.num_frames < 60
+        assert numbers(video.read(range(video.num_frames))) == list(range(video.num_frames))
+
+
+def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
+    contents = {"empty.mp4": b"", "text.mp4": b"no video\n" * 99, "cut.mp4": b""}
+    write_numbered(tmp_path / "whole.mp4", 20)
+    contents["cut.mp4"] = (tmp_path / "whole.mp4").read_bytes()[:-400]  # its index lies at the end
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DecodeError, match=name):
+            read_frames(tmp_path / name, [0])
+    with pytest.raises(FileNotFoundError, match=r"absent\.mp4: no such file"):
+        read_frames(tmp_path / "absent.mp4", [0])
+    with pytest.raises(DecodeError, match="directory"):
+        probe(tmp_path)
+
+
+def test_damage_in_the_middle_stops_the_reads_that_need_it(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 60, options={"g": "12", "bf": "0", "sc_threshold": "0"})
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        position, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][30]
+    content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+    with open_video(path) as video:
+        assert numbers(video.read([29, 0])) == [29, 0]
+        with pytest.raises(DecodeError, match=r"video\.mp4"):
+            video.read([30])
+        assert numbers(video.read([59, 36])) == [59, 36]  # from the next keyframe on all is well
+    assert probe(path).num_frames == 30
+
+
+def test_flipped_bits_raise_nothing_else(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "video"
+    for suffix in ("mp4", "mkv", "avi", "ts"):
+        write_numbered(tmp_path / f"whole.{suffix}", 20, options={"g": "6"})
+        whole = np.frombuffer((tmp_path / f"whole.{suffix}").read_bytes(), np.uint8)
+        outcomes = set()
+        for _ in range(40):
+            content = whole.copy()
+            content[rng.integers(len(content), size=20)] ^= rng.integers(256, size=20, dtype=np.uint8)
+            path.write_bytes(content.tobytes()[: rng.integers(len(content) // 2, len(content))])
+            try:
+                with open_video(path) as video:
+                    frames = video.read(rng.integers(video.num_frames, size=4))
+                outcomes.add(frames.ndim == 4)
+            except DecodeError:
+                outcomes.add("refused")
+        assert outcomes <= {True, "refused"} and outcomes
+
+
+def test_streams_that_appear_on_the_way(tmp_path: Path) -> None:
+    """PyAV trips over them; what came before is there."""
+    path = tmp_path / "video.ts"
+    write_numbered(path, 30)
+    write_numbered(tmp_path / "other.ts", 30, codec="mpeg2video", container_options={"mpegts_start_pid": "512"})
+    path.write_bytes(path.read_bytes() + (tmp_path / "other.ts").read_bytes())
+    with av.open(str(path)) as container, pytest.raises(IndexError):
+        list(container.demux(video=0))
+    with open_video(path) as video:
+        assert 20 < video.num_frames <= 30
+        assert numbers(video.read([20, 3])) == [20, 3]
+
+
+def test_frames_that_do_not_exist(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.mp4", 10)
+    for indices in ([10], [-1], []):
+        with pytest.raises(ValueError, match=r"video\.mp4: asked for frames .* of 10"):
+            read_frames(tmp_path / "video.mp4", indices)
+
+
+def test_unknown_decoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'gstreamer'; data\.decoder is auto or pyav"):
+        read_frames(tmp_path / "video.mp4", [0], decoder="gstreamer")
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.ts", 10)
+    (tmp_path / "audio.mp4").write_bytes(b"no video")
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("the system does not list open files")
+    before = len(list(open_files.iterdir()))
+    for _ in range(20):
+        with open_video(tmp_path / "video.ts") as video:  # counted, so opened more than once
+            video.read([3])
+        with pytest.raises(ValueError, match="of 10"):
+            read_frames(tmp_path / "video.ts", [10])
+        with pytest.raises(DecodeError):
+            probe(tmp_path / "audio.mp4")
+    assert len(list(open_files.iterdir())) == before
+
+
+def test_names_are_no_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_numbered(tmp_path / "plain.mp4", 4)
+    Path("plain.mp4").rename("concat:a b.mp4")
+    assert numbers(read_frames("concat:a b.mp4", [3])) == [3]
+
+
+def test_writing_is_reproducible(tmp_path: Path) -> None:
+    frames = np.stack([numbered_frame(number) for number in range(16)])
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, frames)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert np.abs(read_frames(tmp_path / "a.mp4", range(16)).astype(int) - frames).mean() < 4
+    with pytest.raises(ValueError, match=r"\(16, 63, 64, 3\)"):
+        write_video(tmp_path / "odd.mp4", frames[:, 1:])
+
+
+def test_images(tmp_path: Path) -> None:
+    image = Image.fromarray(numbered_frame(5, 48, 96))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be shown turned by 90 degrees, with the clock
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    np.testing.assert_allclose(read_image(tmp_path / "turned.jpg"), np.rot90(np.asarray(image), -1), atol=40)
+    image.convert("P").save(tmp_path / "palette.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    for name in ("palette.png", "grey.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), np.asarray(image))
+    content = (tmp_path / "turned.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("cut.jpg", "empty.png"):
+        with pytest.raises(DecodeError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"absent\.jpg: no such file"):
+        read_image(tmp_path / "absent.jpg")
+
+
+REAL_COUNTS = {
+    "clean/R6llTwEh07w.mp4": 303,
+    "clean/RATRACE_wave_f_nm_np1_fr_goo_37.avi": 72,  # DivX with packed B-frames: 73 packets
+    "clean/v_SoccerJuggling_g23_c01.avi": 240,
+    "odd/av1_video.mkv": 125,
+    "odd/flipping_a_pancake.mkv": 310,
+    "odd/h264_10bits.mp4": 30,
+    "odd/h265_video.mp4": 10,
+    "odd/nasa_13013.mp4": 390,  # the better of two video streams
+    "odd/non_utf8_metadata.avi": 83,
+    "odd/unordered.mov": 4,
+    "odd/video_0.mov": 3,
+    "odd/video_90.mov": 3,
+    "odd/video_180.mov": 3,
+    "odd/video_270.mov": 3,
+}
+
+
+@needs_real
+@pytest.mark.parametrize("name", REAL_COUNTS)
+def test_real_files_against_plain_decoding(name: str) -> None:
+    path = REAL / "videos" / name
+    total = REAL_COUNTS[name]
+    wanted = np.random.default_rng(0).integers(total, size=12)
+    plain = {}
+    with av.open(str(path), metadata_errors="ignore") as container:
+        for number, frame in enumerate(container.decode(container.streams.best("video"))):
+            if number in wanted:
+                plain[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    assert number + 1 == total
+    with open_video(path) as video:
+        assert video.num_frames == total
+        np.testing.assert_array_equal(video.read(wanted), np.stack([plain[number] for number in wanted]))
+
+
+@needs_real
+def test_real_files_that_lie() -> None:
+    assert probe(REAL / "videos/odd/corrupted.mp4").num_frames == 28  # its header says 50
+    with pytest.raises(DecodeError, match=r"corrupted\.mp4"):
+        read_frames(REAL / "videos/odd/corrupted.mp4", range(50))
+    with pytest.raises(DecodeError, match=r"audio_only\.wav: holds no video stream"):
+        probe(REAL / "videos/odd/audio_only.wav")
+
+
+@needs_real
+def test_same_pixels_as_decord() -> None:
+    decord = pytest.importorskip("decord")
+    path = REAL / "videos/clean/kinetics_demo.mp4"
+    indices = [0, 279, 100, 101, 7]
+    batch = decord.VideoReader(str(path), num_threads=1).get_batch(indices)
+    theirs = batch.asnumpy() if hasattr(batch, "asnumpy") else batch.numpy()  # pytorchvideo switches decord to torch
+    np.testing.assert_array_equal(read_frames(path, indices), theirs)

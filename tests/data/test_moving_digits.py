@@ -1,0 +1,210 @@
+"""The embedded data set shows what it says it shows, and no single frame gives the motion away."""
+
+import itertools
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.ensemble import RandomForestClassifier
+
+from sparsevideo.data.moving_digits import MIDDLE_FRAME, MOTIONS, NUM_FRAMES, SIDE, MovingDigits, make_moving_digits
+from sparsevideo.data.moving_digits import trajectory as trajectory_of
+
+COUNTS = {"videos_per_class": (12, 3, 3), "images_per_class": (2, 1, 1)}
+SMALL = {"videos_per_class": (1, 0, 1), "images_per_class": (1, 0, 1)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "set"
+    make_moving_digits(folder, **COUNTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(root):
+    return json.loads((root / "videos.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def images(root):
+    return json.loads((root / "images.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def source():
+    return MovingDigits(seed=0)
+
+
+def decode(path: Path) -> np.ndarray:
+    """(T, H, W, 3) frames of a file, read without any code of ours."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def ink(frames: np.ndarray) -> np.ndarray:
+    """(..., H, W) bool: the digit is brighter than any part of the dimmed photographs."""
+    return frames @ np.array((0.299, 0.587, 0.114)) > 150
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_sidecars_name_every_file_and_every_video_has_all_its_frames(root, videos, images):
+    assert set(videos) == {p.relative_to(root).as_posix() for p in root.rglob("*.mp4")}
+    assert set(images) == {p.relative_to(root).as_posix() for p in root.rglob("*.jpg")}
+    assert len(videos) == 18 * len(MOTIONS)
+    assert len(images) == 4 * 10
+    for name, record in itertools.islice(videos.items(), 0, None, 7):
+        assert decode(root / name).shape == (NUM_FRAMES, SIDE, SIDE, 3)
+        assert name.split("/")[2] == record["motion"]
+    assert all(name.split("/")[2] == str(record["digit"]) for name, record in images.items())
+
+
+def test_boxes_hold_the_ink_of_the_decoded_frames(root, videos):
+    """Also: the digit is visible through the codec, and never touches the border of the frame."""
+    for name, record in videos.items():
+        assert np.min(record["boxes"]) > 0 and np.max(record["boxes"]) < 1
+        for mask, box in zip(ink(decode(root / name)), record["boxes"], strict=True):
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            seen = np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+            assert np.abs(seen - SIDE * np.array(box)).max() <= 2, name
+
+
+def test_motions_go_where_the_viewer_is_told_they_go(root):
+    """Measured on decoded pixels of the upright ones, whose upper end swings right when they turn clockwise."""
+    for index, (motion, change) in itertools.product(("0001", "0011"), MOTIONS.items()):
+        masks = ink(decode(root / "videos/train" / motion / f"{index}.mp4"))[MIDDLE_FRAME - 3 : MIDDLE_FRAME + 4]
+        where = [np.argwhere(mask) for mask in masks]  # (row, column) of the inked pixels
+        moved = where[-1].mean(0) - where[0].mean(0)
+        grown = len(where[-1]) / len(where[0])
+        lean = [w[w[:, 0] < w[:, 0].mean(), 1].mean() - w[w[:, 0] > w[:, 0].mean(), 1].mean() for w in where]
+        assert np.allclose(moved[::-1], 6 * SIDE * np.array(change[:2]), atol=5), motion
+        assert np.sign(round(np.log2(grown))) == np.sign(change[2]), motion
+        if change[3]:
+            assert (np.sign(np.diff(lean[::3])) == np.sign(change[3])).all(), motion
+        else:
+            assert abs(lean[-1] - lean[0]) < 3, motion
+
+
+def test_images_show_the_scan_they_name(root, images):
+    """The ink is read where the record puts the centres of the scan's 8x8 pixels."""
+    scans, digits = load_digits().images, load_digits().target
+    for name, record in images.items():
+        assert record["digit"] == digits[record["scan"]]
+        luma = np.asarray(Image.open(root / name)) @ np.array((0.299, 0.587, 0.114))
+        v, u = (np.mgrid[:8, :8] + 0.5) / 8 - 0.5
+        cos, sin = np.cos(np.radians(record["angle"])), np.sin(np.radians(record["angle"]))
+        x = record["x"] + record["size"] * (cos * u - sin * v)
+        y = record["y"] + record["size"] * (sin * u + cos * v)
+        read = luma[(SIDE * y).astype(int), (SIDE * x).astype(int)]
+        assert np.corrcoef(read.ravel(), scans[record["scan"]].ravel())[0, 1] > 0.75, name
+
+
+def test_splits_share_neither_scans_nor_regions_of_the_photographs(videos, images):
+    scans, crops = ({split: set() for split in ("train", "val", "test")} for _ in range(2))
+    for name, record in (*videos.items(), *images.items()):
+        split = name.split("/")[1]
+        scans[split].add(record["scan"])
+        crops[split].add((record["photo"], *record["crop"]))
+    for one, other in itertools.combinations(scans, 2):
+        assert not scans[one] & scans[other]
+        for (photo, x0, y0, x1, y1), (photo2, u0, v0, u1, v1) in itertools.product(crops[one], crops[other]):
+            assert photo != photo2 or x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+
+
+def test_frames_show_the_region_they_name(root, videos):
+    photos = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
+    for name, record in videos.items():
+        x0, y0, x1, y1 = record["crop"]
+        region = Image.fromarray(photos[record["photo"]][y0:y1, x0:x1]).resize((SIDE, SIDE))
+        frame = decode(root / name)[0].astype(float)
+        far = np.ones((SIDE, SIDE), bool)  # from the digit
+        left, top, right, bottom = (SIDE * np.array(record["boxes"][0])).round().astype(int)
+        far[max(top - 3, 0) : bottom + 3, max(left - 3, 0) : right + 3] = False
+        assert np.abs(frame - np.asarray(region) / 2)[far].mean() < 8, name
+
+
+def test_the_middle_frame_is_the_same_in_every_class(root, videos, source):
+    """Exactly as drawn, and so nearly as decoded that the codec gives nothing away."""
+    scene = source.scene("videos", "train", 3)
+    drawn = {motion: source.render(scene, trajectory_of(scene, motion))[0] for motion in MOTIONS}
+    assert all(np.array_equal(frames[MIDDLE_FRAME], drawn["left"][MIDDLE_FRAME]) for frames in drawn.values())
+    for index in range(12):
+        names = [f"videos/train/{motion}/{index:04d}.mp4" for motion in MOTIONS]
+        assert len({json.dumps(videos[name]["boxes"][MIDDLE_FRAME]) for name in names}) == 1
+        middles = np.stack([decode(root / name)[MIDDLE_FRAME] for name in names]).astype(float)
+        assert np.abs(middles - middles.mean(0)).mean() < 2
+
+
+def test_opposite_motions_show_the_same_frames_in_opposite_order(source):
+    """So a classifier of single frames cannot beat 50 %, whatever it is."""
+    names = list(MOTIONS)
+    scene = source.scene("videos", "val", 5)
+    for motion, opposite in zip(names[::2], names[1::2], strict=True):
+        one, other = (source.render(scene, trajectory_of(scene, m))[0] for m in (motion, opposite))
+        assert np.array_equal(one, other[::-1])
+        assert not np.array_equal(one, other)
+
+
+def test_a_classifier_of_random_single_frames_stays_under_40_percent(source):
+    """It is told the exact pose, which is all that a frame could teach it about the motion."""
+
+    def frames(split, count):
+        scenes = [source.scene("videos", split, index) for index in range(count)]
+        poses = np.stack([trajectory_of(scene, motion) for scene in scenes for motion in MOTIONS])
+        one_of_each = rng.integers(NUM_FRAMES, size=len(poses))
+        return poses[np.arange(len(poses)), one_of_each], np.tile(np.arange(len(MOTIONS)), count)
+
+    rng = np.random.default_rng(0)
+    classifier = RandomForestClassifier(100, min_samples_leaf=10, random_state=0).fit(*frames("train", 1000))
+    accuracy = classifier.score(*frames("test", 500))
+    assert 0.2 < accuracy < 0.4  # above chance, 0.125: the classifier does see the poses
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        make_moving_digits(tmp_path / name, seed=seed, **SMALL)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b
+    assert set(a) == set(c)
+    assert not any(a[name] == c[name] for name in a)
+
+
+def test_a_second_call_writes_nothing_and_other_settings_are_refused(tmp_path):
+    first = make_moving_digits(tmp_path, **SMALL)
+    video = tmp_path / "videos/train/left/0000.mp4"
+    video.write_bytes(b"touched")
+    assert make_moving_digits(tmp_path, **SMALL) == first
+    with pytest.raises(ValueError, match=f"{tmp_path.name} holds a data set made with other settings"):
+        make_moving_digits(tmp_path, seed=1, **SMALL)
+    assert video.read_bytes() == b"touched"
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=f"{tmp_path.name} already exists and is no empty folder"):
+        make_moving_digits(tmp_path, **SMALL)
+    assert contents(tmp_path) == {"thesis.tex": b"precious"}
+
+
+def test_an_interrupted_run_does_not_look_complete_and_can_be_repeated(tmp_path):
+    def interrupt(written, total):
+        if written == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_moving_digits(tmp_path / "a", progress=interrupt, **SMALL)
+    assert not (tmp_path / "a/dataset.json").exists()
+    with pytest.raises(ValueError, match="choose another folder"):
+        make_moving_digits(tmp_path / "a", seed=1, **SMALL)
+    steps = []
+    make_moving_digits(tmp_path / "a", progress=lambda *step: steps.append(step), **SMALL)
+    make_moving_digits(tmp_path / "b", **SMALL)
+    assert steps == [(i + 1, 22) for i in range(22)]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -1,0 +1,99 @@
+"""The network computes MODEL's formulas: it agrees with its slow twin in float64, step by step."""
+
+import pytest
+import torch
+import twin
+from toys import clip, off_by, toy
+
+from sparsevideo.models import geometry, sampling
+
+CASES = [
+    pytest.param(2, {}, {}, id="image"),
+    pytest.param(2, {}, {"height": 64, "width": 29}, id="image-tall-odd"),
+    pytest.param(2, {"num_points": 6, "num_tokens": 5, "num_heads": 8, "mlp_ratio": 2.0}, {}, id="image-other-sizes"),
+    pytest.param(2, {"focus_repeats": 1, "cortex_depth": 1}, {}, id="image-shortest"),
+    pytest.param(3, {}, {}, id="clip-5-frames"),
+    pytest.param(3, {"num_tubes": 3}, {"frames": 7, "height": 24}, id="clip-7-frames-3-tubes"),
+    pytest.param(3, {"num_tubes": 1}, {"frames": 1}, id="clip-1-frame"),
+]
+
+
+@pytest.mark.parametrize(("ndim", "hparams", "size"), CASES)
+def test_network_agrees_with_its_twin(ndim, hparams, size):
+    """Stem, boxes, points, tokens and logits, with points outside the frame along every axis."""
+    model = toy(ndim, **hparams).double()
+    x = clip(ndim, **size).double()
+    with torch.no_grad():
+        slow = twin.run(model.state_dict(), x, model.hparams)
+        fast = model.forward_features(x)
+        assert off_by(model.stem(x), slow.stem) < 1e-9
+        assert len(fast.rois) == len(fast.points) == len(slow.rois) == model.hparams["focus_repeats"] + 1
+        for got, wanted in zip([*fast.rois, *fast.points], [*slow.rois, *slow.points], strict=True):
+            assert off_by(got, wanted) < 1e-9
+        assert off_by(fast.tokens, slow.tokens) < 1e-9
+        assert off_by(model(x), slow.logits) < 1e-9
+    points = torch.cat(slow.points).flatten(0, -2)  # (all points, ndim)
+    assert (points < 0).any(0).all() and (points > 1).any(0).all()
+
+
+def test_float32_is_float64_rounded():
+    model, x = toy(3), clip(3)
+    with torch.no_grad():
+        assert off_by(model(x).double(), model.double()(x.double())) < 1e-5
+
+
+@pytest.mark.parametrize("cells", [(4, 5), (1, 3), (3, 4, 5), (1, 2, 3)])
+def test_reading_agrees_with_its_twin_and_borders_repeat(cells):
+    """Zero padding is the twin's; border padding reads what the nearest cell centre holds."""
+    torch.manual_seed(0)
+    feat = torch.randn(2, 3, *cells).double()
+    points = torch.rand(2, 4, 5, len(cells)).double() * 2 - 0.5
+    points[0, 0] = torch.tensor([0.0, 0.5, 1.0, 0.25, 0.75]).unsqueeze(-1)  # edges and centres
+    assert off_by(sampling.read(feat, points), twin.read(feat, points)) < 1e-12
+    half = 0.5 / torch.tensor(cells[::-1]).double()
+    inside = points.clamp(half, 1 - half)
+    assert off_by(sampling.read(feat, points, padding="border"), twin.read(feat, inside)) < 1e-12
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("cells", [(4, 5), (3, 4, 5)])
+def test_reading_has_the_gradient_of_its_values(cells, padding):
+    torch.manual_seed(0)
+    feat = torch.randn(1, 2, *cells).double().requires_grad_()
+    points = (torch.rand(1, 2, 3, len(cells)).double() * 1.4 - 0.2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda f, p: sampling.read(f, p, padding), (feat, points))
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("where", [float("nan"), float("inf")])
+def test_reading_nowhere_gives_no_number_and_no_crash(where, padding):
+    """A run that diverges must see a loss that is not finite; on a GPU a wild index would end the process."""
+    read = sampling.read(torch.ones(1, 3, 4, 4), torch.full((1, 2, 2, 2), where), padding)
+    assert read.isnan().all() or (where == float("inf") and read.isfinite().all())
+
+
+def test_boxes_keep_a_positive_size():
+    """A box turned inside out by training is read as its mirror image, not with negative size."""
+    roi = torch.tensor([[[0.8, 0.7, 0.2, 0.1]]])
+    low, high = geometry.adjust_roi(roi, torch.zeros(1, 1, 4)).chunk(2, -1)
+    assert (high > low).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 70), (224, 16), (7, 5)])
+@pytest.mark.parametrize("frames", [None, 1, 2, 9])
+def test_any_size_and_length_runs(size, frames):
+    ndim = 2 if frames is None else 3
+    x = clip(ndim, batch=1, frames=frames or 0, height=size[0], width=size[1])
+    with torch.no_grad():
+        logits = toy(ndim)(x)
+    assert logits.shape == (1, 7) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("ndim", "shape"),
+    [(2, (3, 32, 32)), (2, (1, 3, 4, 32, 32)), (2, (1, 1, 32, 32)), (3, (1, 3, 32, 32)), (3, (1, 4, 8, 32, 32))],
+)
+def test_wrong_input_is_refused_with_its_shape(ndim, shape):
+    with pytest.raises(ValueError) as error:
+        toy(ndim)(torch.zeros(shape))
+    assert str(shape) in str(error.value)

@@ -1,0 +1,226 @@
+"""Names make networks, files fill them, and whatever does not fit is said clearly."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from toys import clip, perturbed, toy
+
+import sparsevideo
+from sparsevideo import create_model, list_models, load_weights
+from sparsevideo.models.zoo import load_model, save_weights
+
+SIZES = ["tiny", "small", "base", "nano"]
+
+
+@pytest.fixture(scope="module")
+def source():
+    return toy(2)
+
+
+@pytest.fixture
+def target():
+    return toy(2, seed=5)
+
+
+def test_the_list_holds_images_and_clips():
+    assert list_models() == [f"{kind}sparseformer_{size}" for kind in ("", "video_") for size in SIZES]
+
+
+@pytest.mark.parametrize("name", [f"{kind}sparseformer_{size}" for kind in ("", "video_") for size in SIZES])
+def test_every_name_makes_its_network(name):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=3)
+        x = torch.empty(2, 3, 8, 64, 64) if name.startswith("video") else torch.empty(2, 3, 64, 64)
+        assert model(x).shape == (2, 3)
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(ValueError, match="sparseformer_tiny"):
+        create_model("sparsformer_tinny")
+    with pytest.raises(TypeError, match="num_tubes"):
+        create_model("video_sparseformer_nano", num_tube=8)
+    with pytest.raises(TypeError, match="drop_path"):
+        create_model("sparseformer_nano", droppath=0.1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("num_heads", 7), ("num_tokens", 0), ("num_points", 1), ("drop_path", 1.0), ("padding", "zero"), ("num_tubes", 2)],
+)
+def test_arguments_out_of_range_are_named(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        create_model("sparseformer_nano", **{argument: value})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", None])
+def test_weights_come_from_files_and_dicts(source, target, tmp_path, suffix):
+    state = source.state_dict()
+    weights = state if suffix is None else tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, weights)
+    elif suffix:
+        torch.save(state, weights)
+    report = load_weights(target, weights)
+    assert sorted(report.matched) == sorted(state)
+    assert not (report.missing or report.unexpected or report.reshaped)
+    x = clip(2)
+    with torch.no_grad():
+        assert torch.equal(target(x), source(x))
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state", "module", "model_ema", "state_dict_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_are_taken_off(source, target, key, prefix):
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    report = load_weights(target, {"epoch": 3, key: state})
+    assert len(report.matched) == len(state) and not (report.missing or report.unexpected)
+    assert torch.equal(target.head.weight, source.head.weight)
+
+
+def test_a_checkpoint_may_hold_tensors_beside_its_weights(source, target):
+    """A step counter kept as a tensor is not the state dict."""
+    report = load_weights(target, {"step": torch.tensor(3), "model": source.state_dict()})
+    assert not (report.missing or report.unexpected)
+
+
+def test_what_is_absent_or_unknown_is_reported(source, target):
+    state = source.state_dict()
+    del state["head.bias"]
+    state["extra.weight"] = torch.zeros(2)
+    state["focus.offset.bias"] = state["focus.offset.bias"].flatten()
+    before = target.head.bias.clone()
+    report = load_weights(target, state)
+    assert list(report.missing) == ["head.bias"] and list(report.unexpected) == ["extra.weight"]
+    assert list(report.reshaped) == ["focus.offset.bias"]
+    assert torch.equal(target.head.bias, before) and torch.equal(target.head.weight, source.head.weight)
+    assert torch.equal(target.focus.offset.bias, source.focus.offset.bias)
+    for name in ("head.bias", "extra.weight", "focus.offset.bias"):
+        assert name in str(report)
+
+
+def test_other_classes_are_refused_or_keep_a_new_head(source):
+    target = toy(2, num_classes=11, seed=5)
+    head = target.head.weight.clone()
+    with pytest.raises(ValueError, match=r"head\.weight.*\(7, 32\).*\(11, 32\)"):
+        load_weights(target, source.state_dict())
+    report = load_weights(target, source.state_dict(), new_head=True)
+    assert set(report.replaced) == {"head.weight", "head.bias"} and not (report.missing or report.unexpected)
+    assert torch.equal(target.head.weight, head) and torch.equal(target.norm.weight, source.norm.weight)
+
+
+def test_strict_refuses_what_would_be_reported(source, target):
+    state = source.state_dict()
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        load_weights(target, state, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "shapes"),
+    [
+        ({"num_tokens": 4}, "token_", ("(6, ", "(4, ")),
+        ({"mlp_ratio": 2.0}, "mlp.fc", ("64", "32")),
+        ({"num_points": 9}, "", ("4", "9")),
+    ],
+)
+def test_another_architecture_is_refused_with_both_shapes(source, overrides, name, shapes):
+    with pytest.raises(ValueError) as error:
+        load_weights(toy(2, **overrides), source.state_dict())
+    assert all(text in str(error.value) for text in (name, *shapes))
+
+
+def test_image_weights_are_refused_by_a_video_model(source):
+    with pytest.raises(ValueError, match="inflate"):
+        load_weights(toy(3), source.state_dict())
+
+
+def test_a_transposed_matrix_is_refused(source, target):
+    """As many values in another order are other weights, not the same ones viewed anew."""
+    name = "cortex.1.mlp.fc1.weight"
+    state = source.state_dict()
+    state[name] = state[name].T.contiguous()
+    with pytest.raises(ValueError, match=name):
+        load_weights(target, state)
+
+
+def test_a_refusal_changes_nothing(source):
+    target = toy(2, num_classes=11)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(ValueError):
+        load_weights(target, source.state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_objects_in_a_pickle_are_refused(source, target, tmp_path):
+    path = tmp_path / "trainer.pt"
+    torch.save({"model": source.state_dict(), "args": argparse.Namespace(lr=1.0)}, path)
+    with pytest.raises(ValueError, match=r"trainer\.pt"):
+        load_weights(target, path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_torn_file_is_refused(source, target, tmp_path, suffix):
+    path = tmp_path / f"torn{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="torn"):
+        load_weights(target, path)
+
+
+def test_a_file_that_is_absent_or_foreign_is_named(target, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_weights(target, tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match=r"conv1\.weight"):
+        load_weights(target, {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_saved_network_is_built_again(tmp_path, suffix):
+    model, path = toy(3), tmp_path / "new" / f"weights{suffix}"
+    save_weights(path, model, classes=["a", "b"])
+    again, content = load_model(path)
+    assert again.hparams == model.hparams and content["classes"] == ["a", "b"]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(clip(3)), model(clip(3)))
+
+
+def test_a_file_of_bare_tensors_needs_a_name(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match=r"bare\.pt.*sparseformer_tiny"):
+        load_model(tmp_path / "bare.pt")
+    nano = perturbed(create_model("sparseformer_nano", num_classes=5), 0.1)
+    torch.save(nano.state_dict(), tmp_path / "nano.pt")
+    again, _ = load_model(tmp_path / "nano.pt", "sparseformer_nano")
+    assert torch.equal(again.head.weight, nano.head.weight)
+
+
+def test_importing_the_networks_needs_torch_alone():
+    code = (
+        "import sys, sparsevideo, sparsevideo.models\n"
+        "sparsevideo.create_model('sparseformer_nano'), sparsevideo.inflate\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {
+        "torchvision",
+        "pytorchvideo",
+        "av",
+        "PIL",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "timm",
+        "lightning_fabric",
+    }
+    assert heavy & set(ran.stdout.split()) == set()
+
+
+def test_public_names_are_lazy_and_listed():
+    assert {"SparseFormer", "create_model", "inflate", "list_models", "load_weights", "models"} <= set(dir(sparsevideo))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        sparsevideo.no_such_name  # noqa: B018
