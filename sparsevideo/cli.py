@@ -24,6 +24,14 @@ class UsageError(Exception):
     """The command line or a run file says something that no setting is called."""
 
 
+class ConsoleHandler(logging.Handler):
+    """Prints to whatever stderr is at that moment, so that lines stay above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print(self.format(record), file=sys.stderr)
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A parser that raises one line, with the nearest name where a name is unknown."""
 
@@ -65,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     _log_to_console()
+    # Before torch loads: idle OpenMP threads sleep instead of spinning. On a machine that also decodes video, or is
+    # shared, spinning threads take the cores that the others wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _dispatch(args)
     except SystemExit as leaving:  # --help and --version
@@ -108,8 +119,6 @@ def _usage() -> str:
 
 
 def _log_to_console() -> None:
-    from sparsevideo.engine.logging import ConsoleHandler
-
     log = logging.getLogger("sparsevideo")
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     log.propagate = False

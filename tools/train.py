@@ -1,4 +1,4 @@
-"""`sparsevideo train` as a script, for launchers: torchrun --nproc-per-node 2 tools/train.py --config FILE --out RUN."""
+"""`sparsevideo train` as a script, for launchers: torchrun --nproc-per-node 2 tools/train.py --config C --out RUN."""
 
 import sys
 

@@ -2,11 +2,12 @@
 
 A pose is a point (x, y, log2 size, angle), and every motion is a straight line through it: the scene, which
 holds the pose of the *middle* frame, is drawn without knowing the motion, and the motion then runs from the middle
-both ways. Video `NNNN` of all eight classes shows one and the same scene. Two things follow, exactly:
+both ways. Opposite motions share their scenes, and for val and test all eight motions do. So, exactly:
 
-- the middle frame of video `NNNN` is the same picture in every class, so no look at it tells one class from another;
-- opposite motions show the same frames in the opposite order, so no single frame tells left from right, up from
-  down, clockwise from counter-clockwise, or growing from shrinking.
+- the middle frame has the same distribution in every class; in val and test it is even the same picture, so a network
+  that sees nothing else scores 1/8;
+- opposite motions show the same frames in opposite order, so no single frame tells left from right, up from down,
+  clockwise from counter-clockwise, or growing from shrinking.
 """
 
 import colorsys
@@ -25,7 +26,6 @@ from sparsevideo.data.decode import write_video
 
 VERSION = 1  # of the pixels: raise it with every change that moves one
 SPLITS = ("train", "val", "test")
-_SERIES = ("videos", "images")
 SIDE = 80  # pixels; a random crop of 64 % of the frame still holds the 64 pixels a nano network reads
 NUM_FRAMES = 17  # odd, so that time runs equally far both ways from the middle
 MIDDLE_FRAME = NUM_FRAMES // 2
@@ -34,14 +34,14 @@ FPS = 10
 # Change of (x, y, log2 size, degrees) per frame at speed 1, opposites side by side. Lengths are fractions of the
 # frame, y points down, and a growing angle turns clockwise for the viewer.
 MOTIONS: dict[str, tuple[float, float, float, float]] = {
-    "left": (-0.018, 0, 0, 0),
-    "right": (0.018, 0, 0, 0),
-    "up": (0, -0.018, 0, 0),
-    "down": (0, 0.018, 0, 0),
-    "clockwise": (0, 0, 0, 10),
-    "counter-clockwise": (0, 0, 0, -10),
-    "growing": (0, 0, 0.06, 0),
-    "shrinking": (0, 0, -0.06, 0),
+    "left": (-0.02, 0, 0, 0),
+    "right": (0.02, 0, 0, 0),
+    "up": (0, -0.02, 0, 0),
+    "down": (0, 0.02, 0, 0),
+    "clockwise": (0, 0, 0, 12),
+    "counter-clockwise": (0, 0, 0, -12),
+    "growing": (0, 0, 0.07, 0),
+    "shrinking": (0, 0, -0.07, 0),
 }
 _MAX_SHIFT = max(MOTIONS["right"]) * MIDDLE_FRAME  # from the middle frame to either end, at speed 1
 
@@ -54,9 +54,9 @@ _CELL = 4  # pixels of the drawn-out scan per pixel of the scan
 _MASK_SIDE = 10 * _CELL  # a scan is 8x8 and gets a margin of one pixel
 _PROTOCOL = (
     "Scans of handwritten digits (scikit-learn load_digits) over crops of photographs (load_sample_images). Video NNNN "
-    "of a split shows the same scene in all eight motion classes, and the same middle frame. Splits share neither "
-    "scans nor regions of the photographs. Boxes (x0, y0, x1, y1) hold the digit's ink, in fractions of the frame, one "
-    "per frame; keys are paths relative to this folder."
+    "shows the same scene, and the same middle frame, in opposite motions, and for val and test in all eight. Splits "
+    "share neither scans nor regions of the photographs. Boxes (x0, y0, x1, y1) hold the digit's ink, in fractions of "
+    "the frame, one per frame; keys are paths relative to this folder."
 )
 _CREDITS = (
     "Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository. "
@@ -119,23 +119,23 @@ class MovingDigits:
             for split, (start, stop) in _SCAN_SHARES.items()
         }
 
-    def scene(self, series: str, split: str, index: int) -> Scene:
+    def scene(self, stream: int, split: str, index: int) -> Scene:
         """Draw a scene; nothing here knows the motion.
 
         Args:
-            series: "videos" or "images", which are drawn independently.
+            stream: Which series of scenes, all independent: 0 the images', 1 to 4 the videos'.
             split: One of `SPLITS`.
             index: Number of the scene, from 0; its last figure is the digit shown.
         """
-        rng = np.random.default_rng((self.seed, 1 + _SERIES.index(series), SPLITS.index(split), index))
+        rng = np.random.default_rng((self.seed, 1 + stream, SPLITS.index(split), index))
         photo = str(rng.choice(list(self.photos)))
         side = int(rng.integers(64, 97))
         left, right = _PHOTO_COLUMNS[split]
         x0 = int(rng.integers(left, right - side + 1))
         y0 = int(rng.integers(0, self.photos[photo].height - side + 1))
-        size, speed = rng.uniform(0.36, 0.48), rng.uniform(0.75, 1.25)
-        # Room for the widest motion, whichever will be shown: the digit never leaves the frame.
-        margin = size / 2 + _MAX_SHIFT * speed
+        size, speed = rng.uniform(0.36, 0.48), rng.uniform(0.8, 1.25)
+        # Room for a tilted digit and for the widest motion, whichever will be shown: nothing ever leaves the frame.
+        margin = 0.55 * size + _MAX_SHIFT * speed
         x, y = rng.uniform(margin, 1 - margin, size=2)
         return Scene(
             scan=int(rng.choice(self.scans[split][index % 10])),
@@ -177,7 +177,7 @@ def trajectory(scene: Scene, motion: str) -> np.ndarray:
     Example:
         >>> scene = Scene(0, "china.jpg", (0, 0, 64, 64), 0.5, 0.5, 0.25, 0.0, 1.0, (255, 255, 255))
         >>> trajectory(scene, "right")[[0, MIDDLE_FRAME, -1]].round(3).tolist()
-        [[0.356, 0.5, -2.0, 0.0], [0.5, 0.5, -2.0, 0.0], [0.644, 0.5, -2.0, 0.0]]
+        [[0.34, 0.5, -2.0, 0.0], [0.5, 0.5, -2.0, 0.0], [0.66, 0.5, -2.0, 0.0]]
     """
     time = (np.arange(NUM_FRAMES) - MIDDLE_FRAME) * scene.speed
     return np.array(scene.pose) + time[:, None] * np.array(MOTIONS[motion])
@@ -264,10 +264,11 @@ def make_moving_digits(
 
 
 def _write_videos(source: MovingDigits, root: Path, split: str, index: int) -> dict[str, Any]:
-    """Write a scene as one video of every class; return their records, keyed by path."""
-    scene, records = source.scene("videos", split, index), {}
-    names = list(MOTIONS)
-    for motion, opposite in zip(names[::2], names[1::2], strict=True):
+    """Write video `index` of every class; return their records, keyed by path."""
+    names, records = list(MOTIONS), {}
+    for pair, (motion, opposite) in enumerate(zip(names[::2], names[1::2], strict=True)):
+        # Training is worth four times as many scenes; comparing classes is worth the same scene for all.
+        scene = source.scene(1 + pair if split == "train" else 1, split, index)
         frames, boxes = source.render(scene, trajectory(scene, motion))
         for shown, step in ((motion, 1), (opposite, -1)):
             name = f"videos/{split}/{shown}/{index:04d}.mp4"
@@ -279,7 +280,7 @@ def _write_videos(source: MovingDigits, root: Path, split: str, index: int) -> d
 
 def _write_image(source: MovingDigits, root: Path, split: str, index: int) -> dict[str, Any]:
     """Write a scene as an image; return its record, keyed by path."""
-    scene = source.scene("images", split, index)
+    scene = source.scene(0, split, index)
     name = f"images/{split}/{index % 10}/{index // 10:04d}.jpg"
     frames, boxes = source.render(scene, np.array([scene.pose]))
     Image.fromarray(frames[0]).save(root / name, quality=95)

@@ -6,7 +6,7 @@ Letters: B videos, V views (clips x crops), K classes.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def evaluate(
         bar.advance(bar.task_ids[0], (len(index) + len(batch["failures"])) * fabric.world_size)
     bar.stop()
 
-    table = fabric.all_reduce(table, reduce_op="sum")
+    table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))
     shares = [fabric.broadcast(failures, src=rank) for rank in range(fabric.world_size)]
     failures = dict(sorted(item for share in shares for item in share.items()))
     wanted = torch.full_like(table[:, -1], num_views)

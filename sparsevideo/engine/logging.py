@@ -10,17 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("sparsevideo")
-
-
-class ConsoleHandler(logging.Handler):
-    """Prints to whatever stderr is at that moment, so that lines stay above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        print(self.format(record), file=sys.stderr)
 
 
 def progress_bar(description: str, total: int, completed: int = 0, show: bool = True) -> Progress:
@@ -44,6 +35,8 @@ class RunLog:
         self.folder = folder
         if folder is None:
             return
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
         folder.mkdir(parents=True, exist_ok=True)
         self._text = logging.FileHandler(folder / "log.txt")
         self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

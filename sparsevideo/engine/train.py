@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ def train(
         if done % log_every == 0 or done == total_steps:
             means = meter.read()
             for name in ("loss", "top1"):
-                means[name] = float(fabric.all_reduce(torch.tensor(means[name]), reduce_op="mean"))
+                means[name] = cast(Tensor, fabric.all_reduce(torch.tensor(means[name]), reduce_op="mean")).item()
             means["samples_per_s"] = len(labels) * fabric.world_size / means["iter_s"]
             epoch = done / steps_per_epoch
             log.metrics("train", done, epoch=epoch, lr=lr, **means)

@@ -51,6 +51,8 @@ _WRAPPERS = ("model", "state_dict", "model_state", "module", "model_ema", "state
 _PREFIXES = ("module.", "_orig_mod.")
 # What a weights file of ours says beside its tensors. safetensors is imported where it is used: torch is enough here.
 _INFO = ("hparams", "classes")
+# Arguments that change what a network computes without changing the shape of any tensor.
+_SHAPELESS = ("num_heads", "focus_repeats", "padding")
 
 
 def list_models() -> list[str]:
@@ -137,9 +139,13 @@ def load_weights(
         FileNotFoundError: No such file.
         ValueError: The file is no plain tensors, not one name fits, a shape differs, or `strict` finds a difference.
     """
-    if isinstance(weights, Mapping):
-        return _fill(model, unwrap(weights), "these weights", strict, new_head)
-    return _fill(model, unwrap(read_weights(weights), str(weights)), str(weights), strict, new_head)
+    told, source = (weights, "these weights") if isinstance(weights, Mapping) else (read_weights(weights), str(weights))
+    report = _fill(model, unwrap(told, source), source, strict, new_head)
+    for name in _SHAPELESS:
+        was = told["hparams"].get(name) if isinstance(told.get("hparams"), dict) else None
+        if was not in (None, model.hparams[name]):
+            raise ValueError(f"{source}: trained with {name}={was}, the model has {model.hparams[name]}")
+    return report
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:

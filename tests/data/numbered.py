@@ -30,15 +30,15 @@ def write_numbered(
     *,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
-    container_options: dict[str, str] | None = None,
     irregular: bool = False,
+    fps: int = 25,
     height: int = 64,
     width: int = 64,
     pix_fmt: str = "yuv420p",
 ) -> None:
     """Write a numbered video; `irregular`: with a variable frame rate."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=25, options={"threads": "1", **(options or {})})
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, height, width), format="rgb24")

@@ -8,11 +8,19 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import ks_2samp
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.ensemble import RandomForestClassifier
 
-from sparsevideo.data.moving_digits import MIDDLE_FRAME, MOTIONS, NUM_FRAMES, SIDE, MovingDigits, make_moving_digits
-from sparsevideo.data.moving_digits import trajectory as trajectory_of
+from sparsevideo.data.moving_digits import (
+    MIDDLE_FRAME,
+    MOTIONS,
+    NUM_FRAMES,
+    SIDE,
+    MovingDigits,
+    make_moving_digits,
+    trajectory,
+)
 
 COUNTS = {"videos_per_class": (12, 3, 3), "images_per_class": (2, 1, 1)}
 SMALL = {"videos_per_class": (1, 0, 1), "images_per_class": (1, 0, 1)}
@@ -130,24 +138,39 @@ def test_frames_show_the_region_they_name(root, videos):
         assert np.abs(frame - np.asarray(region) / 2)[far].mean() < 8, name
 
 
-def test_the_middle_frame_is_the_same_in_every_class(root, videos, source):
+def test_the_middle_frame_is_the_same_in_every_class_of_val_and_test(root, videos, source):
     """Exactly as drawn, and so nearly as decoded that the codec gives nothing away."""
-    scene = source.scene("videos", "train", 3)
-    drawn = {motion: source.render(scene, trajectory_of(scene, motion))[0] for motion in MOTIONS}
-    assert all(np.array_equal(frames[MIDDLE_FRAME], drawn["left"][MIDDLE_FRAME]) for frames in drawn.values())
-    for index in range(12):
-        names = [f"videos/train/{motion}/{index:04d}.mp4" for motion in MOTIONS]
+    scene = source.scene(1, "test", 2)
+    drawn = [source.render(scene, trajectory(scene, motion))[0][MIDDLE_FRAME] for motion in MOTIONS]
+    assert all(np.array_equal(frame, drawn[0]) for frame in drawn)
+    for split, index in itertools.product(("val", "test"), range(3)):
+        names = [f"videos/{split}/{motion}/{index:04d}.mp4" for motion in MOTIONS]
         assert len({json.dumps(videos[name]["boxes"][MIDDLE_FRAME]) for name in names}) == 1
         middles = np.stack([decode(root / name)[MIDDLE_FRAME] for name in names]).astype(float)
         assert np.abs(middles - middles.mean(0)).mean() < 2
 
 
+def test_the_middle_frame_has_the_same_distribution_in_every_class_of_train(source):
+    """Middle boxes and poses of the four pairs of motions, each pair against the other three."""
+    names = list(MOTIONS)
+    states = []
+    for pair, motion in enumerate(names[::2]):
+        scenes = [source.scene(1 + pair, "train", index) for index in range(250)]
+        poses = np.stack([trajectory(scene, motion)[MIDDLE_FRAME] for scene in scenes])
+        boxes = np.stack([source.render(s, pose[None])[1][0] for s, pose in zip(scenes, poses, strict=True)])
+        states.append(np.concatenate((poses, boxes), 1))  # (250, 8)
+    for pair in range(4):
+        rest = np.concatenate(states[:pair] + states[pair + 1 :])
+        assert ks_2samp(states[pair], rest).pvalue.min() > 0.01 / 8, names[2 * pair]
+    assert len(np.unique(np.concatenate(states)[:, 0])) == 1000  # no scene serves two pairs
+
+
 def test_opposite_motions_show_the_same_frames_in_opposite_order(source):
     """So a classifier of single frames cannot beat 50 %, whatever it is."""
     names = list(MOTIONS)
-    scene = source.scene("videos", "val", 5)
+    scene = source.scene(1, "val", 5)
     for motion, opposite in zip(names[::2], names[1::2], strict=True):
-        one, other = (source.render(scene, trajectory_of(scene, m))[0] for m in (motion, opposite))
+        one, other = (source.render(scene, trajectory(scene, m))[0] for m in (motion, opposite))
         assert np.array_equal(one, other[::-1])
         assert not np.array_equal(one, other)
 
@@ -156,8 +179,8 @@ def test_a_classifier_of_random_single_frames_stays_under_40_percent(source):
     """It is told the exact pose, which is all that a frame could teach it about the motion."""
 
     def frames(split, count):
-        scenes = [source.scene("videos", split, index) for index in range(count)]
-        poses = np.stack([trajectory_of(scene, motion) for scene in scenes for motion in MOTIONS])
+        scenes = [source.scene(1, split, index) for index in range(count)]
+        poses = np.stack([trajectory(scene, motion) for scene in scenes for motion in MOTIONS])
         one_of_each = rng.integers(NUM_FRAMES, size=len(poses))
         return poses[np.arange(len(poses)), one_of_each], np.tile(np.arange(len(MOTIONS)), count)
 

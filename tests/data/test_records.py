@@ -58,7 +58,7 @@ def test_images_and_videos_do_not_mix(root: Path) -> None:
     [
         f'"{LEFT}",left\n{RIGHT_A},right\n',
         f'path,label\n"{LEFT}",left\n{RIGHT_A},right\n',
-        f'\ufefffold,Label,Path\r\n3, left,"{LEFT}"\r\n\r\n2,right, {RIGHT_A}\r\n',
+        f'\ufeffLabel,fold,Path\r\nleft,3, "{LEFT}"\r\n\r\nright ,2, {RIGHT_A}\r\n',
         f"{LEFT.replace(',', '')} left\n\n{RIGHT_A}\tright\n",
         f"./{LEFT.replace(',', '')}   0\nvideos//train/../train/right/deep/a.webm 1",
     ],

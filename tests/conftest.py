@@ -1,0 +1,15 @@
+"""Small real data sets that several tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsevideo.data.moving_digits import make_moving_digits
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set, small: 8 motions and 10 digits; 6, 2 and 3 videos and 4, 2 and 2 images of a class."""
+    root = tmp_path_factory.mktemp("digits")
+    make_moving_digits(root, videos_per_class=(6, 2, 3), images_per_class=(4, 2, 2))
+    return root

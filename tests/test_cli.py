@@ -1,0 +1,257 @@
+"""The command line: each verb does its job, and bad input gets one clear line and a non-zero exit."""
+
+import json
+import pickle
+
+import pytest
+import torch
+import yaml
+
+import sparsevideo
+from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.models import zoo
+
+NANO = {"focus_dim": 32, "cortex_dim": 32, "cortex_depth": 2, "num_tokens": 4, "num_points": 4, "stem_channels": 8}
+NANO_ARGS = [f"--model.args.{name}={value}" for name, value in {**NANO, "num_heads": 4, "focus_repeats": 2}.items()]
+QUICK = [*NANO_ARGS, "--data.num_workers=0", "--data.size=32", "--train.max_steps=4", "--train.batch_size=4"]
+VIDEO = ["--config", "configs/quickstart/video_nano.yaml", *QUICK, "--data.num_frames=4"]
+IMAGE = ["--config", "quickstart/image_nano.yaml", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A video run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "video"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}"]) == OK
+    return out
+
+
+def error(capsys):
+    """The one line that a failed verb prints, after what it logged."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_run_folder_has_all_it_promises(trained):
+    assert {path.name for path in trained.iterdir()} >= {"config.yaml", "environment.json", "metrics.jsonl", "log.txt"}
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["split"], line["step"]) for line in lines] == [("train", 4), ("val", 4)]
+    for name in ("last", "best"):
+        checkpoint = torch.load(trained / "checkpoints" / f"{name}.pt", weights_only=True)
+        assert checkpoint["classes"][:2] == ["clockwise", "counter-clockwise"]
+        assert checkpoint["step"] == 4
+        assert "token_roi" in checkpoint["model"]
+
+
+def test_the_resolved_config_runs_again_and_gives_the_same_weights(trained, digits, tmp_path):
+    assert main(["train", "--config", str(trained / "config.yaml"), f"--out={tmp_path / 'again'}"]) == OK
+    first, second = (zoo.read_weights(run / "checkpoints" / "last.pt") for run in (trained, tmp_path / "again"))
+    assert first["config"] == second["config"]
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
+    out = tmp_path / "resumed"
+    args = ["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.checkpoint_every=1"]
+    killed = torch.Tensor.backward
+
+    def interrupt(self, *rest, **named):
+        killed(self, *rest, **named)
+        interrupt.steps += 1
+        if interrupt.steps == 3:
+            raise KeyboardInterrupt
+
+    interrupt.steps = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", interrupt)
+        assert main(args) == 130
+    assert zoo.read_weights(out / "checkpoints" / "last.pt")["step"] == 2
+    assert main([*args, "--resume"]) == OK
+    resumed, whole = (zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (out, trained))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_run_is_never_overwritten_by_chance(trained, digits, capsys):
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={trained}"]) == FAILED
+    assert "--resume" in error(capsys)
+
+
+def test_several_views_are_tested_and_the_results_say_how(trained, tmp_path, capsys):
+    out = tmp_path / "test"
+    args = ["test", str(trained / "checkpoints" / "best.pt"), "--views=2x3", f"--out={out}", "--json"]
+    assert main(args) == OK
+    printed = json.loads(capsys.readouterr().out)
+    results = json.loads((out / "results.json").read_text())
+    assert printed == results
+    assert (results["clips"], results["crops"], results["listed"], results["scored"]) == (2, 3, 24, 24)
+    assert 0 <= results["top1"] <= results["top5"] <= 100
+    assert len(results["checkpoint_sha256"]) == 64
+
+
+def test_images_train_inflate_and_start_a_video_run(digits, tmp_path, capsys):
+    image, video = tmp_path / "image", tmp_path / "video"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={image}"]) == OK
+    assert main(["test", str(image / "checkpoints" / "last.pt")]) == OK
+    weights = tmp_path / "video.safetensors"
+    args = ["inflate", str(image / "checkpoints" / "last.pt"), f"--out={weights}", "--num-tubes=2"]
+    capsys.readouterr()
+    assert main(args) == OK
+    said = capsys.readouterr().out
+    model, content = zoo.load_model(weights)
+    assert all(name in said for name in model.state_dict())
+    assert model.num_tubes == 2
+    assert content["classes"] == [str(digit) for digit in range(10)]
+    args = [*VIDEO, f"--data.root={digits}", f"--model.weights={weights}", "--model.args.num_tubes=2"]
+    assert main(["train", *args, f"--out={video}"]) == OK
+    assert "head.weight" in (video / "log.txt").read_text()  # ten classes became eight
+
+
+def test_config_show_prints_all_settings_resolved(capsys):
+    assert main(["config", "show", *VIDEO, "--optim.lr", "0.25"]) == OK
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["optim"]["lr"] == 0.25
+    assert shown["model"]["args"]["focus_dim"] == 32
+    assert shown["data"]["flip_labels"] == {"left": "right", "clockwise": "counter-clockwise"}
+
+
+def test_models_list_and_help_and_version(capsys):
+    assert main(["models", "list", "--json"]) == OK
+    assert [model["name"] for model in json.loads(capsys.readouterr().out)] == sparsevideo.list_models()
+    assert main(["--help"]) == OK
+    assert "quickstart" in capsys.readouterr().out
+    assert main(["train", "--help"]) == OK
+    assert "--optim.lr" in capsys.readouterr().out
+    assert main(["--version"]) == OK
+    assert capsys.readouterr().out.strip() == sparsevideo.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["data"], "make-digits"),
+        (["train", "--out=x", "--optim.learning_rat=1"], "optim.learning_rat"),
+        (["train", "--out=x", "--optim.lrr=1"], "did you mean --optim.lr"),
+        (["train", "--out=x", "--optim.lr=fast"], "optim.lr"),
+        (["train", "--out=x", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["train"], "out"),
+        (["test", "x.pt", "--views=3by4"], "--views 3by4"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, said, capsys):
+    assert main(argv) == USAGE
+    assert said in error(capsys)
+
+
+def test_an_unknown_key_in_a_run_file_is_named_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("optim:\n  wieght_decay: 0.1\n")
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--out=x"]) == USAGE
+    line = error(capsys)
+    assert "wieght_decay" in line
+    assert "optim.weight_decay" in line
+
+
+def bad_weights(path, kind):
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"model": print}))
+    elif kind == "torn":
+        torch.save({"model": {"w": torch.ones(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:600])
+    elif kind == "other":
+        torch.save({"layer1.weight": torch.ones(3)}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["absent", "pickle", "torn", "other"])
+@pytest.mark.parametrize("verb", ["test", "inflate"])
+def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
+    path = bad_weights(tmp_path / "weights.pt", kind)
+    out = [f"--out={tmp_path / 'out.pt'}"]
+    assert main([verb, str(path), *out]) == FAILED
+    assert str(path) in error(capsys)
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model.name=video_sparseformer_tin"], "video_sparseformer_tiny"),
+        (["--model.args.num_tube=2"], "num_tubes"),
+        (["--data.root=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.list=films/{split}"], "films/train"),
+        (["--data.flip_labels.lift=right"], "lift"),
+        (["--train.batch_size=4000"], "train.batch_size"),
+        (["--train.precision=16-mixed"], "16-mixed"),
+        (["--data.decoder=vlc"], "vlc"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_setting_stops_the_run_before_it_leaves_anything(args, said, digits, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *VIDEO, f"--data.root={digits}", *args, f"--out={out}"]) == FAILED
+    assert said in error(capsys)
+    assert not (out / "checkpoints").exists()
+
+
+def test_weights_of_another_architecture_or_kind_are_refused(trained, digits, tmp_path, capsys):
+    weights = trained / "checkpoints" / "best.pt"
+    base = ["train", *VIDEO, f"--data.root={digits}", f"--model.weights={weights}", f"--out={tmp_path / 'run'}"]
+    assert main([*base, "--model.args.cortex_dim=64"]) == FAILED
+    assert "(32," in error(capsys)
+    assert main([*base, "--model.args.num_heads=8"]) == FAILED
+    assert "num_heads" in error(capsys)
+    image = ["train", *IMAGE, f"--data.root={digits}", f"--model.weights={weights}", f"--out={tmp_path / 'run'}"]
+    assert main(image) == FAILED
+    assert "video weights" in error(capsys)
+
+
+def test_a_checkpoint_of_other_classes_is_refused_with_both_named(trained, digits, tmp_path, capsys):
+    other = tmp_path / "videos" / "test"
+    other.mkdir(parents=True)
+    (other / "jumping").symlink_to(digits / "videos" / "test" / "up")
+    assert main(["test", str(trained / "checkpoints" / "best.pt"), f"--data.root={tmp_path}"]) == FAILED
+    line = error(capsys)
+    assert "jumping" in line
+    assert "clockwise" in line
+
+
+@pytest.fixture
+def with_a_torn_video(digits, tmp_path):
+    root = tmp_path / "torn"
+    for split in ("train", "val", "test"):
+        for motion in (digits / "videos" / split).iterdir():
+            (root / "videos" / split / motion.name).mkdir(parents=True)
+            for video in motion.iterdir():
+                (root / "videos" / split / motion.name / video.name).write_bytes(video.read_bytes())
+    for split in ("train", "test"):
+        torn = root / "videos" / split / "up" / "0000.mp4"
+        torn.write_bytes(torn.read_bytes()[:300])
+    return root
+
+
+def test_a_torn_video_is_counted_as_wrong_and_listed(trained, with_a_torn_video, tmp_path, capsys):
+    out = tmp_path / "results"
+    args = ["test", str(trained / "checkpoints" / "best.pt"), f"--data.root={with_a_torn_video}", f"--out={out}"]
+    assert main(args) == INCOMPLETE
+    results = json.loads((out / "results.json").read_text())
+    assert (results["listed"], results["scored"]) == (24, 23)
+    assert [failure["name"] for failure in results["failed"]] == ["videos/test/up/0000.mp4"]
+    assert "up/0000.mp4" in capsys.readouterr().err
+
+
+def test_training_goes_on_over_a_torn_video_up_to_the_allowed_fraction(with_a_torn_video, tmp_path, capsys):
+    base = ["train", *VIDEO, f"--data.root={with_a_torn_video}", "--train.max_steps=12"]
+    assert main([*base, f"--out={tmp_path / 'strict'}"]) == FAILED
+    line = error(capsys)
+    assert "up/0000.mp4" in line
+    assert "data.max_bad_fraction" in line
+    assert main([*base, f"--out={tmp_path / 'lenient'}", "--data.max_bad_fraction=0.05"]) == OK
+    assert "up/0000.mp4" in (tmp_path / "lenient" / "log.txt").read_text()
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(FileNotFoundError):
+        main(["inflate", "nowhere.pt", "--out=x.pt", "--debug"])
