@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     _log_to_console()
-    # Before torch loads: idle OpenMP threads sleep instead of spinning. On a machine that also decodes video, or is
-    # shared, spinning threads take the cores that the others wait for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch loads: let OpenMP threads that wait for each other fall asleep soon. Where another process wants a core,
+    # a loader worker say, spinning threads hold up the very one they wait for; on an idle machine nothing changes.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return _dispatch(args)
     except SystemExit as leaving:  # --help and --version

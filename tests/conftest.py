@@ -1,6 +1,9 @@
 """Small real data sets that several tests share."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 import pytest
 

@@ -207,8 +207,8 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
                 page.Facts(
                     {
                         "Test videos": f"{video['scored']} scored of {video['listed']} listed",
-                        "Views": f"{CLIPS} clips x {CROPS} crops of {video['num_frames']} frames, {video['size']} pixels,"
-                        f" stride {video['frame_stride']}; mean of the views' softmax",
+                        "Views": f"{CLIPS} clips x {CROPS} crops, {video['num_frames']} frames x {video['frame_stride']},"
+                        f" {video['size']} pixels; mean of the views' softmax",
                         "Start of the video model": beginning,
                         "Seed": str(results["seed"]),
                         "Time": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())

@@ -45,8 +45,15 @@ MOTIONS: dict[str, tuple[float, float, float, float]] = {
 }
 _MAX_SHIFT = max(MOTIONS["right"]) * MIDDLE_FRAME  # from the middle frame to either end, at speed 1
 
-# Columns of the photographs each split may show, and the share of each digit's scans it owns (ends of the intervals).
-_PHOTO_COLUMNS = {"train": (0, 384), "val": (384, 480), "test": (480, 640)}
+# Which tile of a photograph belongs to which split. Every split has tiles of every height: a split of columns, say,
+# would keep the sky, where strokes stand out least, from some.
+_TILES = (
+    ("train", "test", "train", "val"),
+    ("test", "train", "val", "train"),
+    ("train", "val", "train", "test"),
+)
+_TILE_WIDTH, _TILE_HEIGHT = 160, 142  # pixels of the photographs, which are 640 x 427
+# Share of each digit's scans that a split owns (ends of the intervals).
 _SCAN_SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
 _BRIGHTNESS = 0.5  # of the photographs, so that every digit outshines them
 
@@ -130,9 +137,11 @@ class MovingDigits:
         rng = np.random.default_rng((self.seed, 1 + stream, SPLITS.index(split), index))
         photo = str(rng.choice(list(self.photos)))
         side = int(rng.integers(64, 97))
-        left, right = _PHOTO_COLUMNS[split]
-        x0 = int(rng.integers(left, right - side + 1))
-        y0 = int(rng.integers(0, self.photos[photo].height - side + 1))
+        row, column = rng.choice(
+            [(r, c) for r, tiles in enumerate(_TILES) for c, own in enumerate(tiles) if own == split]
+        )
+        x0 = int(column * _TILE_WIDTH + rng.integers(_TILE_WIDTH - side + 1))
+        y0 = int(row * _TILE_HEIGHT + rng.integers(_TILE_HEIGHT - side + 1))
         size, speed = rng.uniform(0.36, 0.48), rng.uniform(0.8, 1.25)
         # Room for a tilted digit and for the widest motion, whichever will be shown: nothing ever leaves the frame.
         margin = 0.55 * size + _MAX_SHIFT * speed

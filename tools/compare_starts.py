@@ -1,0 +1,46 @@
+"""What does inflation buy? The quickstart's video training from inflated and from fresh weights, over several seeds.
+
+    python tools/compare_starts.py WORK_FOLDER docs/inflation --seeds 3
+
+An interrupted run goes on where it was. Leaves `curves.png` and `results.json` in the second folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from sparsevideo.apps import quickstart
+from sparsevideo.reports.metrics import save_learning_curves
+
+
+def main() -> None:
+    """Run both starts for every seed, then write down the curves and the steps they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for the runs")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    runs, results = {}, []
+    for seed in range(args.seeds):
+        for start in ("inflated", "fresh"):
+            folder = args.work / f"{start}-{seed}"
+            done = quickstart.run(folder, seed=seed, from_scratch=start == "fresh")
+            runs[f"{start}, seed {seed}"] = log = folder / "video" / "metrics.jsonl"
+            curve = [line for line in map(json.loads, log.read_text().splitlines()) if line["split"] == "val"]
+            results.append(
+                {
+                    "start": start,
+                    "seed": seed,
+                    "validation_top1": {line["step"]: line["top1"] for line in curve},
+                    "first_step_at_90": next((line["step"] for line in curve if line["top1"] >= 90), None),
+                    **{name: done[name]["top1"] for name in ("image", "video", "video_still") if name in done},
+                    "environment": done["video"]["environment"],
+                }
+            )
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_learning_curves(args.out / "curves.png", runs, chance=dict.fromkeys(runs, 12.5))
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
