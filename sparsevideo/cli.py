@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     _log_to_console()
-    # Before torch loads: let OpenMP threads that wait for each other fall asleep soon. Where another process wants a core,
-    # a loader worker say, spinning threads hold up the very one they wait for; on an idle machine nothing changes.
+    # Before torch loads: let OpenMP threads that wait for each other fall asleep soon. Where another process wants a
+    # core, a loader worker say, spinning threads hold up the very one they wait for: steps take many times longer.
+    # On an idle machine nothing changes.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return _dispatch(args)
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ValueError, TypeError, OSError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # A loader worker's error comes with its traceback, whose last line is what happened.
+        print(f"error: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
@@ -139,6 +141,7 @@ def _add_run_file(parser: Parser) -> None:
 
 
 def _parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
+    argv = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     args = parser.parse([_packaged(argv[i - 1], arg) if i else arg for i, arg in enumerate(argv)])
     return Config(args.model, args.data, args.optim, args.train, args.test), args
 
@@ -222,7 +225,12 @@ def make_digits(parser: Parser, argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     from sparsevideo.data.moving_digits import make_moving_digits
 
-    print(make_moving_digits(Path(args.root), seed=args.seed))
+    made = make_moving_digits(Path(args.root), seed=args.seed)
+    videos, images = (
+        sum(made["videos_per_class"].values()) * len(made["motions"]),
+        10 * sum(made["images_per_class"].values()),
+    )
+    print(f"{args.root}: {videos} videos of {len(made['motions'])} motions, {images} images of 10 digits")
     return OK
 
 

@@ -184,7 +184,7 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
                     out / "strip.png",
                     "Frames of a clip with the tokens' boxes and sampling points at the first and the last look",
                     "One clip of the test set. Each token has a box in space and time and reads features at a few"
-                    " points in it. At the first look the boxes are the learned start; by the last they have been refined."
+                    " points in it. The first look is near the learned start; the last is where the network got to."
                     " The dashed box is the digit's true place, which the network was never told.",
                 ),
                 page.Figure(
@@ -207,8 +207,8 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
                 page.Facts(
                     {
                         "Test videos": f"{video['scored']} scored of {video['listed']} listed",
-                        "Views": f"{CLIPS} clips x {CROPS} crops, {video['num_frames']} frames x {video['frame_stride']},"
-                        f" {video['size']} pixels; mean of the views' softmax",
+                        "Views": f"{CLIPS} clips x {CROPS} crops, {video['num_frames']} frames at stride"
+                        f" {video['frame_stride']}, {video['size']} pixels; mean of the views' softmax",
                         "Start of the video model": beginning,
                         "Seed": str(results["seed"]),
                         "Time": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())

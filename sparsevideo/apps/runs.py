@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 
 from sparsevideo import build
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.evaluate import evaluate
@@ -234,7 +235,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "size": config.data.size,
         "num_frames": config.data.num_frames if model.ndim == 3 else 1,
         "frame_stride": config.data.frame_stride if model.ndim == 3 else None,
-        "decoder": config.data.decoder if model.ndim == 3 else None,
+        "decoder": resolve_decoder(config.data.decoder) if model.ndim == 3 else None,
         "precision": test.precision,
         "listed": len(records),
         "scored": len(records) - len(predictions.failures),

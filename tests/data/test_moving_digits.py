@@ -96,7 +96,8 @@ def test_motions_go_where_the_viewer_is_told_they_go(root):
         moved = where[-1].mean(0) - where[0].mean(0)
         grown = len(where[-1]) / len(where[0])
         lean = [w[w[:, 0] < w[:, 0].mean(), 1].mean() - w[w[:, 0] > w[:, 0].mean(), 1].mean() for w in where]
-        assert np.allclose(moved[::-1], 6 * SIDE * np.array(change[:2]), atol=5), motion
+        # Shifts are 7.7 pixels or more; ink beside the centre of its scan circles it by up to 6 when the digit turns.
+        assert np.allclose(moved[::-1], 6 * SIDE * np.array(change[:2]), atol=6), motion
         assert np.sign(round(np.log2(grown))) == np.sign(change[2]), motion
         if change[3]:
             assert (np.sign(np.diff(lean[::3])) == np.sign(change[3])).all(), motion

@@ -1,0 +1,53 @@
+"""Real processes: what several ranks compute is what one computes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from toy_runs import VIDEO
+
+from sparsevideo.cli import OK, main
+from sparsevideo.models import zoo
+
+
+def torchrun(processes, *argv):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "sparsevideo", *map(str, argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == OK, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one_process(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "run"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--data.flip=0"]) == OK
+    assert main(["test", str(out / "checkpoints" / "last.pt"), "--views=2x2", f"--out={out / 'test'}"]) == OK
+    return out
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_number_of_processes_gives_the_same_scores(processes, one_process, tmp_path):
+    """24 videos: a share of each number of ranks, none of them padded."""
+    torchrun(processes, "test", one_process / "checkpoints" / "last.pt", "--views=2x2", f"--out={tmp_path}")
+    alone, together = (np.load(folder / "predictions.npz") for folder in (one_process / "test", tmp_path))
+    assert alone["names"].tolist() == together["names"].tolist()
+    assert np.abs(alone["scores"] - together["scores"]).max() < 1e-6
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["environment"]["world_size"] == processes
+    assert results["top1"] == json.loads((one_process / "test" / "results.json").read_text())["top1"]
+
+
+def test_two_ranks_with_half_the_batch_train_as_one(digits, one_process, tmp_path):
+    args = [*VIDEO, f"--data.root={digits}", "--data.flip=0", "--train.batch_size=2", f"--out={tmp_path / 'run'}"]
+    torchrun(2, "train", *args)
+    alone, together = (
+        zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (one_process, tmp_path / "run")
+    )
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, together[name], rtol=1e-4, atol=1e-5), name
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # rank 0 alone writes

@@ -1,0 +1,29 @@
+"""The wheel, in an environment that never saw this repository."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, cwd):
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "venv", tmp_path / "clean", cwd=tmp_path)
+    python = tmp_path / "clean" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    command = tmp_path / "clean" / "bin" / "sparsevideo"
+    assert "quickstart" in run(command, "--help", cwd=tmp_path)
+    assert len(json.loads(run(command, "models", "list", "--json", cwd=tmp_path))) == 8
+    assert "images/{split}" in run(command, "config", "show", "--config", "quickstart/image_nano.yaml", cwd=tmp_path)

@@ -1,0 +1,7 @@
+"""Command lines of four-step runs with a toy network."""
+
+NANO = {"focus_dim": 32, "cortex_dim": 32, "cortex_depth": 2, "num_tokens": 4, "num_points": 4, "stem_channels": 8}
+NANO_ARGS = [f"--model.args.{name}={value}" for name, value in {**NANO, "num_heads": 4, "focus_repeats": 2}.items()]
+QUICK = [*NANO_ARGS, "--data.num_workers=0", "--data.size=32", "--train.max_steps=4", "--train.batch_size=4"]
+VIDEO = ["--config", "configs/quickstart/video_nano.yaml", *QUICK, "--data.num_frames=4"]
+IMAGE = ["--config", "quickstart/image_nano.yaml", *QUICK]
