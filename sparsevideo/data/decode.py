@@ -133,6 +133,8 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int
         raise ValueError(f"write_video wants (T, H, W, 3) uint8 with even H and W, got {frames.shape} {frames.dtype}")
     with av.open(str(path), "w") as container:
         options = {"crf": str(crf), "g": str(gop), "threads": "1", "preset": "veryfast"}
+        options |= {"mbtree": "0"}  # with it the same frames give other bytes now and then
+        options |= {"sc_threshold": "0"}  # no keyframes but every `gop` frames
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
