@@ -4,6 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def _at_least(section: str, settings: object, **least: float) -> None:
+    """Refuse values below their least; None is never below."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{section}.{name} is {value}; it must be at least {bound}")
+
+
 @dataclass
 class ModelConfig:
     """Which network."""
@@ -52,6 +60,9 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
 
+    def __post_init__(self) -> None:
+        _at_least("data", self, num_frames=1, frame_stride=1, size=1, short_side=1, num_workers=0, max_bad_fraction=0)
+
 
 @dataclass
 class OptimConfig:
@@ -71,6 +82,9 @@ class OptimConfig:
     """AdamW's running averages."""
     clip_grad: float = 5.0
     """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        _at_least("optim", self, lr=0, min_lr=0, warmup_lr=0, warmup_ratio=0, weight_decay=0, clip_grad=0)
 
 
 @dataclass
@@ -96,6 +110,10 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps between two writes of `last.pt`, beside those after every validation and at the end."""
 
+    def __post_init__(self) -> None:
+        _at_least("train", self, epochs=0, max_steps=1, batch_size=1, seed=0, log_every=1)
+        _at_least("train", self, validate_every=0, checkpoint_every=1)
+
 
 @dataclass
 class TestConfig:
@@ -115,6 +133,9 @@ class TestConfig:
     """Videos per device and step."""
     precision: str = "32-true"
     """32-true, bf16-mixed or bf16-true."""
+
+    def __post_init__(self) -> None:
+        _at_least("test", self, clips=1, crops=1, batch_size=1)
 
 
 @dataclass

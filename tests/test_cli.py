@@ -179,6 +179,7 @@ def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
         (["--data.list=films/{split}"], "films/train"),
         (["--data.flip_labels.lift=right"], "lift"),
         (["--train.batch_size=4000"], "train.batch_size"),
+        (["--train.log_every=0"], "train.log_every"),
         (["--train.precision=16-mixed"], "16-mixed"),
         (["--data.decoder=vlc"], "vlc"),
     ],

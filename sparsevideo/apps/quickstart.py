@@ -61,7 +61,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
             results["image"] = _test(image_run)
         with clock.stage("inflation"):
             video_config.model.weights = str(out / "inflated.safetensors")
-            tubes = zoo.create_model(video_config.model.name, **video_config.model.args).num_tubes
+            tubes = zoo.preset(video_config.model.name)["num_tubes"]
             steps = inflate_weights(_best(image_run), Path(video_config.model.weights), num_tubes=tubes)
             changed = [name for name, before, after, _ in steps if before != after]
             logger.info("inflated the image weights to %d tubes: %d tensors took a new shape", tubes, len(changed))

@@ -53,7 +53,7 @@ def launch(precision: str) -> Fabric:
     return fabric
 
 
-def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str, float]:
+def train_run(config: Config, out: Path, resume: str | None = None) -> None:
     """Train and leave a run folder.
 
     The folder holds `config.yaml` (runnable as it is), `environment.json`, `metrics.jsonl`, `log.txt`, `tensorboard/`
@@ -64,9 +64,6 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
         out: The run folder.
         resume: "auto" goes on from the folder's `last.pt` where there is one; a path from that checkpoint.
 
-    Returns:
-        The last validation's scores.
-
     Raises:
         FileExistsError: The folder holds a run and `resume` is None.
     """
@@ -75,7 +72,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
         raise FileExistsError(f"{out} holds a run already: --resume goes on with it, or choose another --out")
     fabric = launch(config.train.precision)
     fabric.seed_everything(config.train.seed, verbose=False)
-    ndim = zoo.create_model(config.model.name, num_tokens=1).ndim
+    ndim = zoo.preset(config.model.name)["ndim"]
     train_records = build.build_records(config.data, "train", ndim)
     val_records = None
     if "{split}" in config.data.list and config.train.validate_every != 0:
@@ -83,15 +80,13 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
     model, report = build.build_model(config.model, len(train_records.classes))
     optimizer = build.build_optimizer(config.optim, model)
 
-    step, best_top1 = 0, -1.0
-    source = last if resume == "auto" else Path(resume) if resume else None
-    if source is not None and (source.exists() or resume != "auto"):
-        state = _read_run(source)
+    source = Path(resume) if resume not in (None, "auto") else last if last.exists() else None
+    state: dict[str, Any] = _read_run(source) if source else {"step": 0, "best_top1": -1.0}
+    if source:
         if state["classes"] != list(train_records.classes):
             raise ValueError(f"{source}: trained on {state['classes']}, the list has {list(train_records.classes)}")
         zoo.load_weights(model, state, strict=True)
-        optimizer.load_state_dict(state["optimizer"])
-        step, best_top1 = state["step"], state["best_top1"]
+    step, best_top1 = state["step"], state["best_top1"]
 
     batches, steps_per_epoch = build.build_train_loader(
         config, train_records, ndim, rank=fabric.global_rank, world_size=fabric.world_size, start_step=step
@@ -99,6 +94,8 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
     steps = build.total_steps(config, steps_per_epoch)
     raw_model = model
     model, optimizer = fabric.setup(model, optimizer)
+    if source:
+        optimizer.load_state_dict(state["optimizer"])
     prepare = build.build_prepare(config.data, ndim, fabric.device)
 
     def validate() -> dict[str, float]:
@@ -106,7 +103,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
 
     def save(done: int, scores: dict[str, float] | None) -> None:
         nonlocal best_top1
-        is_best = scores is not None and scores["top1"] > best_top1
+        is_best = scores is not None and scores["top1"] >= best_top1
         best_top1 = max(best_top1, scores["top1"]) if scores else best_top1
         if not fabric.is_global_zero:
             return
@@ -139,7 +136,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> dict[str,
             steps, steps_per_epoch, f"; going on from step {step}" if step else "",
         )  # fmt: skip
         validate_every = config.train.validate_every
-        return train(
+        train(
             fabric,
             model,
             optimizer,

@@ -38,7 +38,7 @@ def train(
     label_smoothing: float,
     clip_grad: float,
     seed: int,
-) -> dict[str, float]:
+) -> None:
     """Train from `start_step` up to `total_steps`.
 
     Args:
@@ -62,14 +62,11 @@ def train(
         clip_grad: Largest norm of the whole gradient.
         seed: Drop path is a function of (seed, step, rank), so a resumed run repeats it.
 
-    Returns:
-        The last validation's scores.
-
     Raises:
         ValueError: The gradient is not finite, or too many files could not be read.
     """
     model.train()
-    meter, scores = Meter(), {}
+    meter = Meter()
     bar = progress_bar("train", total_steps, start_step, show=fabric.is_global_zero)
     iterator, waiting = iter(batches), perf_counter()
     for step in range(start_step, total_steps):
@@ -114,19 +111,18 @@ def train(
             )  # fmt: skip
 
         last = done == total_steps
-        validated = validate is not None and (last or (validate_every > 0 and done % validate_every == 0))
-        if validate is not None and validated:
+        scores = None
+        if validate is not None and (last or (validate_every > 0 and done % validate_every == 0)):
             before = perf_counter()
             scores = validate()
             log.metrics("val", done, epoch=done / steps_per_epoch, **scores)
             logger.info("validation at step %d: top1 %.2f  top5 %.2f", done, scores["top1"], scores["top5"])
             model.train()
             meter.skip(perf_counter() - before)
-        if validated or last or (checkpoint_every and done % checkpoint_every == 0):
-            save(done, scores if validated else None)
+        if scores or last or (checkpoint_every and done % checkpoint_every == 0):
+            save(done, scores)
         waiting = perf_counter()
     bar.stop()
-    return scores
 
 
 class BadFiles:

@@ -60,6 +60,21 @@ def list_models() -> list[str]:
     return list(_PRESETS)
 
 
+def preset(name: str) -> dict[str, Any]:
+    """The arguments that a name stands for; those that are absent have `SparseFormer`'s defaults.
+
+    Raises:
+        ValueError: No such model; the message offers the nearest.
+
+    Example:
+        >>> preset("video_sparseformer_nano")["num_tubes"]
+        4
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, _PRESETS)}; known: {', '.join(_PRESETS)}")
+    return dict(_PRESETS[name])
+
+
 def create_model(name: str, **overrides: Any) -> SparseFormer:
     """Build a network from its name, with fresh weights.
 
@@ -76,12 +91,11 @@ def create_model(name: str, **overrides: Any) -> SparseFormer:
         >>> model(torch.zeros(1, 3, 8, 64, 64)).shape
         torch.Size([1, 8])
     """
-    if name not in _PRESETS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _PRESETS)}; known: {', '.join(_PRESETS)}")
+    arguments = preset(name)
     for argument in overrides:
         if argument not in _ARGUMENTS:
             raise TypeError(f"SparseFormer has no argument {argument!r}{_nearest(argument, _ARGUMENTS)}")
-    return SparseFormer(**{**_PRESETS[name], **overrides})
+    return SparseFormer(**{**arguments, **overrides})
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
