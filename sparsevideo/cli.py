@@ -17,6 +17,8 @@ import jsonargparse
 from sparsevideo import __version__
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says
+
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
 
 

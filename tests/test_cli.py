@@ -117,7 +117,7 @@ def test_models_list_and_help_and_version(capsys):
     assert main(["--help"]) == OK
     assert "quickstart" in capsys.readouterr().out
     assert main(["train", "--help"]) == OK
-    assert "--optim.lr" in capsys.readouterr().out
+    assert "Learning rate after the warm-up" in capsys.readouterr().out
     assert main(["--version"]) == OK
     assert capsys.readouterr().out.strip() == sparsevideo.__version__
 

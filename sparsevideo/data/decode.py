@@ -103,7 +103,12 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # `convert` would clip it to white
+                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                raise ValueError(f"its pixels ({upright.mode}) have no known range; save it with 8 bits")
+            return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
@@ -121,12 +126,13 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int
         gop: Largest distance between two keyframes, in frames.
 
     Raises:
-        ValueError: `frames` is no (T, H, W, 3) uint8 array with even height and width.
+        ValueError: `frames` is no (T, H, W, 3) uint8 array with even height and width, or has no frame.
     """
     if (
         frames.ndim != 4
         or frames.shape[-1] != 3
         or frames.dtype != np.uint8
+        or not len(frames)
         or frames.shape[1] % 2
         or frames.shape[2] % 2
     ):

@@ -77,26 +77,38 @@ def read_records(root: str | Path, listing: str = ".", *, kind: str, classes: Se
     place = root / listing
     if place.is_dir():
         names, labels = _read_folders(root, place, EXTENSIONS[kind], kind)
+        known = tuple(sorted(set(labels))) if classes is None else tuple(classes)
+        numbers: dict[str, int] = {}  # a folder's name is always a name
     elif place.is_file():
         names, labels = _read_list(place)
         _check_present(root, place, names)
+        known = _classes_of(labels, place) if classes is None else tuple(classes)
+        numbers = {str(number): number for number in range(len(known))}
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
         raise FileNotFoundError(f"{place}: no such folder or list file; {root} holds: {held or 'nothing'}")
-    known = _classes_of(labels, place) if classes is None else tuple(classes)
-    return Records.build(root, known, names, _numbers_of(labels, known, place))
+    number_of = numbers | {name: number for number, name in enumerate(known)}  # a class name comes before a number
+    if unknown := sorted(set(labels) - number_of.keys()):
+        raise ValueError(f"{place}: {_few(unknown)} not among the {len(known)} classes expected: {_few(known)}")
+    return Records.build(root, known, names, [number_of[label] for label in labels])
 
 
 def _read_folders(root: Path, place: Path, extensions: tuple[str, ...], kind: str) -> tuple[list[str], list[str]]:
     """Find files in class folders, at any depth; folders without any are no classes."""
     names, labels = [], []
+    walked: set[tuple[tuple[str, ...], str]] = set()
     for folder, folders, files in os.walk(place, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(place).parts
+        here = inside[:1], os.path.realpath(folder)
+        if inside and (here in walked or here[1] == os.path.realpath(place)):
+            folders.clear()  # a link back to where this class was, or to all classes
+            continue
+        walked.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found = sorted(f for f in files if f.lower().endswith(extensions) and not f.startswith("."))
         if found and not inside:
             raise ValueError(f"{place}: holds {found[0]} outside any class folder; put each {kind} into <class>/")
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in found]
+        names += [Path(os.path.relpath(Path(folder) / name, root)).as_posix() for name in found]
         labels += [inside[0] for _ in found]
     if not names:
         raise ValueError(f"{place}: no {kind} in it; looked in every <class>/ for {' '.join(extensions)}")
@@ -114,6 +126,8 @@ def _read_list(place: Path) -> tuple[list[str], list[str]]:
             labels.append(fields[1])
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: is no text in UTF-8 ({error.reason}); save it as such") from error
+    except csv.Error as error:
+        raise ValueError(f"{place}: is no csv file ({error}); look for a quote that is not closed") from error
     if not names:
         raise ValueError(f"{place}: lists no files; it wants a line `path,label` for each")
     return names, labels
@@ -131,7 +145,7 @@ def _rows(place: Path) -> Iterator[tuple[int, list[str]]]:
             return
         reader = csv.reader(file, skipinitialspace=True)
         rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(row)]
-    header = [field.lower() for field in rows[0][1]]
+    header = [field.lower() for field in rows[0][1]] if rows else []
     if {"path", "label"} <= set(header):
         columns = header.index("path"), header.index("label")
         rows = [(number, [row[column] for column in columns if column < len(row)]) for number, row in rows[1:]]
@@ -154,22 +168,13 @@ def _check_present(root: Path, place: Path, names: list[str]) -> None:
 
 
 def _classes_of(labels: list[str], place: Path) -> tuple[str, ...]:
-    """Name the classes: 0, 1, ... where all labels are numbers, else the sorted names."""
-    if not all(label.isdecimal() for label in labels):
+    """Name the classes of a list: 0, 1, ... where all labels are plain numbers, else the sorted names."""
+    if not all(label.isdecimal() and label == str(int(label)) for label in labels):
         return tuple(sorted(set(labels)))
     largest = max(map(int, labels))
     if largest >= _MAX_CLASSES:
         raise ValueError(f"{place}: {largest} is no class number; labels count from 0")
     return tuple(str(number) for number in range(largest + 1))
-
-
-def _numbers_of(labels: list[str], classes: tuple[str, ...], place: Path) -> list[int]:
-    """Turn labels into numbers: a class name comes first, then a number."""
-    number_of = {str(number): number for number in range(len(classes))}
-    number_of.update({name: number for number, name in enumerate(classes)})
-    if unknown := sorted(set(labels) - number_of.keys()):
-        raise ValueError(f"{place}: {_few(unknown)} not among the {len(classes)} classes expected: {_few(classes)}")
-    return [number_of[label] for label in labels]
 
 
 def _few(names: Sequence[str]) -> str:

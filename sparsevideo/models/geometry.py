@@ -132,8 +132,8 @@ def inflate_roi(roi: Tensor, num_tubes: int) -> Tensor:
 def offset_grid(num_points: int, ndim: int) -> Tensor:
     """Start offsets: a grid of cell centres over the box in space, evenly spread and shuffled in time.
 
-    Time must not start at zero: offsets are divided by their own deviation, and 0/0 throws every point
-    to a random instant with the first step.
+    No axis may start with one value for all points: offsets are divided by their deviation, and 0/0 throws every
+    point to a random place with the first step. So a grid of a single row is spread over y as over time.
 
     Returns:
         (P, ndim) offsets in (-0.5, 0.5), x fastest.
@@ -144,12 +144,17 @@ def offset_grid(num_points: int, ndim: int) -> Tensor:
     """
     rows, columns = grid_shape(num_points)
     y, x = torch.meshgrid(_cell_centres(rows), _cell_centres(columns), indexing="ij")
-    axes = [x.flatten(), y.flatten()]
+    axes = [x.flatten(), y.flatten() if rows > 1 else _shuffled(num_points, seed=1)]
     if ndim == 3:
-        shuffle = torch.randperm(num_points, generator=torch.Generator().manual_seed(0), device="cpu")
-        axes.append(_cell_centres(num_points)[shuffle.to(x.device)])
+        axes.append(_shuffled(num_points, seed=0))
     return torch.stack(axes, dim=-1)
 
 
 def _cell_centres(count: int) -> Tensor:
     return (torch.arange(count) + 0.5) / count - 0.5
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    centres = _cell_centres(count)
+    return centres[order.to(centres.device)]

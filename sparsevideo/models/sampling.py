@@ -16,8 +16,7 @@ def read(feat: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """Interpolate a feature map (bi- or trilinearly) at points.
 
     A point's 2^ndim surrounding cells are rows of C contiguous values in a channels-last map, so reading is a weighted
-    sum of table rows: `embedding_bag`. With tiny's 392 tokens of 36 points on two CPU cores this takes a tenth of the
-    time of `grid_sample`, forward, and a fifth with the backward pass.
+    sum of table rows: `embedding_bag`. On a CPU this is several times faster than `grid_sample` on the same map.
 
     Args:
         feat: (B, C, *S) features; no copy is made when they are channels-last.

@@ -90,6 +90,7 @@ class Stem(nn.Module):
         batch = len(x)
         # A Conv3d and a 3-D pool do the same several times slower.
         frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")
+        frames = frames.to(self.conv.weight.dtype)
         feat = self.conv(frames.contiguous(memory_format=torch.channels_last))
         # Pooling first is exact, since ReLU never changes an order, and leaves a quarter of the work to ReLU.
         feat = F.relu(F.max_pool2d(feat, kernel_size=3, stride=2, padding=1))
@@ -136,8 +137,8 @@ class RoiAdjust(nn.Module):
         self.proj = Linear(dim, 2 * ndim, bias=False, std=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, 2*ndim) shifts in box sizes, then log scales."""
-        return self.proj(self.norm(tokens))
+        """Tokens (B, N, D) -> (B, N, 2*ndim) shifts in box sizes, then log scales; at least float32."""
+        return geometry.at_least_float32(self.proj(self.norm(tokens)))
 
 
 class PointOffset(nn.Module):
@@ -155,9 +156,9 @@ class PointOffset(nn.Module):
             self.bias.copy_(geometry.offset_grid(*self.bias.shape))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, P, ndim) offsets in box sizes from the box centre."""
-        offset = self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
-        return geometry.standardize_offsets(self.bias + offset)
+        """Tokens (B, N, D) -> (B, N, P, ndim) offsets in box sizes from the box centre; at least float32."""
+        offset = self.bias + self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
+        return geometry.standardize_offsets(geometry.at_least_float32(offset))
 
 
 class MixingWeights(nn.Linear):
@@ -246,7 +247,7 @@ class SamplingBlock(Block):
         """Tokens (B, N, D), boxes (B, N, 2*ndim), features (B, C, *S) -> tokens, boxes, points (B, N, P, ndim)."""
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
         with geometry.full_precision(tokens):
-            exact = geometry.at_least_float32(tokens)
+            exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast; a bfloat16 model's own
             roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
             points = geometry.points_in_roi(roi, self.offset(exact))
             sampled = sampling.read(feat, sampling.clamp_gradient(points, feat), self.padding)
@@ -264,7 +265,8 @@ class Transition(nn.Module):
         self.norm = LayerNorm(out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(self.proj(tokens))
+        # Autocast on a CPU would leave the cortex' residual stream in bfloat16.
+        return self.norm(self.proj(tokens)).to(self.norm.weight.dtype)
 
 
 class SparseFormer(nn.Module):
@@ -392,29 +394,26 @@ class SparseFormer(nn.Module):
             raise ValueError(f"this SparseFormer takes normalised floats, got {x.dtype}; scale and normalise first")
 
 
+_COUNTS = (
+    *("num_classes", "num_tokens", "num_tubes", "num_points", "stem_channels", "focus_dim", "cortex_dim"),
+    *("cortex_depth", "focus_repeats", "num_heads"),
+)
+
+
 def _check_hparams(args: dict) -> None:
     if args["ndim"] not in (2, 3):
         raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
     if args["ndim"] == 2 and args["num_tubes"] != 1:
         raise ValueError(f"an image has no time: num_tubes must be 1 with ndim=2, got {args['num_tubes']}")
-    if args["num_points"] < 2:
-        raise ValueError(
-            f"num_points must be at least 2 (offsets are divided by their deviation), got {args['num_points']}"
-        )
-    for name in (
-        "num_classes",
-        "num_tokens",
-        "num_tubes",
-        "stem_channels",
-        "cortex_depth",
-        "focus_repeats",
-        "num_heads",
-    ):
-        if args[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {args[name]}")
+    for name in _COUNTS:
+        least = 2 if name == "num_points" else 1  # offsets are divided by their deviation over the points
+        if not isinstance(args[name], int) or args[name] < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {args[name]}")
     for name in ("focus_dim", "cortex_dim"):
         if args[name] % args["num_heads"] or args[name] % 4:
             raise ValueError(f"{name}={args[name]} must be a multiple of 4 and of num_heads={args['num_heads']}")
+        if int(args[name] * args["mlp_ratio"]) < 1:
+            raise ValueError(f"mlp_ratio must leave {name} at least one hidden value, got {args['mlp_ratio']}")
     if not 0 <= args["drop_path"] < 1:
         raise ValueError(f"drop_path must be in [0, 1), got {args['drop_path']}")
     if args["padding"] not in sampling.PADDINGS:

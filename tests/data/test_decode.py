@@ -381,3 +381,25 @@ def test_same_pixels_as_decord() -> None:
     batch = decord.VideoReader(str(path), num_threads=1).get_batch(indices)
     theirs = batch.asnumpy() if hasattr(batch, "asnumpy") else batch.numpy()  # pytorchvideo switches decord to torch
     np.testing.assert_array_equal(read_frames(path, indices), theirs)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (4, 2), (255, 255, 255)).convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (2, 4, 3) and pixels.dtype == np.uint8 and pixels.min() > 250
+
+
+def test_sixteen_bits_of_grey_keep_their_range_and_unknown_ranges_are_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    Image.fromarray(ramp).save(tmp_path / "grey16.png")
+    assert np.abs(read_image(tmp_path / "grey16.png")[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DecodeError, match=r"float\.tif.*no known range"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="write_video wants"):
+        write_video(tmp_path / "empty.mp4", np.zeros((0, 64, 64, 3), np.uint8))

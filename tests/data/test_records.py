@@ -44,6 +44,36 @@ def test_class_folders(root: Path) -> None:
     assert records.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("classes", [("00", "01"), ("1", "5"), ("1990", "2000")])
+def test_a_folder_named_by_a_number_is_a_class_of_that_name(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    touch(tmp_path, *[f"{name}/a.mp4" for name in classes])
+    records = read_records(tmp_path, kind="video")
+    assert records.classes == classes and records.labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=f"{classes[0]}, {classes[1]} not among"):
+        read_records(tmp_path, kind="video", classes=["left", "right"])
+
+
+def test_zero_padded_labels_of_a_list_are_names(root: Path) -> None:
+    (root / "list.txt").write_text(f"{RIGHT_A} 01\n{RIGHT_B} 00\n")
+    records = read_records(root, "list.txt", kind="video")
+    assert records.classes == ("00", "01") and records.labels.tolist() == [1, 0]
+
+
+def test_a_link_back_is_not_followed_and_a_link_elsewhere_is(tmp_path: Path) -> None:
+    touch(tmp_path, "set/left/a.mp4", "set/right/b.mp4", "elsewhere/c.mp4")
+    (tmp_path / "set/left/loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set/right/self").symlink_to(tmp_path / "set/right")
+    (tmp_path / "set/right/more").symlink_to(tmp_path / "elsewhere")
+    records = read_records(tmp_path, "set", kind="video")
+    assert table(records) == [("set/left/a.mp4", 0), ("set/right/b.mp4", 1), ("set/right/more/c.mp4", 1)]
+
+
+def test_a_split_may_lie_outside_the_root(root: Path, tmp_path: Path) -> None:
+    touch(tmp_path, "outside/up/a.mp4")
+    records = read_records(root, str(tmp_path / "outside"), kind="video")
+    assert records.path(0).samefile(tmp_path / "outside/up/a.mp4")
+
+
 def test_images_and_videos_do_not_mix(root: Path) -> None:
     touch(root, "videos/train/left/x.JPEG", "videos/train/up/y.png")
     assert read_records(root, "videos/train", kind="video").classes == ("left", "right")
@@ -113,6 +143,8 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"path,label,x\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
         (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: wants a path and a label, got 'lonely\.mp4'"),
         (f"{RIGHT_A} 1700000000\n", "1700000000 is no class number"),
+        (",\n,\n", r"list\.txt: lists no files"),
+        (f'{RIGHT_A},"right\n' + 20_000 * f"{RIGHT_B},right\n", "quote that is not closed"),
     ],
 )
 def test_malformed_lists(root: Path, text: str, message: str) -> None:

@@ -125,6 +125,13 @@ def test_points_start_on_a_grid_in_space_spread_in_time():
                 assert torch.equal(create_model(name).get_parameter(f"{block}.offset.bias"), bias)
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_points_of_any_number_differ_along_every_axis(ndim):
+    """Else the first step would divide by no deviation and throw them away."""
+    for count in range(2, 21):
+        assert geometry.offset_grid(count, ndim).std(0).min() > 0.1, count
+
+
 def test_boxes_start_as_a_grid_of_half_size_tube_by_tube():
     image, video = (create_model(name).token_roi for name in MODELS)
     low = [0.0, 0.25, 0.5]

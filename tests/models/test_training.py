@@ -66,6 +66,22 @@ def test_bfloat16_leaves_coordinates_in_float32(ndim):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
+def test_a_bfloat16_model_runs_with_coordinates_in_float32(ndim):
+    model, x = toy(ndim), clip(ndim)
+    wanted = model(x)
+    model = model.bfloat16()
+    out, logits = model.forward_features(x), model(x)
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in [*out.rois, *out.points])
+    assert logits.dtype == torch.bfloat16 and off_by(logits.float(), wanted) < 0.1
+    assert all(g.isfinite().all() for g in gradients(model, x).values())
+
+
+def test_autocast_keeps_the_tokens_of_the_cortex_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert toy(3).forward_features(clip(3)).tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
 def test_bfloat16_does_not_round_boxes_and_points(ndim):
     """With attention silent the first step's tokens are the same; then so are its boxes and points, to the last bit."""
     model, x = toy(ndim), clip(ndim)

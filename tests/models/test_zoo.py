@@ -49,7 +49,10 @@ def test_unknown_names_offer_the_nearest():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("num_heads", 7), ("num_tokens", 0), ("num_points", 1), ("drop_path", 1.0), ("padding", "zero"), ("num_tubes", 2)],
+    [
+        *[("num_heads", 7), ("num_tokens", 0), ("num_tokens", 9.0), ("num_points", 1), ("num_tubes", 2)],
+        *[("focus_dim", 0), ("mlp_ratio", 0), ("mlp_ratio", -1.0), ("drop_path", 1.0), ("padding", "zero")],
+    ],
 )
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=argument):
