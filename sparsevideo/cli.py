@@ -38,7 +38,7 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser that raises one line, with the nearest name where a name is unknown."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, exit_on_error=False, **kwargs)
+        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
 
     def parse(self, argv: Sequence[str]) -> Any:
         """Parse and build the settings objects.
@@ -54,11 +54,16 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _nearest(self, message: str) -> str:
         known = [action.dest for action in self._actions]
-        for given in re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'|key '([\w.]+)'", message):
-            name = next(filter(None, given))
-            if name not in known:
-                match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                return f"; did you mean --{match[0]}?" if match else ""
+        for group, *given in re.findall(r"(?:Group '([\w.]+)' .*)?(?:--([\w.]+)|[Oo]ption '([\w.]+)')", message):
+            name = ".".join(filter(None, (group, *given)))
+            if name in known:
+                continue
+            # The section first: the same word under another section is seldom what was meant.
+            section = [other for other in known if other.startswith(name.rpartition(".")[0] + ".")]
+            match = difflib.get_close_matches(name, section or known, n=1, cutoff=0.5)
+            prefixes = [other for other in section if name.startswith(other)]
+            near = max(prefixes, key=len) if prefixes else match[0] if match else None
+            return f"; did you mean --{near}?" if near else ""
         return ""
 
 
@@ -124,7 +129,7 @@ def _usage() -> str:
 
 def _log_to_console() -> None:
     log = logging.getLogger("sparsevideo")
-    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     log.propagate = False
     if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
         log.addHandler(ConsoleHandler())
@@ -182,25 +187,32 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     """Score a checkpoint on several views of every video."""
     from sparsevideo.apps.runs import checkpoint_config, test_run
 
+    _add_test_options(parser, Config())
+    args = parser.parse(argv)
+    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
+    if not views:
+        raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
+    # Once more, with the checkpoint's settings as defaults.
+    config = checkpoint_config(path)
+    parser = Parser(prog=parser.prog)
+    _add_test_options(parser, config)
+    args = parser.parse(argv)
+    config.data, config.test = args.data, args.test
+    if args.views:
+        config.test.clips, config.test.crops = int(views[1]), int(views[2])
+    results = test_run(path, config, Path(args.out) if args.out else None)
+    first = os.environ.get("RANK", "0") == "0"
+    if args.json and first:
+        print(json.dumps(results, indent=2))
+    return INCOMPLETE if results["failed"] and first else OK
+
+
+def _add_test_options(parser: Parser, config: Config) -> None:
     parser.add_argument("checkpoint", help="checkpoint of a run; its settings are the defaults below")
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
     parser.add_argument("--out", help="folder for results.json and predictions.npz; by default beside the run")
     parser.add_argument("--json", action="store_true", help="print results.json to standard output")
-    # The first word that is no option may still be an option's value, so only an existing file decides the defaults.
-    told = next((Path(arg) for arg in argv if Path(arg).suffix in (".pt", ".pth", ".safetensors")), None)
-    config = checkpoint_config(told) if told is not None and told.is_file() else Config()
     _add_settings(parser, data=config.data, test=config.test)
-    args = parser.parse(argv)
-    config.data, config.test = args.data, args.test
-    if args.views:
-        views = re.fullmatch(r"(\d+)x(\d+)", args.views)
-        if not views:
-            raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
-        config.test.clips, config.test.crops = int(views[1]), int(views[2])
-    results = test_run(Path(args.checkpoint), config, Path(args.out) if args.out else None)
-    if args.json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(results, indent=2))
-    return INCOMPLETE if results["failed"] else OK
 
 
 def inflate(parser: Parser, argv: Sequence[str]) -> int:

@@ -4,12 +4,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _at_least(section: str, settings: object, **least: float) -> None:
-    """Refuse values below their least; None is never below."""
+def _check(section: str, settings: object, least: dict[str, float], most: dict[str, float] | None = None) -> None:
+    """Refuse values out of range; None is in every range."""
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and value < bound:
             raise ValueError(f"{section}.{name} is {value}; it must be at least {bound}")
+    for name, bound in (most or {}).items():
+        if getattr(settings, name) > bound:
+            raise ValueError(f"{section}.{name} is {getattr(settings, name)}; it must be at most {bound}")
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 @dataclass
@@ -61,7 +69,10 @@ class DataConfig:
     """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
 
     def __post_init__(self) -> None:
-        _at_least("data", self, num_frames=1, frame_stride=1, size=1, short_side=1, num_workers=0, max_bad_fraction=0)
+        least = {"num_frames": 1, "frame_stride": 1, "size": 1, "short_side": 1, "num_workers": 0}
+        _check("data", self, {**least, "max_bad_fraction": 0}, {"max_bad_fraction": 1})
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std is {self.std}; every channel's must be above 0")
 
 
 @dataclass
@@ -84,7 +95,8 @@ class OptimConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        _at_least("optim", self, lr=0, min_lr=0, warmup_lr=0, warmup_ratio=0, weight_decay=0, clip_grad=0)
+        least = dict.fromkeys(("lr", "min_lr", "warmup_lr", "warmup_ratio", "weight_decay"), 0.0)
+        _check("optim", self, {**least, "clip_grad": 1e-6}, {"warmup_ratio": 1})
 
 
 @dataclass
@@ -100,19 +112,21 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """Part of the target that is spread over all classes."""
     precision: str = "32-true"
-    """32-true or bf16-mixed (16-mixed is refused: its loss scaling would be clamped with the points' gradient)."""
+    """32-true or bf16-mixed. No fp16: its loss scaling would be undone by the clamp on the points' gradient."""
     seed: int = 0
     """Decides weights, order, crops and drop path; the same seed gives the same run."""
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int | None = None
-    """Steps between two validations; null validates after every epoch, 0 never. The last step is always validated."""
+    """Steps between two validations, beside that at the end; null is an epoch, 0 asks for no validation at all."""
     checkpoint_every: int | None = None
     """Steps between two writes of `last.pt`, beside those after every validation and at the end."""
 
     def __post_init__(self) -> None:
-        _at_least("train", self, epochs=0, max_steps=1, batch_size=1, seed=0, log_every=1)
-        _at_least("train", self, validate_every=0, checkpoint_every=1)
+        least = dict.fromkeys(("max_steps", "batch_size", "log_every", "checkpoint_every"), 1.0)
+        least |= dict.fromkeys(("epochs", "seed", "validate_every", "label_smoothing"), 0.0)
+        _check("train", self, least, {"label_smoothing": 1})
+        _check_one_of("train.precision", self.precision, ("32-true", "bf16-mixed"))
 
 
 @dataclass
@@ -135,7 +149,9 @@ class TestConfig:
     """32-true, bf16-mixed or bf16-true."""
 
     def __post_init__(self) -> None:
-        _at_least("test", self, clips=1, crops=1, batch_size=1)
+        _check("test", self, {"clips": 1, "crops": 1, "batch_size": 1})
+        _check_one_of("test.convention", self.convention, ("ends", "slowfast"))
+        _check_one_of("test.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
 
 
 @dataclass

@@ -131,6 +131,7 @@ def test_models_list_and_help_and_version(capsys):
         (["train", "--out=x", "--optim.lrr=1"], "did you mean --optim.lr"),
         (["train", "--out=x", "--optim.lr=fast"], "optim.lr"),
         (["train", "--out=x", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--out=x", "--data.ro=y"], "did you mean --data.root"),
         (["train"], "out"),
         (["test", "x.pt", "--views=3by4"], "--views 3by4"),
     ],
@@ -155,12 +156,16 @@ def bad_weights(path, kind):
     elif kind == "torn":
         torch.save({"model": {"w": torch.ones(1000)}}, path)
         path.write_bytes(path.read_bytes()[:600])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("hello")
     elif kind == "other":
         torch.save({"layer1.weight": torch.ones(3)}, path)
     return path
 
 
-@pytest.mark.parametrize("kind", ["absent", "pickle", "torn", "other"])
+@pytest.mark.parametrize("kind", ["absent", "empty", "text", "pickle", "torn", "other"])
 @pytest.mark.parametrize("verb", ["test", "inflate"])
 def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
     path = bad_weights(tmp_path / "weights.pt", kind)
@@ -180,6 +185,9 @@ def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
         (["--data.flip_labels.lift=right"], "lift"),
         (["--train.batch_size=4000"], "train.batch_size"),
         (["--train.log_every=0"], "train.log_every"),
+        (["--train.label_smoothing=2"], "train.label_smoothing"),
+        (["--optim.clip_grad=0"], "optim.clip_grad"),
+        (["--test.convention=middle"], "ends, slowfast"),
         (["--train.precision=16-mixed"], "16-mixed"),
         (["--data.decoder=vlc"], "vlc"),
     ],
@@ -190,6 +198,54 @@ def test_a_wrong_setting_stops_the_run_before_it_leaves_anything(args, said, dig
     assert main(["train", *VIDEO, f"--data.root={digits}", *args, f"--out={out}"]) == FAILED
     assert said in error(capsys)
     assert not (out / "checkpoints").exists()
+
+
+def test_a_file_where_the_run_folder_should_be_stops_at_once(trained, digits, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    weights = str(trained / "checkpoints" / "best.pt")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        for argv in (["train", *VIDEO, f"--data.root={digits}"], ["test", weights], ["quickstart"]):
+            assert main([*argv, f"--out={out}"]) == FAILED
+            assert "choose another --out" in error(capsys)
+    assert main(["inflate", weights, f"--out={weights}"]) == FAILED
+    assert "choose another --out" in error(capsys)
+
+
+def test_a_checkpoint_is_resumed_only_by_its_own_run(trained, digits, tmp_path, capsys):
+    base = ["train", *VIDEO, f"--data.root={digits}"]
+    torn = tmp_path / "torn" / "checkpoints" / "last.pt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes((trained / "checkpoints" / "last.pt").read_bytes()[:5000])
+    other = [f"--resume={trained / 'checkpoints' / 'last.pt'}", f"--out={tmp_path / 'run'}"]
+    for argv, said in [
+        ([f"--resume={trained / 'checkpoints' / 'best.pt'}", other[1]], "best.pt: holds no optimizer"),
+        ([*other, "--model.args.cortex_dim=64"], "last.pt: transition"),
+        ([*other, "--train.max_steps=2"], "4 steps into its run, past the 2"),
+        (["--resume", f"--out={tmp_path / 'torn'}"], "last.pt: not a readable"),
+    ]:
+        assert main([*base, *argv]) == FAILED
+        assert said in error(capsys)
+
+
+def test_without_validation_the_best_checkpoint_is_the_last(digits, tmp_path):
+    out = tmp_path / "run"
+    args = [*VIDEO, f"--data.root={digits}", "--train.validate_every=0", "--train.checkpoint_every=1", f"--out={out}"]
+    assert main(["train", *args]) == OK
+    assert [zoo.read_weights(out / "checkpoints" / f"{name}.pt")["step"] for name in ("last", "best")] == [4, 4]
+
+
+def test_the_name_of_a_checkpoint_does_not_matter(trained, tmp_path):
+    copy = tmp_path / "weights"
+    copy.write_bytes((trained / "checkpoints" / "best.pt").read_bytes())
+    assert main(["test", "--out", str(tmp_path / "results.pt"), str(copy)]) == OK
+    results = json.loads((tmp_path / "results.pt" / "results.json").read_text())
+    assert (results["num_frames"], results["size"], results["clips"]) == (4, 32, 3)
+
+
+def test_no_git_is_needed(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == OK
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["commit"] is None
 
 
 def test_weights_of_another_architecture_or_kind_are_refused(trained, digits, tmp_path, capsys):

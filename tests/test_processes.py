@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,8 +19,7 @@ def torchrun(processes, *argv):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "sparsevideo", *map(str, argv)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert done.returncode == OK, done.stderr[-3000:]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,32 @@ def one_process(digits, tmp_path_factory):
     return out
 
 
+def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits, tmp_path):
+    """A share of 23 videos and one that fails: nobody waits for ever, and rank 0's results are whole."""
+    test = tmp_path / "videos" / "test"
+    shutil.copytree(digits / "videos" / "test", test)
+    (test / "up" / "0001.mp4").write_bytes(b"torn")
+    (test / "up" / "0002.mp4").unlink()
+    args = [one_process / "checkpoints" / "last.pt", f"--data.root={tmp_path}", f"--out={tmp_path / 'results'}"]
+    done = torchrun(2, "test", *args)
+    assert done.returncode != OK  # torchrun's own, for rank 0's 3
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert (results["listed"], results["scored"]) == (23, 22)
+    assert [failure["name"] for failure in results["failed"]] == ["videos/test/up/0001.mp4"]
+    assert len(np.load(tmp_path / "results" / "predictions.npz")["scores"]) == 23
+
+
+def test_bad_input_ends_all_ranks(tmp_path):
+    done = torchrun(2, "train", *VIDEO, f"--data.root={tmp_path / 'nowhere'}", f"--out={tmp_path / 'run'}")
+    assert done.returncode != OK
+    assert "nowhere: no such folder" in done.stderr
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_number_of_processes_gives_the_same_scores(processes, one_process, tmp_path):
     """24 videos: a share of each number of ranks, none of them padded."""
-    torchrun(processes, "test", one_process / "checkpoints" / "last.pt", "--views=2x2", f"--out={tmp_path}")
+    done = torchrun(processes, "test", one_process / "checkpoints" / "last.pt", "--views=2x2", f"--out={tmp_path}")
+    assert done.returncode == OK, done.stderr[-3000:]
     alone, together = (np.load(folder / "predictions.npz") for folder in (one_process / "test", tmp_path))
     assert alone["names"].tolist() == together["names"].tolist()
     assert np.abs(alone["scores"] - together["scores"]).max() < 1e-6
@@ -44,7 +66,8 @@ def test_every_number_of_processes_gives_the_same_scores(processes, one_process,
 
 def test_two_ranks_with_half_the_batch_train_as_one(digits, one_process, tmp_path):
     args = [*VIDEO, f"--data.root={digits}", "--data.flip=0", "--train.batch_size=2", f"--out={tmp_path / 'run'}"]
-    torchrun(2, "train", *args)
+    done = torchrun(2, "train", *args)
+    assert done.returncode == OK, done.stderr[-3000:]
     alone, together = (
         zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (one_process, tmp_path / "run")
     )

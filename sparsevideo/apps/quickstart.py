@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.apps.runs import checkpoint_config, inflate_weights, test_run, train_run
+from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights, test_run, train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.decode import write_video
@@ -97,6 +97,7 @@ class Clock:
 
 def _claim(out: Path, kind: dict[str, Any]) -> None:
     """Make the folder this quickstart's own, or find that it is."""
+    check_folder(out)
     told = out / "quickstart.json"
     if told.exists() and json.loads(told.read_text()) != kind:
         raise ValueError(f"{out} holds another quickstart ({told.read_text().strip()}); choose another --out")
@@ -213,11 +214,11 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
                         "Seed": str(results["seed"]),
                         "Time": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
                         + f"; {sum(results['seconds'].values()):.0f} s in all",
-                        "Peak memory": f"{results['peak_memory_gb']} GB",
+                        "Peak memory": f"{results['peak_memory_gb']} GB of the main process",
                         "Machine": f"{video['environment']['device']}, {video['environment']['cpu_threads']} threads,"
                         f" torch {video['environment']['packages']['torch']}",
                         "Weights": video["checkpoint_sha256"][:12],
-                        "Command": shlex.join(["sparsevideo", *sys.argv[1:]]),
+                        "Command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                     }
                 )
             ],

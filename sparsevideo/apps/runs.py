@@ -36,18 +36,13 @@ logger = logging.getLogger(__name__)
 
 def launch(precision: str) -> Fabric:
     """This process' devices: all that torchrun started, or one."""
-    if precision.startswith("16"):
-        raise ValueError(
-            f"precision {precision}: fp16 needs loss scaling, which the clamp on the points' gradient would undo;"
-            " take bf16-mixed or 32-true"
-        )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     world = int(os.environ.get("WORLD_SIZE", 1))
     fabric = Fabric(
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]  # a wrong one is refused with the list of all
+        precision=precision,  # type: ignore[arg-type]  # a string that config.py has checked
     )
     fabric.launch()
     return fabric
@@ -67,6 +62,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
     Raises:
         FileExistsError: The folder holds a run and `resume` is None.
     """
+    check_folder(out)
     last, best = out / "checkpoints" / "last.pt", out / "checkpoints" / "best.pt"
     if resume is None and last.exists():
         raise FileExistsError(f"{out} holds a run already: --resume goes on with it, or choose another --out")
@@ -85,21 +81,35 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
     if source:
         if state["classes"] != list(train_records.classes):
             raise ValueError(f"{source}: trained on {state['classes']}, the list has {list(train_records.classes)}")
-        zoo.load_weights(model, state, strict=True)
+        if "optimizer" not in state:
+            raise ValueError(f"{source}: holds no optimizer; resume from a last.pt, or start with --model.weights")
+        zoo.load_weights(model, source, strict=True)
+        changed = _changed(state["config"], _plain(config))
+        if changed:
+            logger.warning("resumed with other settings, so not the same run: %s", ", ".join(changed))
     step, best_top1 = state["step"], state["best_top1"]
 
     batches, steps_per_epoch = build.build_train_loader(
         config, train_records, ndim, rank=fabric.global_rank, world_size=fabric.world_size, start_step=step
     )
     steps = build.total_steps(config, steps_per_epoch)
+    if step > steps:
+        raise ValueError(f"{source}: is {step} steps into its run, past the {steps} that are asked for")
     raw_model = model
     model, optimizer = fabric.setup(model, optimizer)
     if source:
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{source}: its optimizer is of another network ({error})") from error
     prepare = build.build_prepare(config.data, ndim, fabric.device)
 
     def validate() -> dict[str, float]:
-        return test_model(fabric, model, config, val_records, ndim)[0]  # type: ignore[arg-type]
+        scores, predictions = test_model(fabric, model, config, val_records, ndim)  # type: ignore[arg-type]
+        if predictions.failures:
+            reasons = "; ".join(list(predictions.failures.values())[:3])
+            logger.warning("%d validation files could not be read: %s", len(predictions.failures), reasons)
+        return {**scores, "failed": len(predictions.failures)}
 
     def save(done: int, scores: dict[str, float] | None) -> None:
         nonlocal best_top1
@@ -118,7 +128,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
             "version": version("sparsevideo"),
         }
         checkpoint.save(last, {**content, "optimizer": optimizer.state_dict()})
-        if is_best or not best.exists():
+        if is_best or best_top1 < 0:  # without any validation the best is the last
             checkpoint.save(best, content)
 
     with RunLog(out if fabric.is_global_zero else None, step) as log:
@@ -146,7 +156,8 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
             validate=validate if val_records is not None else None,
             save=save,
             log=log,
-            bad_files=BadFiles(len(train_records), config.data.max_bad_fraction),
+            # A share of the allowance each, so that all processes together stay within it.
+            bad_files=BadFiles(len(train_records), config.data.max_bad_fraction / fabric.world_size),
             start_step=step,
             total_steps=steps,
             steps_per_epoch=steps_per_epoch,
@@ -204,11 +215,16 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     Returns:
         What stands in `results.json`.
     """
-    fabric = launch(config.test.precision)
+    test = config.test
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    out = out or run / f"{test.split}-{test.clips}x{test.crops}{'-still' if test.still else ''}"
+    check_folder(out)
+    fabric = launch(test.precision)
     model, content = zoo.load_model(path)
     if "classes" not in content:
         raise ValueError(f"{path}: no class names inside; test a checkpoint that `sparsevideo train` wrote")
-    test = replace(config.test, clips=config.test.clips if model.ndim == 3 else 1)
+    if model.ndim == 2:
+        test = replace(test, clips=1)
     records = build.build_records(config.data, test.split, model.ndim, content["classes"])
     scores, predictions = test_model(
         fabric,
@@ -244,9 +260,6 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "environment": environment(fabric),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    if out is None:
-        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        out = run / f"{test.split}-{test.clips}x{test.crops}{'-still' if test.still else ''}"
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps(results, indent=2))
@@ -257,8 +270,9 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
             scores=predictions.scores,
             classes=np.array(records.classes),
         )
+    fabric.barrier()  # a process that ends early takes the others with it
     for failure in failed[:5]:
-        logger.error("could not read %s: %s (counted as wrong)", failure["name"], failure["reason"])
+        logger.info("could not read %s: %s (counted as wrong)", failure["name"], failure["reason"])
     logger.info(
         "top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
         results["top1"], results["top5"], results["mean_class_accuracy"], results["scored"], results["listed"],
@@ -275,6 +289,8 @@ def inflate_weights(
     Raises:
         ValueError: The file holds no image model.
     """
+    if out.is_dir() or out.resolve() == image_weights.resolve():
+        raise ValueError(f"{out}: is a folder or the image weights themselves; choose another --out")
     image_model, content = zoo.load_model(image_weights, name)
     if image_model.ndim != 2:
         raise ValueError(f"{image_weights}: holds a video model already; inflate takes image weights")
@@ -292,13 +308,16 @@ def inflate_weights(
 def checkpoint_config(path: Path) -> Config:
     """The settings that a checkpoint of a run carries."""
     told = _read_run(path)["config"]
-    return Config(
-        ModelConfig(**told["model"]),
-        DataConfig(**told["data"]),
-        OptimConfig(**told["optim"]),
-        TrainConfig(**told["train"]),
-        TestConfig(**told["test"]),
-    )
+    try:
+        return Config(
+            ModelConfig(**told["model"]),
+            DataConfig(**told["data"]),
+            OptimConfig(**told["optim"]),
+            TrainConfig(**told["train"]),
+            TestConfig(**told["test"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its settings are not those of this version ({error})") from error
 
 
 def _read_run(path: Path) -> dict[str, Any]:
@@ -315,6 +334,16 @@ def _plain(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML and weights_only want them
 
 
+def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings of which training depends that differ, as `train.seed 0 -> 1`."""
+    return [
+        f"{section}.{name} {was[section].get(name)} -> {value}"
+        for section in ("model", "data", "optim", "train")
+        for name, value in now[section].items()
+        if section in was and was[section].get(name) != value
+    ]
+
+
 def config_yaml(config: Config) -> str:
     """All settings as a run file that can be run again."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
@@ -322,10 +351,6 @@ def config_yaml(config: Config) -> str:
 
 def environment(fabric: Fabric) -> dict[str, Any]:
     """What a figure depends on beside its settings."""
-    source = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {
         "python": platform.python_version(),
@@ -334,6 +359,27 @@ def environment(fabric: Fabric) -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "world_size": fabric.world_size,
         "packages": {name: version(name) for name in packages},
-        "commit": commit or None,
+        "commit": _commit(),
         "command": sys.argv,
     }
+
+
+def _commit() -> str | None:
+    """The commit of this source tree; None where the package is installed, whatever repository lies around it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git on this machine
+        return None
+    return said.stdout.strip() or None
+
+
+def check_folder(out: Path) -> None:
+    """Stop before the work where its results could not be written."""
+    in_the_way = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way:
+        raise NotADirectoryError(f"{out}: {in_the_way} is a file; choose another --out")

@@ -56,7 +56,7 @@ def train(
         total_steps: Optimizer steps of the whole run.
         steps_per_epoch: For the log.
         log_every: Steps between two lines of the log.
-        validate_every: Steps between two validations; 0: none but the last step's.
+        validate_every: Steps between two validations; there is one after the last step too.
         checkpoint_every: Steps between two saves, beside those after every validation and at the end.
         label_smoothing: Part of the target spread over all classes.
         clip_grad: Largest norm of the whole gradient.
@@ -112,7 +112,7 @@ def train(
 
         last = done == total_steps
         scores = None
-        if validate is not None and (last or (validate_every > 0 and done % validate_every == 0)):
+        if validate is not None and (last or done % validate_every == 0):
             before = perf_counter()
             scores = validate()
             log.metrics("val", done, epoch=done / steps_per_epoch, **scores)

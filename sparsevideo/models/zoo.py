@@ -197,7 +197,8 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
             fitting[name] = loaded[name].reshape(want)
             report.reshaped[name] = (have, want)
         else:
-            raise ValueError(f"{source}: {name} is {have} where the model's is {want}: another architecture")
+            advice = "; set num_tokens and num_tubes as they were" if name.startswith("token_") else ""
+            raise ValueError(f"{source}: {name} is {have} where the model's is {want}: another architecture{advice}")
     if strict and (report.missing or report.unexpected):
         raise ValueError(f"{source}: not this model's tensors: {report}")
     report.matched = list(fitting)
@@ -232,7 +233,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: not plain tensors, refused; re-save it as a state dict") from error
     except Exception as error:  # torch and safetensors raise many kinds for a torn file
-        raise ValueError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: not a readable weights file ({reason})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return content
@@ -271,7 +273,10 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
     content = read_weights(path)
     tensors = unwrap(content, str(path))
     if isinstance(content.get("hparams"), dict):
-        model = SparseFormer(**content["hparams"])
+        try:
+            model = SparseFormer(**content["hparams"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its hparams build no SparseFormer of this version ({error})") from error
     elif official.is_published(tensors):
         model = SparseFormer(**_published_hparams(official.to_ours(tensors), str(path)))
     elif name is None:
@@ -296,12 +301,14 @@ def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     info = {"hparams": model.hparams, **info}
+    unfinished = path.with_name(f".{path.name}.tmp")
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(state, path, metadata={key: json.dumps(value) for key, value in info.items()})
+        save_file(state, unfinished, metadata={key: json.dumps(value) for key, value in info.items()})
     else:
-        torch.save({"model": state, **info}, path)
+        torch.save({"model": state, **info}, unfinished)
+    unfinished.replace(path)
 
 
 def _published_hparams(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
