@@ -41,6 +41,8 @@ class RunLog:
         self._text = logging.FileHandler(folder / "log.txt")
         self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._text)
+        if logger.level == logging.NOTSET:  # used from Python, where nobody has asked for these lines yet
+            logger.setLevel(logging.INFO)
         metrics = folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] <= start_step]
         metrics.write_text("".join(kept))
@@ -63,7 +65,7 @@ class RunLog:
         if self.folder is None:
             return
         if error is not None:
-            logger.info("stopped by %s: %s", type(error).__name__, error)
+            logger.error("stopped by %s: %s", type(error).__name__, error)
         self._metrics.close()
         self._board.close()
         logger.removeHandler(self._text)
