@@ -85,12 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # On an idle machine nothing changes.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except (UsageError, ValueError, TypeError, OSError) as error:
         if debug:
             raise

@@ -2,7 +2,11 @@
 
 import json
 import pickle
+import shlex
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -101,6 +105,24 @@ def test_images_train_inflate_and_start_a_video_run(digits, tmp_path, capsys):
     args = [*VIDEO, f"--data.root={digits}", f"--model.weights={weights}", "--model.args.num_tubes=2"]
     assert main(["train", *args, f"--out={video}"]) == OK
     assert "head.weight" in (video / "log.txt").read_text()  # ten classes became eight
+
+
+def test_bfloat16_trains_and_tests(digits, tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.precision=bf16-mixed"]) == OK
+    checkpoint = str(out / "checkpoints" / "last.pt")
+    scores = []
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        folder = tmp_path / precision
+        assert main(["test", checkpoint, f"--test.precision={precision}", f"--out={folder}"]) == OK
+        scores.append(np.load(folder / "predictions.npz")["scores"])
+    assert np.abs(scores[1] - scores[0]).max() < 0.02
+    assert np.abs(scores[2] - scores[0]).max() < 0.05
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m sparsevideo config show | true"
+    assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stderr == ""
 
 
 def test_config_show_prints_all_settings_resolved(capsys):
