@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -283,8 +282,8 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
 
 def inflate_weights(
     image_weights: Path, out: Path, *, num_tubes: int, name: str | None = None
-) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], str]]:
-    """Write video weights; yield each tensor's name, its shape before and after, and what was done to it.
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...], str]]:
+    """Write video weights; return each tensor's name, its shape before and after, and what was done to it.
 
     Raises:
         ValueError: The file holds no image model.
@@ -296,13 +295,14 @@ def inflate_weights(
         raise ValueError(f"{image_weights}: holds a video model already; inflate takes image weights")
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes})
     before = image_model.state_dict()
-    state = {}
-    for tensor_name, tensor, what in inflated(before, num_tubes):
-        state[tensor_name] = tensor
-        yield tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), what
-    video_model.load_state_dict(state)
+    steps = list(inflated(before, num_tubes))
+    video_model.load_state_dict({tensor_name: tensor for tensor_name, tensor, _ in steps})
     classes = {"classes": content["classes"]} if "classes" in content else {}
     zoo.save_weights(out, video_model, **classes)
+    return [
+        (tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), what)
+        for tensor_name, tensor, what in steps
+    ]
 
 
 def checkpoint_config(path: Path) -> Config:
