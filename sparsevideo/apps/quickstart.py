@@ -21,7 +21,7 @@ from sparsevideo import build
 from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights, test_run, train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
-from sparsevideo.data.decode import write_video
+from sparsevideo.data.encode import write_video
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.logging import peak_memory_gb
 from sparsevideo.models import zoo
