@@ -67,10 +67,12 @@ class Video:
     Attributes:
         num_frames: Frames in the file. A listed frame may still turn out damaged when it is read; that raises.
         time_base: Seconds in one unit of `times`.
+        cut_short: Why decoding ended before the file did, where frames were counted so; else None.
     """
 
     num_frames: int
     time_base: Fraction
+    cut_short: str | None = None
 
     def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
@@ -104,20 +106,30 @@ class Video:
         codec = self._stream.codec_context.codec.canonical_name
         return VideoInfo(self.num_frames, fps, width, height, self.num_frames / fps, codec)
 
+    @property
+    def header_times(self) -> tuple[int | None, int | None]:
+        """Start and duration that the header claims, in units of `time_base`; None where it does not say."""
+        return self._stream.start_time, self._stream.duration
+
+    @property
+    def stamps(self) -> Sequence[int | None]:
+        """The frames' time stamps as the file gives them: not always rising, None where there is none."""
+        if self._times is not None:
+            return self._times
+        if not self._stamps:  # a table told the count alone
+            self._count_frames()
+        return self._stamps
+
     @cached_property
     def times(self) -> np.ndarray:
         """(n,) int64 time stamps of the frames, rising, in units of `time_base`.
 
-        Where packets do not tell, the whole file is decoded; where frames have no times either, they are spaced evenly.
+        Where packets do not tell, the whole file is decoded; where the stamps are no times, frames are spaced evenly.
 
         Raises:
             DecodeError: There are neither times nor a frame rate.
         """
-        if self._times is not None:
-            return np.asarray(self._times, dtype=np.int64)
-        if not self._stamps:  # a table told the count alone
-            self._count_frames()
-        stamps = [stamp for stamp in self._stamps if stamp is not None]
+        stamps = [stamp for stamp in self.stamps if stamp is not None]
         if len(stamps) == self.num_frames and all(a < b for a, b in pairwise(stamps)):
             return np.array(stamps, dtype=np.int64)
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -266,17 +278,17 @@ class Video:
 
     def _count_frames(self) -> None:
         """Count by decoding, up to the first frame that does not."""
-        self._stamps, reason = [], "no frame in it"
+        self._stamps = []
         try:
             for frame in self._first_frames():
                 self._stamps.append(frame.pts)
         except _CODEC_ERRORS as error:
-            reason = _reason(error)
+            self.cut_short = _reason(error)
         self.num_frames = len(self._stamps)
         if self._times is not None and self._stamps != list(self._times):
             self._times, self._keyframes = None, [0]  # the packets promised other frames
         if self.num_frames == 0:
-            raise DecodeError(f"{self.path}: does not decode ({reason}); {ADVICE}")
+            raise DecodeError(f"{self.path}: does not decode ({self.cut_short or 'no frame in it'}); {ADVICE}")
 
     def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the wanted frames, whose numbers rise."""

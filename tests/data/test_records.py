@@ -1,11 +1,17 @@
 """Lists and folders become the same table, and mistakes in them stop at once, by name."""
 
+import json
+import logging
+import os
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numbered import REAL
+from torch.utils.data import DataLoader, Dataset
 
 from sparsevideo.data.records import Records, read_records
 
@@ -88,19 +94,71 @@ def test_images_and_videos_do_not_mix(root: Path) -> None:
     [
         f'"{LEFT}",left\n{RIGHT_A},right\n',
         f'path,label\n"{LEFT}",left\n{RIGHT_A},right\n',
-        f'\ufeffLabel,fold,Path\r\nleft,3, "{LEFT}"\r\n\r\nright ,2, {RIGHT_A}\r\n',
+        f'\ufeffLabel,fold,Path\r\nleft,3, "{LEFT}"\r\n\r\nright ,2, {RIGHT_A} \r\n',
         f"{LEFT.replace(',', '')} left\n\n{RIGHT_A}\tright\n",
-        f"./{LEFT.replace(',', '')}   0\nvideos//train/../train/right/deep/a.webm 1",
+        f"./{LEFT}   0\nvideos//train/../train/right/deep/a.webm 1",
+        f'"{LEFT}" left\n{RIGHT_A} right\n',
+        f"path label\n{LEFT} left\n{RIGHT_A} right\n",
+        f"{LEFT}\tleft\n{RIGHT_A}\tright\n",
+        f'path;x;label\n"{LEFT}";"1;5";left\n{RIGHT_A};3;right\n',
+        "".join(
+            json.dumps({"path": p, "label": c, "x": [1]}) + "\n\n" for p, c in [(LEFT, "left"), (RIGHT_A, "right")]
+        ),
+        f'{{ "label" : 0, "path": "{LEFT}"}}\r\n{{"label": "1", "path": "./{RIGHT_A}"}}'.replace("webm", "web\\u006d"),
     ],
-    ids=["commas", "header", "other columns, byte order mark, Windows line ends", "spaces", "numbers"],
+    ids=[
+        *["commas", "header", "other columns, byte order mark, Windows line ends", "spaces", "numbers"],
+        *["spaces and quotes", "spaces and header", "tabs", "semicolons", "JSON", "JSON with numbers and escapes"],
+    ],
 )
 def test_list_files(root: Path, text: str) -> None:
-    left = LEFT if '"' in text else LEFT.replace(",", "")  # in a list with spaces the first path may hold no comma
+    left = LEFT if LEFT in text else LEFT.replace(",", "")
     touch(root, left)
-    (root / "list.csv").write_bytes(text.encode())
-    records = read_records(root, "list.csv", kind="video")
+    (root / "list.xyz").write_bytes(text.encode())
+    records = read_records(root, "list.xyz", kind="video")
     assert table(records) == [(left, 0), (RIGHT_A, 1)]
-    assert records.classes == (("0", "1") if text.endswith("1") else ("left", "right"))
+    assert records.classes == (("0", "1") if '"0"' in text or " 0" in text or ": 0" in text else ("left", "right"))
+    assert records.spans is None and records.missing == 0
+
+
+def test_labels_after_a_comma_or_a_tab_may_hold_spaces(root: Path) -> None:
+    for separator in ",\t":
+        (root / "list").write_text(f"{RIGHT_A}{separator}riding a bike\n{RIGHT_B}{separator}ironing\n")
+        assert read_records(root, "list", kind="video").classes == ("ironing", "riding a bike")
+
+
+@pytest.mark.parametrize(
+    "name", ["#1.mp4", "{a}.mp4", "-x.mp4", "a\u3000b.mp4", "日本 語, é.mp4", "take 2", "[1, 2].mkv"]
+)
+def test_a_path_may_start_with_anything(tmp_path: Path, name: str) -> None:
+    """No line is a comment: a file with such a name would silently be lost."""
+    touch(tmp_path, name, "b.mp4")
+    for text in (f"{name} 1\nb.mp4 0\n", f'"{name}",1\nb.mp4,0\n', f'{{"path": "{name}", "label": 1}}'):
+        (tmp_path / "list").write_text(text)
+        assert table(read_records(tmp_path, "list", kind="video"))[0] == (name, 1)
+    (tmp_path / "list").write_text(f"# my videos\n{name} 1\n")
+    with pytest.raises(FileNotFoundError, match=r"list, line 1: 1 of 2 listed files .*: # my$"):
+        read_records(tmp_path, "list", kind="video")
+
+
+SPANS = [[0.0, np.inf], [1.5, 4.0], [2.0, np.inf], [0.0, 0.5]]
+
+
+@pytest.mark.parametrize("columns", ["start_s,end_s", "start,end", "time_start,time_end"])
+def test_seconds(root: Path, columns: str) -> None:
+    start, end = columns.split(",")
+    (root / "list").write_text(
+        f"path,{columns},label\n{RIGHT_A},,,right\n{RIGHT_A},1.5,4,right\n{RIGHT_A},2,,right\n{RIGHT_A},,5e-1,right\n"
+    )
+    records = read_records(root, "list", kind="video")
+    assert records.spans is not None and records.spans.dtype == np.float64
+    assert records.spans.tolist() == SPANS
+    rows = [{start: None}, {start: 1.5, end: 4}, {start: "2", end: ""}, {end: 0.5}]
+    (root / "list").write_text("\n".join(json.dumps({"path": RIGHT_A, "label": 1} | row) for row in rows))
+    records = read_records(root, "list", kind="video")
+    assert records.spans is not None and records.spans.tolist() == SPANS
+    (root / "list").write_text(f"path,{columns},label\n{RIGHT_A},0,,right\n")
+    assert read_records(root, "list", kind="video").spans is None
 
 
 def test_given_classes_keep_their_order(root: Path) -> None:
@@ -129,7 +187,10 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
     with pytest.raises(ValueError, match=r"videos/train: left, right not among the 2 classes expected: up, down"):
         read_records(root, "videos/train", kind="video", classes=["up", "down"])
     (root / "list.txt").write_text(f"{RIGHT_A},-1\n")
-    with pytest.raises(ValueError, match="-1 not among the 2 classes"):
+    with pytest.raises(ValueError, match=r"list\.txt, line 1: -1 not among the 2 classes expected: up, down"):
+        read_records(root, "list.txt", kind="video", classes=["up", "down"])
+    (root / "list.txt").write_text(f"{RIGHT_A},up\n\n{RIGHT_A},right\n{RIGHT_A},2\n{RIGHT_A},right\n{RIGHT_A},1\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 3: right, 2 not among the 2 classes expected: up, down"):
         read_records(root, "list.txt", kind="video", classes=["up", "down"])
 
 
@@ -142,7 +203,26 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"{RIGHT_A},right\n{RIGHT_B},\n", r"list\.txt, line 2"),
         (f"path,label,x\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
         (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: wants a path and a label, got 'lonely\.mp4'"),
-        (f"{RIGHT_A} 1700000000\n", "1700000000 is no class number"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is no class number"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is no class number; labels count from 0"),
+        (f"{RIGHT_A},1,2\n", r"line 1: wants a path and a label, got .*; more columns need a header"),
+        (f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n", r"line 4: wants path, label, got 'my clip.mp4 right'"),
+        (f'{RIGHT_A},right\n"{RIGHT_B},right\n{RIGHT_B},right\n', r"line 2: is no csv .* quote that is not closed"),
+        ("dir/abc 163 7\ndir/def 20 0\n", r"line 1: 'dir/abc 163 7' ends in two numbers. Folders of frames"),
+        ("\na.mp4 1 3\n", r"line 2: .* several labels of one file are not supported"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,,\n{RIGHT_A},a,3,3\n", r"line 3: wants 0 <= start < end in seconds"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,-1,\n", "line 2: wants 0 <= start < end"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,nan,\n", "line 2: wants 0 <= start < end"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: wants 0 <= start < end"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is no number of seconds"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: is no JSON"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: wants a JSON object"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: wants a path and a label"),
+        (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: wants a path and a label"),
+        (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: wants a path and a label"),
+        (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: \[1\] is no number of seconds"),
+        ('{"path": 3, "label": 1}', "line 1: wants a path and a label"),
+        ('{\n"path": "a.mp4",\n"label": 1\n}', "line 1: is no JSON"),
         (",\n,\n", r"list\.txt: lists no files"),
         (f'{RIGHT_A},"right\n' + 20_000 * f"{RIGHT_B},right\n", "quote that is not closed"),
     ],
@@ -154,16 +234,20 @@ def test_malformed_lists(root: Path, text: str, message: str) -> None:
 
 
 def test_lists_that_are_no_text(root: Path) -> None:
-    (root / "list.txt").write_bytes(b"caf\xe9.mp4,left\n")
-    with pytest.raises(ValueError, match=r"list\.txt: is no text in UTF-8"):
+    (root / "list.txt").write_bytes(f"{RIGHT_A},left\n".encode() + b"caf\xe9.mp4,left\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: is no text in UTF-8"):
         read_records(root, "list.txt", kind="video")
+    for encoding in ("utf-16", "utf-16-le"):  # with a byte order mark, and without
+        (root / "list.txt").write_text(f"{RIGHT_A},left\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"list\.txt, line 1: is no text in UTF-8"):
+            read_records(root, "list.txt", kind="video")
 
 
 def test_absent_files_are_counted_and_named(root: Path) -> None:
     absent = [f"gone/{i}.mp4" for i in range(5)]
     (root / "list.txt").write_text("".join(f"{name},0\n" for name in [*absent, RIGHT_A]))
     with pytest.raises(
-        FileNotFoundError, match=r"5 of 6 listed files .*: gone/0\.mp4, gone/1\.mp4, gone/2\.mp4, \.\.\."
+        FileNotFoundError, match=r"line 1: 5 of 6 listed files .*: gone/0\.mp4, gone/1\.mp4, gone/2\.mp4, \.\.\."
     ):
         read_records(root, "list.txt", kind="video")
 
@@ -191,10 +275,198 @@ def test_records_are_compact() -> None:
         copy.name(len(names))
 
 
+class Touching(Dataset):
+    """Its one item is what reading each of many records adds to the memory that the reading process has to itself."""
+
+    def __init__(self, read: Callable[[int], object], num_records: int) -> None:
+        self.read, self.num_records = read, num_records
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> int:
+        before = private_bytes()
+        for i in range(self.num_records):
+            self.read(i)
+        return private_bytes() - before
+
+
+def private_bytes() -> int:
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * sum(int(kilobytes) for kilobytes in re.findall(r"^Private_\w+: +(\d+) kB", rollup, re.MULTILINE))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what memory processes share")
+def test_memory_of_workers_is_flat() -> None:
+    """A worker that has read all of 300,000 records shares them with its parent still; a Python list it copies."""
+    names = [f"train/riding a bike/{i:011d}_000010_000020.mp4" for i in range(300_000)]
+    records = Records.build(Path("/data"), ["x"], names, [0] * len(names), np.zeros((len(names), 2)))
+    plain = [(name, 0) for name in names]
+    del names
+
+    def read(i: int) -> object:
+        # Not the path as well: the interpreter keeps a table of the parts of paths, which moves in memory with each.
+        return records.name(i), records.labels[i], records.spans[i]
+
+    (ours,), (theirs,) = (
+        DataLoader(Touching(way, len(plain)), batch_size=None, num_workers=1, multiprocessing_context="fork")
+        for way in (read, lambda i: [*plain[i]])
+    )
+    assert ours < 4e6 < 40e6 < theirs
+
+
+def test_bytes_of_a_file(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        touch(tmp_path, name)
+        (tmp_path / name).write_text(name)
+    assert read_records(tmp_path, kind="image").open(1).read() == b"b/2.png"
+
+
 def test_names_of_any_spelling() -> None:
     names = ["ü/日本.mp4", "a b/\udce9.mp4", "c.mp4"]  # the second is no UTF-8 on the disk
     records = Records.build(Path("/data"), ["x"], names, [0, 0, 0])
     assert [records.name(i) for i in range(3)] == names
+
+
+def test_files_and_classes_that_are_no_utf8_on_the_disk(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)  # noqa: PTH102
+    with open(folder + b"/\xff.mp4", "wb"):  # noqa: PTH123
+        records = read_records(tmp_path, kind="video")
+    assert records.classes == (r"caf\xe9",)  # can be printed, and saved
+    assert records.path(0).exists() and os.fsencode(records.name(0)) == b"caf\xe9/\xff.mp4"
+    (tmp_path / "list").write_text(json.dumps({"path": records.name(0), "label": "x"}))
+    assert read_records(tmp_path, "list", kind="video").path(0).exists()
+
+
+HEADER = "label,youtube_id,time_start,time_end,split"
+KINETICS = f"""{HEADER}
+riding a bike,-abc_123-56,43,53,train
+"mixing, stirring",_bcdefghij-,0,10,train
+abseiling,cdefghijklm,7,17,train
+zumba,goneforever,1,11,train
+riding a bike,efghijklmno,120,130,train
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("-abc_123-56_000043_000053.mp4", "_bcdefghij-_000000_000010.MKV", "cdefghijklm_000007_000017.webm"),
+        ("-abc_123-56_43_53.mp4", "_bcdefghij-_0_10.avi", "cdefghijklm_7_17.mp4"),
+        ("-abc_123-56.mp4", "_bcdefghij-.mp4", "cdefghijklm.mp4"),
+    ],
+    ids=["six digits", "plain", "id alone"],
+)
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train/riding a bike", "train/mixing, stirring", "train/abseiling", "train/riding a bike"),
+        ("train/riding_a_bike", "train/mixing,_stirring", "train/abseiling", "train/riding_a_bike"),
+        ("", "", "", ""),
+    ],
+    ids=["spaces", "underscores", "flat"],
+)
+def test_kinetics_csv_is_joined_with_the_files(
+    tmp_path: Path, names: tuple[str, ...], folders: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [str(Path(folder) / name) for folder, name in zip(folders, [*names, "efghijklmno.mp4"], strict=True)]
+    touch(tmp_path, *files, "train/cdefghijklm_000007_000018.mp4", "cdefghijklm_7_17.txt", ".old/cdefghijklm.mp4")
+    for text in (
+        KINETICS,
+        "\ufeff" + KINETICS.replace("\n", ",0\r\n").replace("split,0", "split,is_cc"),
+        KINETICS.replace("43,53", "43.0,53.0"),
+    ):
+        (tmp_path / "kinetics_train.csv").write_bytes(text.encode())
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            records = read_records(tmp_path, "kinetics_train.csv", kind="video")
+        assert table(records) == [(files[0], 2), (files[1], 1), (files[2], 0), (files[3], 2)]
+        assert records.classes == ("abseiling", "mixing, stirring", "riding a bike", "zumba")  # zumba's file is gone
+        assert records.missing == 1
+        assert records.spans is None  # the files are cut already
+        assert "left out 1 of 5 listed videos: goneforever (line 5)" in caplog.text
+        assert "kinetics_train.csv: Kinetics csv, 4 files, 4 classes, 1 missing" in caplog.text
+    classes = ["zumba", "riding a bike", "abseiling", "mixing, stirring"]
+    given = read_records(tmp_path, "kinetics_train.csv", kind="video", classes=classes)
+    assert given.labels.tolist() == [1, 3, 2, 1]
+    with pytest.raises(ValueError, match=r"kinetics_train\.csv, line 5: zumba not among the 3 classes"):
+        read_records(tmp_path, "kinetics_train.csv", kind="video", classes=classes[1:])
+
+
+def test_an_id_that_is_listed_twice_is_found_by_its_seconds_alone(tmp_path: Path) -> None:
+    """Nothing says which row `a.mp4` is; `b.mp4` is one clip, though it is listed with two labels."""
+    touch(tmp_path, "a.mp4", "a_000020_000030.mp4", "b.mp4", "dance/c_1_11.mp4", "sing_loud/c_1_11.mp4")
+    touch(tmp_path, "dance/d.mp4", "sing loud/d.mp4")
+    rows = ["dance,a,0,10", "sing loud,a,20,30", "dance,b,5,15", "sing loud,b,5,15"]
+    rows += ["dance,c,1,11", "sing loud,c,1,11", "dance,d,1,11", "sing loud,d,1,11"]
+    (tmp_path / "k.csv").write_text("".join(f"{row},train\n" for row in [HEADER.removesuffix(",split"), *rows]))
+    records = read_records(tmp_path, "k.csv", kind="video")
+    assert records.missing == 1
+    assert table(records) == [
+        *[("a_000020_000030.mp4", 1), ("b.mp4", 0), ("b.mp4", 1)],
+        *[("dance/c_1_11.mp4", 0), ("sing_loud/c_1_11.mp4", 1), ("dance/d.mp4", 0), ("sing loud/d.mp4", 1)],
+    ]
+
+
+def test_two_files_of_one_row_are_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "320p/a_000000_000010.mp4", "256p/a_000000_000010.mp4")
+    (tmp_path / "k.csv").write_text(f"{HEADER}\ndance,a,0,10,train\n")
+    with pytest.raises(ValueError, match=r"k\.csv, line 2: 256p/a_\S+ and 320p/a_\S+ are both its file"):
+        read_records(tmp_path, "k.csv", kind="video")
+
+
+def test_splits_of_a_kinetics_csv(tmp_path: Path) -> None:
+    """The split chooses among several, under both names of val; a list of one split is taken as it is."""
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "all.csv").write_text(f"{HEADER}\ndance,a,0,10,train\nsing,b,0,10,validate\n,c,0,10,test\n")
+    assert read_records(tmp_path, "all.csv", kind="video", split="train").name(0) == "a.mp4"
+    assert read_records(tmp_path, "all.csv", kind="video", split="val").name(0) == "b.mp4"
+    for split in (None, "fold1"):
+        with pytest.raises(ValueError, match=rf"all\.csv: lists test, train, val together, and {split} is none"):
+            read_records(tmp_path, "all.csv", kind="video", split=split)
+    with pytest.raises(ValueError, match=r"all\.csv, line 4: has no label"):
+        read_records(tmp_path, "all.csv", kind="video", split="test")
+    (tmp_path / "val.csv").write_text(f"{HEADER}\ndance,a,0,10,val\nsing,b,0,10,validate\n")
+    for split in (None, "val", "test"):
+        assert len(read_records(tmp_path, "val.csv", kind="video", split=split)) == 2
+
+
+def test_kinetics_lists_that_are_no_use(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\na,0,10,test\n")
+    with pytest.raises(ValueError, match=r"test\.csv, line 2: has no label"):
+        read_records(tmp_path, "test.csv", kind="video")
+    (tmp_path / "k.csv").write_text(f"{HEADER}\ndance,x,0,10,val\ndance,y,0,10,val\n")
+    with pytest.raises(FileNotFoundError, match=r"k\.csv: none of the 2 listed videos is under .*: x \(line 2\), y"):
+        read_records(tmp_path, "k.csv", kind="video")
+    (tmp_path / "k.csv").write_text(f"{HEADER}\ndance,a,0,10\n")
+    with pytest.raises(ValueError, match=r"k\.csv, line 2: wants label, youtube_id, .* got 'dance a 0 10'"):
+        read_records(tmp_path, "k.csv", kind="video")
+    (tmp_path / "k.csv").write_text(f"{HEADER}\n")
+    with pytest.raises(ValueError, match=r"k\.csv: lists no files"):
+        read_records(tmp_path, "k.csv", kind="video")
+
+
+@pytest.mark.parametrize(
+    ("listing", "text", "form"),
+    [
+        ("videos/train", None, "class folders, 3 files, 2 classes, 0 missing"),
+        ("list", f"{RIGHT_A} 3", "path label, 1 files, 4 classes, 0 missing"),
+        ("list", f"{RIGHT_A},right", "path,label, 1 files, 1 classes, 0 missing"),
+        ("list", f"label,path\nright,{RIGHT_A}", "csv with label, path, 1 files"),
+        ("list", f'{{"path": "{RIGHT_A}", "label": 0}}', "JSON lines, 1 files"),
+    ],
+)
+def test_the_log_says_what_was_found(
+    root: Path, listing: str, text: str | None, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if text:
+        (root / listing).write_text(text)
+    with caplog.at_level(logging.INFO):
+        read_records(root, listing, kind="video")
+    (message,) = caplog.messages
+    assert message.startswith(f"{root / listing}: {form}")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
