@@ -1,8 +1,23 @@
-"""Which frames make a clip. Integers only; opens nothing."""
+"""Which frames make a clip. Numbers only; opens nothing.
+
+A timeline is an array of a video's frame numbers, rising: all of them, or those of a span of seconds (`within`), or a
+selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames:
+
+    >>> times_s = np.arange(250) / 25
+    >>> timeline = within(times_s, 2.0, 4.0)
+    >>> timeline = timeline[at_fps(times_s[timeline], 12.5)]
+    >>> timeline[spread_clips(len(timeline), num_frames=4, frame_stride=2, num_clips=2)].tolist()
+    [[50, 54, 58, 62], [86, 90, 94, 98]]
+"""
+
+from math import ceil, inf
 
 import numpy as np
 
 CONVENTIONS = ("ends", "slowfast")
+_SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
+_STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
+_FLOAT_S = 1e-6
 
 
 def clip_span(num_frames: int, frame_stride: int) -> int:
@@ -21,13 +36,13 @@ def random_clip(total: int, num_frames: int, frame_stride: int, rng: np.random.G
     """Choose a clip for training; every start that fits is equally likely.
 
     Args:
-        total: Frames in the video. Where it is shorter than the clip, its last frame is repeated.
+        total: Frames on the timeline. Where it is shorter than the clip, its last frame is repeated.
         num_frames: Frames in the clip.
         frame_stride: Take every n-th frame.
         rng: Where the choice comes from.
 
     Returns:
-        (T,) int64 frame numbers, T = num_frames.
+        (T,) int64 positions, T = num_frames.
     """
     start = rng.integers(_slack(total, num_frames, frame_stride), endpoint=True)
     return _clips(np.array([start]), total, num_frames, frame_stride)[0]
@@ -39,7 +54,7 @@ def spread_clips(
     """Choose clips for a test, spread evenly over the video.
 
     Args:
-        total: Frames in the video. Where it is shorter than the clip, its last frame is repeated.
+        total: Frames on the timeline. Where it is shorter than the clip, its last frame is repeated.
         num_frames: Frames in a clip.
         frame_stride: Take every n-th frame.
         num_clips: Clips to choose.
@@ -47,7 +62,7 @@ def spread_clips(
             "slowfast": as PySlowFast and pytorchvideo 0.1.5 do, which never reach the end; a single one comes first.
 
     Returns:
-        (num_clips, T) int64 frame numbers, T = num_frames.
+        (num_clips, T) int64 positions, T = num_frames.
 
     Example:
         >>> spread_clips(300, 16, 4, 10)[:, 0].tolist()
@@ -56,8 +71,7 @@ def spread_clips(
         [0, 23, 47, 71, 95, 119, 143, 167, 191, 215]
     """
     slack = _slack(total, num_frames, frame_stride)
-    if num_clips < 1:
-        raise ValueError(f"a test needs at least one clip, got {num_clips}")
+    _check_num_clips(num_clips)
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown convention {convention!r}; it is one of {', '.join(CONVENTIONS)}")
     if convention == "slowfast":
@@ -67,6 +81,106 @@ def spread_clips(
     else:
         starts = np.arange(num_clips) * slack // (num_clips - 1)
     return _clips(starts, total, num_frames, frame_stride)
+
+
+def uniform_clip(total: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Choose a clip over the whole timeline, as TSN does: one frame from each of T equal segments.
+
+    Segments may begin and end within a frame, whose chance is its share of the segment; they may also be shorter than
+    a frame: a timeline of fewer frames than segments repeats some.
+
+    Args:
+        total: Frames on the timeline.
+        num_frames: T, frames in the clip.
+        rng: For training, chooses each segment's frame. None, for a test: the frame in its middle.
+
+    Returns:
+        (T,) int64 positions, none before the one to its left.
+
+    Example:
+        >>> uniform_clip(80, 8).tolist()
+        [5, 15, 25, 35, 45, 55, 65, 75]
+        >>> uniform_clip(3, 4).tolist()
+        [0, 1, 1, 2]
+    """
+    _check_total(total)
+    clip_span(num_frames, 1)  # checks it
+    # In units of 1 / (2 T) of a frame, where all is whole: segments begin at 2 i * total and are 2 * total long.
+    inside = total if rng is None else 2 * rng.integers(total, size=num_frames)
+    return (2 * np.arange(num_frames) * total + inside) // (2 * num_frames)
+
+
+def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
+    """Choose clips over the whole timeline for a test, each a little later than the one before.
+
+    They are `uniform_clip` with num_clips * T segments, dealt out in turn: together they sample the timeline evenly.
+
+    Args:
+        total: Frames on the timeline.
+        num_frames: T, frames in a clip.
+        num_clips: Clips to choose.
+
+    Returns:
+        (num_clips, T) int64 positions.
+
+    Example:
+        >>> uniform_clips(80, 8, 2).tolist()
+        [[2, 12, 22, 32, 42, 52, 62, 72], [7, 17, 27, 37, 47, 57, 67, 77]]
+    """
+    _check_num_clips(num_clips)
+    return uniform_clip(total, num_frames * num_clips).reshape(num_frames, num_clips).T
+
+
+def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarray:
+    """Find the frames whose time is in [start_s, end_s).
+
+    Args:
+        times_s: (n,) seconds at which frames come on show, rising.
+        start_s: First second, included.
+        end_s: Last second, not included.
+
+    Returns:
+        (m,) int64 frame numbers, m >= 1.
+
+    Raises:
+        ValueError: There is no frame in the span.
+
+    Example:
+        >>> within(np.array([0.0, 0.04, 0.08, 0.12]), 0.04, 0.12).tolist()
+        [1, 2]
+    """
+    first, last = np.searchsorted(times_s, [start_s - _FLOAT_S, end_s - _FLOAT_S])
+    if first == last:
+        raise ValueError(f"no frame in the span from {start_s} s to {end_s} s; the last one is at {times_s[-1]:.3f} s")
+    return np.arange(first, last)
+
+
+def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
+    """Resample to another frame rate: find the frame on show at 0, 1 / target_fps, 2 / target_fps, ... seconds.
+
+    The clock starts with the first frame and stops when the last has been on show for the median time between frames.
+    Times may come rounded to milliseconds, so a frame counts as on show 1.1 ms (at most a quarter of the median time)
+    before it is. A video that has the target rate already keeps each frame once.
+
+    Args:
+        times_s: (n,) seconds at which frames come on show, rising.
+        target_fps: Frames in a second, above 0.
+
+    Returns:
+        (m,) int64 positions in `times_s`, never falling; m >= 1.
+
+    Example:
+        >>> at_fps(np.array([0.0, 0.1, 0.2, 0.3]), 5).tolist(), at_fps(np.array([0.0, 0.1, 0.5]), 10).tolist()
+        ([0, 2], [0, 1, 1, 1, 1, 2, 2, 2])
+    """
+    if not 0 < target_fps < inf:
+        raise ValueError(f"target_fps must be above 0, got {target_fps}")
+    _check_total(len(times_s))
+    times_s = times_s - times_s[0]
+    interval_s = np.median(np.diff(times_s)) if len(times_s) > 1 else 1 / target_fps
+    end_s = times_s[-1] + interval_s
+    ticks_s = np.arange(ceil(end_s * target_fps) + 1) / target_fps * (1 + _SAME_RATE) + min(_STAMP_S, interval_s / 4)
+    return np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
 
 
 def middle_frame(total: int) -> int:
@@ -79,10 +193,19 @@ def middle_frame(total: int) -> int:
     return total // 2
 
 
-def _slack(total: int, num_frames: int, frame_stride: int) -> int:
-    """Return the last start at which a clip still fits, 0 where none does."""
+def _check_total(total: int) -> None:
     if total < 1:
         raise ValueError(f"a video needs at least one frame, got {total}")
+
+
+def _check_num_clips(num_clips: int) -> None:
+    if num_clips < 1:
+        raise ValueError(f"a test needs at least one clip, got {num_clips}")
+
+
+def _slack(total: int, num_frames: int, frame_stride: int) -> int:
+    """Return the last start at which a clip still fits, 0 where none does."""
+    _check_total(total)
     return max(total - clip_span(num_frames, frame_stride), 0)
 
 
