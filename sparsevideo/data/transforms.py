@@ -2,30 +2,45 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from sparsevideo.data import ptv
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Box = tuple[int, int, int, int]  # top, left, height, width, in pixels of the upright frame
+
 
 class TrainTransform:
-    """Crop a random box, scale it to a square and, where the label allows, mirror it.
+    """Crop a random box, scale it to a square, mirror it where the label allows, and change its colours and shape.
 
-    The box is the one of Inception (Szegedy et al., 2015): a random share of the area, a random aspect ratio, a random
-    place; all frames of a clip share it.
+    All frames of a clip share every choice. What is cut out is one of two kinds of box. Inception's (Szegedy et al.,
+    2015): a random share of the area, a random aspect ratio, a random place. Or, with `jitter`, SlowFast's
+    (Feichtenhofer et al., 2019): as if the frame's short side were first scaled to a length drawn evenly from a
+    range, and a square of `size` then cut from it at a random place.
+
+    Mirroring, RandAugment and colour jitter follow in this order, on the final size.
 
     Args:
         size: S, pixels along each side of the result.
         scale: Least and largest share of the area.
         ratio: Least and largest width / height, drawn evenly in its logarithm.
+        jitter: Least and largest short side, in pixels, neither below `size`; replaces `scale` and `ratio`.
         flip: Probability of mirroring left and right.
         flip_labels: For each class the label of a mirrored clip, -1 where clips are never mirrored (see
             `flip_table`); None: mirroring changes no label.
+        rand_augment: Magnitude of `rand_augment`, 0 to 10; None leaves it out.
+        rand_augment_layers: Operations drawn for a clip, 1 to 14.
+        rand_augment_prob: Probability of each of them.
+        color_jitter: Strengths of `color_jitter`; zeros leave it out.
+        fill: Of each channel, for pixels in [0, 1]: what shows where RandAugment moved the picture away.
     """
 
     def __init__(
@@ -34,15 +49,35 @@ class TrainTransform:
         *,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        jitter: tuple[int, int] | None = None,
         flip: float = 0.5,
         flip_labels: Sequence[int] | None = None,
+        rand_augment: int | None = None,
+        rand_augment_layers: int = 2,
+        rand_augment_prob: float = 0.5,
+        color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+        fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
             raise ValueError(
                 "a crop wants 0 < scale <= 1 and 0 < ratio, smallest first, and flip in [0, 1]; "
                 f"got scale {scale}, ratio {ratio}, flip {flip}"
             )
-        self.size, self.scale, self.ratio, self.flip, self.flip_labels = size, scale, ratio, flip, flip_labels
+        if jitter is not None and not size <= jitter[0] <= jitter[1]:
+            raise ValueError(f"short-side jitter wants {size} <= least <= largest, {size} being the crop; got {jitter}")
+        if rand_augment is not None and not (
+            0 <= rand_augment <= 10 and 1 <= rand_augment_layers <= 14 and 0 <= rand_augment_prob <= 1
+        ):
+            raise ValueError(
+                "RandAugment wants a magnitude from 0 to 10, 1 to 14 layers and a probability; "
+                f"got {rand_augment}, {rand_augment_layers} and {rand_augment_prob}"
+            )
+        if min(color_jitter) < 0 or color_jitter[3] > 0.5:
+            raise ValueError(f"colour jitter wants strengths from 0, the hue's up to 0.5; got {color_jitter}")
+        self.size, self.scale, self.ratio, self.jitter = size, scale, ratio, jitter
+        self.flip, self.flip_labels = flip, flip_labels
+        self.rand_augment, self.color_jitter = rand_augment, color_jitter
+        self.rand_augment_layers, self.rand_augment_prob, self.fill = rand_augment_layers, rand_augment_prob, fill
 
     def __call__(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
         """Transform one clip.
@@ -55,25 +90,46 @@ class TrainTransform:
         Returns:
             (3, T, S, S) uint8 and the label, which mirroring may have changed.
         """
-        box = self._box(frames.shape[1], frames.shape[2], rng)
-        mirror = rng.random() < self.flip
-        clip = _crop(frames, box, self.size)
-        mirrored_label = label if self.flip_labels is None else self.flip_labels[label]
-        if mirror and mirrored_label >= 0:
-            return clip.flip(-1), mirrored_label
-        return clip, label
+        (box,) = self.boxes(frames.shape[1], frames.shape[2], rng)
+        return self.finish(resized_crop(frames, box, self.size), label, rng)
 
-    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return a random (top, left, height, width) within the frame."""
+    def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
+        """Choose what to cut from frames of this size: one box, the first of the choices that `rng` makes."""
+        if self.jitter is not None:
+            short_side = min(height, width)
+            side = max(1, round(short_side * self.size / rng.uniform(*self.jitter)))
+            return [(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)]
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
             aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+                return [(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)]
         # no box fits, in a very long frame: the largest in its centre whose aspect ratio is allowed
         w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
-        return (height - h) // 2, (width - w) // 2, h, w
+        return [((height - h) // 2, (width - w) // 2, h, w)]
+
+    def finish(self, clip: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """Do what follows the crop.
+
+        Args:
+            clip: (3, T, S, S) uint8; stays as it is.
+            label: Its class.
+            rng: As `boxes` left it.
+
+        Returns:
+            (3, T, S, S) uint8 and the label, which mirroring may have changed.
+        """
+        mirror = rng.random() < self.flip
+        mirrored_label = label if self.flip_labels is None else self.flip_labels[label]
+        if mirror and mirrored_label >= 0:
+            clip, label = clip.flip(-1), mirrored_label
+        video = clip.transpose(0, 1)  # (T, 3, S, S)
+        if self.rand_augment is not None:
+            layers, prob = self.rand_augment_layers, self.rand_augment_prob
+            video = rand_augment(video, rng, magnitude=self.rand_augment, layers=layers, prob=prob, fill=self.fill)
+        video = color_jitter(video, rng, *self.color_jitter)
+        return video.transpose(0, 1), label  # (3, T, S, S)
 
 
 class TestTransform:
@@ -100,11 +156,19 @@ class TestTransform:
         Returns:
             (crops, 3, T, S, S) uint8, from left to right or from top to bottom.
         """
-        height, width = frames.shape[1:3]
+        boxes = self.boxes(frames.shape[1], frames.shape[2])
+        return torch.stack([resized_crop(frames, box, self.size) for box in boxes])
+
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """Squares to cut from frames of this size, from left to right or from top to bottom.
+
+        Example:
+            >>> TestTransform(224, crops=3).boxes(256, 340)
+            [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]
+        """
         side, slack = min(height, width), abs(height - width)
         offsets = [slack // 2] if self.crops == 1 else [i * slack // (self.crops - 1) for i in range(self.crops)]
-        boxes = [(offset, 0, side, side) if height > width else (0, offset, side, side) for offset in offsets]
-        return torch.stack([_crop(frames, box, self.size) for box in boxes])
+        return [(offset, 0, side, side) if height > width else (0, offset, side, side) for offset in offsets]
 
 
 class Normalize(nn.Module):
@@ -137,6 +201,96 @@ class Normalize(nn.Module):
         return torch.addcmul(self.shift.view(per_channel), pixels.float(), self.scale.view(per_channel)).to(self.dtype)
 
 
+def resized_crop(frames: np.ndarray, box: Box, size: int) -> Tensor:
+    """Cut a box out of frames and scale it to a square, in one step, smoothly also where it shrinks.
+
+    Args:
+        frames: (..., H, W, 3) uint8, strides of any sign.
+        box: Within the frames.
+        size: S, pixels along each side of the result.
+
+    Returns:
+        (3, ..., S, S) uint8, in whose memory the channels come last. A box that has this size keeps its pixels.
+    """
+    top, left, height, width = box
+    # dense pixels are resized in their own layout; the copy is cheap beside two changes of layout
+    crop = frames[..., top : top + height, left : left + width, :].copy()
+    scaled = F.resize_image(torch.from_numpy(crop).movedim(-1, -3), [size, size], antialias=True)  # (..., 3, S, S)
+    return scaled.movedim(-3, 0)
+
+
+def rand_augment(
+    video: Tensor,
+    rng: np.random.Generator,
+    *,
+    magnitude: int,
+    layers: int,
+    prob: float,
+    fill: tuple[float, float, float] = IMAGENET_MEAN,
+) -> Tensor:
+    """Apply random operations, the same to all frames: pytorchvideo's RandAugment (Cubuk et al., 2020).
+
+    The operations are brightness, contrast, saturation, sharpness, auto-contrast, equalisation, inversion, rotation,
+    posterisation, solarisation, and shear and translation along x and y. They measure contrast frame by frame.
+
+    Args:
+        video: (T, 3, H, W) uint8; stays as it is.
+        rng: Where all choices come from; the global random states neither matter nor change.
+        magnitude: Mean strength of an operation, 0 to 10; its standard deviation is 0.5. At 10 posterisation leaves
+            nothing but black.
+        layers: Different operations drawn, 1 to 14.
+        prob: Probability of each of these to be applied.
+        fill: Of each channel, for pixels in [0, 1]: what shows where the picture was moved away.
+
+    Returns:
+        (T, 3, H, W) uint8.
+
+    Raises:
+        TypeError: The pixels are not uint8; in 0..255 as floats they would silently be destroyed.
+    """
+    if video.dtype != torch.uint8:
+        raise TypeError(f"RandAugment wants uint8 pixels, got {video.dtype}")
+    augment = _rand_augment(magnitude, layers, prob, tuple(255 * channel for channel in fill))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would reach other devices too
+        return augment(video)
+
+
+@lru_cache
+def _rand_augment(magnitude: int, layers: int, prob: float, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    """Build it once in each process: pytorchvideo's objects do not unpickle where `ptv` has not imported them."""
+    return ptv.RandAugment(magnitude=magnitude, num_layers=layers, prob=prob, transform_hparas={"fill": fill})
+
+
+def color_jitter(
+    video: Tensor, rng: np.random.Generator, brightness: float, contrast: float, saturation: float, hue: float
+) -> Tensor:
+    """Change colours, the same way in all frames, in random order; contrast is measured frame by frame.
+
+    Args:
+        video: (T, 3, H, W) uint8; stays as it is.
+        rng: Where all choices come from; not asked if all strengths are 0.
+        brightness: x for a factor drawn evenly from [max(0, 1 - x), 1 + x].
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: x for a turn drawn evenly from [-x, x]; 1 is all the way round. At most 0.5.
+
+    Returns:
+        (T, 3, H, W) uint8.
+    """
+    wanted = [
+        (F.adjust_brightness, 1.0, brightness),
+        (F.adjust_contrast, 1.0, contrast),
+        (F.adjust_saturation, 1.0, saturation),
+        (F.adjust_hue, 0.0, hue),
+    ]
+    wanted = [one for one in wanted if one[-1] > 0]
+    for number in rng.permutation(len(wanted)):
+        adjust, neutral, strength = wanted[number]
+        video = adjust(video, rng.uniform(max(neutral - strength, neutral - 1), neutral + strength))
+    return video
+
+
 def flip_table(setting: Mapping[str, str | None], classes: Sequence[str]) -> tuple[int, ...]:
     """Read the setting `data.flip_labels` as a table for `TrainTransform`.
 
@@ -166,9 +320,3 @@ def flip_table(setting: Mapping[str, str | None], classes: Sequence[str]) -> tup
     number = {name: label for label, name in enumerate(classes)}
     mirrors = [table.get(name, name) for name in classes]
     return tuple(-1 if mirror is None else number[mirror] for mirror in mirrors)
-
-
-def _crop(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """Cut (top, left, height, width) out of (T, H, W, 3) and scale it to (3, T, size, size), in one step."""
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, 3, H, W)
-    return F.resized_crop(video, *box, size=[size, size], antialias=True).transpose(0, 1)  # (3, T, S, S)

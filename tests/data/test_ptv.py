@@ -1,11 +1,26 @@
-"""pytorchvideo imports, and leaves nothing behind."""
+"""pytorchvideo imports and leaves nothing behind; its data sets give the same frames with our reader in them."""
 
+import inspect
+import logging
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import av
 import pytest
+import torch
+from numbered import REAL, read_number, write_numbered
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from sparsevideo.data import ptv
+from sparsevideo.data.ptv import kinetics, labeled_video_dataset, make_clip_sampler
+
+T = 8
+Item = dict[str, Any]
 
 
 def run(code: str) -> str:
@@ -22,11 +37,14 @@ def test_the_alias_is_gone_after_the_import() -> None:
         "print(ptv.Normalize.__module__)\n"
         "print('torchvision.transforms.functional_tensor' in sys.modules)\n"
         "print(importlib.util.find_spec('torchvision.transforms._functional_tensor') is not None)\n"
+        "ptv.LabeledVideoDataset, ptv.Video\n"
+        "print(any('decord' in name for name in sys.modules))\n"
     )
-    lazily, module, alias, private = out.split()
+    lazily, module, alias, private, decord = out.split()
     assert lazily == "False"  # only when a name is asked for
     assert module.startswith("pytorchvideo.transforms")
     assert alias == "False" or private == "False"  # the old name is there only where torchvision has it
+    assert decord == "False"  # pytorchvideo's decord reader would change what decord returns everywhere
 
 
 def test_a_failing_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +56,231 @@ def test_a_failing_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
 def test_unknown_names() -> None:
     with pytest.raises(AttributeError, match="NoSuchThing"):
         _ = ptv.NoSuchThing
+
+
+def starting_late(source: Path, target: Path) -> None:
+    """Copy a file so that its first frame is shown after half a second."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.size:
+                late = round(1 / (2 * packet.time_base))
+                packet.pts, packet.dts, packet.stream = packet.pts + late, packet.dts + late, stream
+                writer.mux(packet)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Numbered videos in which pytorchvideo finds all frames."""
+    folder = tmp_path_factory.mktemp("made")
+    bframes = {"g": "12", "bf": "3"}
+    for name, codec, options in [
+        ("bframes.mp4", "libx264", bframes),
+        ("one_gop.mov", "libx264", {"g": "250", "bf": "0"}),
+        ("bframes.mkv", "libx264", bframes),  # whose header tells no duration
+        ("starts_late.flv", "libx264", bframes),
+        ("xvid.avi", "mpeg4", {"g": "12", "bf": "0"}),
+        ("bframes.avi", "mpeg4", {"g": "12", "bf": "2"}),
+        ("h264.avi", "libx264", {"g": "250", "bf": "2"}),  # whose time stamps are not those of the frames
+        ("vp9.webm", "libvpx-vp9", {"g": "12", "cpu-used": "8", "deadline": "realtime"}),
+    ]:
+        write_numbered(folder / name, 60, codec=codec, options=options)
+    write_numbered(folder / "one_frame.mp4", 1)
+    starting_late(folder / "bframes.mp4", folder / "starts_late.mp4")
+    return sorted(folder.iterdir())
+
+
+def theirs(files: Iterable[Path], sampler: tuple, order: type = SequentialSampler) -> IterableDataset[Item]:
+    """What a user of pytorchvideo writes."""
+    subsample = ptv.UniformTemporalSubsample(T)
+
+    def transform(item: Item) -> Item:
+        video = item["video"]
+        return {**item, "video": [subsample(v) for v in video] if isinstance(video, list) else subsample(video)}
+
+    pairs = [(str(file), {"label": number}) for number, file in enumerate(files)]
+    return ptv.LabeledVideoDataset(pairs, make_clip_sampler(*sampler), order, transform, decode_audio=False)
+
+
+def ours(files: Iterable[Path], sampler: tuple, order: type = SequentialSampler, **how: Any) -> IterableDataset[Item]:
+    files = list(files)
+    listing = files[0].parent / "list.txt" if "made" in str(files[0]) else how.pop("listing")
+    listing.write_text("".join(f"{file} {number}\n" for number, file in enumerate(files)))
+    return labeled_video_dataset(listing, make_clip_sampler(*sampler), order, num_frames=T, **how)
+
+
+def assert_same(ours: Iterable[Item], theirs: Iterable[Item]) -> list[Item]:
+    """Compare all items, drawn with the same seed; returns them."""
+    both = []
+    for items in (ours, theirs):
+        random.seed(0)
+        torch.manual_seed(0)
+        both.append(list(items))
+    assert len(both[0]) == len(both[1]) > 0
+    for mine, other in zip(*both, strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            if key == "video":
+                for a, b in zip(*(v if isinstance(v, list) else [v] for v in (mine[key], other[key])), strict=True):
+                    assert a.dtype == torch.uint8 and torch.equal(a.float(), b), f"{mine['video_name']}"
+            else:
+                assert mine[key] == other[key], key
+    return both[0]
+
+
+SAMPLERS = [
+    ("random", 0.7),
+    ("constant_clips_per_video", 0.5, 4, 2),  # two views of each clip
+    ("constant_clips_per_video", 0.1, 3),  # fewer frames than T
+    ("uniform", 0.4),  # to the end
+    ("uniform", 0.5, 0.3, True),
+    ("random", 100.0),  # longer than the video
+    ("random_multi", 0.6, 3),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_the_frames_are_pytorchvideos_bit_for_bit(sampler: tuple, made: list[Path]) -> None:
+    items = assert_same(ours(made, sampler), theirs(made, sampler))
+    assert {item["video_name"] for item in items} == {file.name for file in made}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
+@pytest.mark.parametrize("sampler", [("random", 1.0), ("constant_clips_per_video", 0.5, 2)], ids=str)
+def test_the_frames_of_real_files_are_pytorchvideos_bit_for_bit(sampler: tuple, tmp_path: Path) -> None:
+    clean = sorted((REAL / "videos/clean").iterdir())
+    items = assert_same(ours(clean, sampler, listing=tmp_path / "list.txt"), theirs(clean, sampler))
+    assert {item["video_name"] for item in items} == {file.name for file in clean}
+
+
+def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
+    """Ends on a frame, just before and just after one, before the start and behind the end, as floats too."""
+    files = [file for file in made if file.name in ("bframes.mp4", "starts_late.mp4", "xvid.avi")]
+    mine, other = ours(files, ("random", 1.0)), theirs(files, ("random", 1.0))
+    for number, file in enumerate(files):
+        a = mine.video_path_handler.video_from_path(number)
+        b = other.video_path_handler.video_from_path(str(file))
+        assert isinstance(a, ptv.Video) and a.name == b.name and a.duration == b.duration
+        for start in (0, 0.04, 0.039999, 0.040001, 2.36, 2.4, -1.0):
+            for end in (start, start + 0.04, start + 0.400001, float("inf")):
+                clips = [video.get_clip(start, end)["video"] for video in (a, b)]
+                assert (clips[0] is None) == (clips[1] is None), (file, start, end)
+                if clips[0] is not None:
+                    assert torch.equal(clips[0].float(), ptv.UniformTemporalSubsample(T)(clips[1])), (file, start, end)
+        a.close()
+        b.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_order_and_batches_are_pytorchvideos_too(num_workers: int, made: list[Path]) -> None:
+    files = [file for file in made if file.suffix in (".mp4", ".mkv", ".avi")]
+    loaders = [
+        DataLoader(
+            make(files, ("random", 0.7), RandomSampler),
+            batch_size=None,
+            num_workers=num_workers,
+            multiprocessing_context="fork" if num_workers else None,  # torch's generators do not survive pickling
+        )
+        for make in (ours, theirs)
+    ]
+    items = assert_same(*loaders)
+    assert sorted(item["video_index"] for item in items) == list(range(len(files)))
+
+
+def test_a_transform_that_subsamples_may_stay(made: list[Path]) -> None:
+    def subsample(item: Item) -> torch.Tensor:
+        return ptv.UniformTemporalSubsample(T)(item["video"])
+
+    plain = list(ours(made[:2], ("uniform", 0.5)))
+    again = list(ours(made[:2], ("uniform", 0.5), transform=subsample))
+    assert len(plain) > 2 and all(torch.equal(a["video"], b) for a, b in zip(plain, again, strict=True))
+
+
+def test_short_side_and_batches(made: list[Path]) -> None:
+    (batch,) = DataLoader(ours(made[:3], ("random", 0.5), short_side=48), batch_size=3)
+    assert batch["video"].shape == (3, 3, T, 48, 48) and batch["video"].dtype == torch.uint8
+    assert batch["label"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [None, "fork", "forkserver"])
+def test_what_is_left_out_is_told(workers: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every container is found in folders, and no bad file goes unnoticed, in workers neither."""
+    for number, suffix in enumerate(("mp4", "mkv", "ts", "avi", "mov", "webm")):
+        path = tmp_path / "ab"[number % 2] / f"{number}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        write_numbered(path, 40, codec="libvpx" if suffix == "webm" else "libx264", options={"g": "10", "bf": "0"})
+    (tmp_path / "b/3.avi").write_bytes(b"no video")
+    with av.open(str(tmp_path / "a/4.mov")) as container:
+        packet = list(container.demux(video=0))[20]
+    content = (tmp_path / "a/4.mov").read_bytes()
+    (tmp_path / "a/4.mov").write_bytes(content.replace(bytes(packet), b"\xff" * packet.size))
+
+    sampler = make_clip_sampler("constant_clips_per_video", 0.4, 2)  # frames 0 to 9 and 15 to 24
+    dataset = kinetics(tmp_path, sampler, SequentialSampler, num_frames=4)
+    told = logging.StreamHandler()
+    ptv.logger.addHandler(told)
+    try:
+        loader = DataLoader(dataset, batch_size=None, num_workers=1 if workers else 0, multiprocessing_context=workers)
+        items = [(item["video_name"], item["label"], item["clip_index"]) for item in loader]
+    finally:
+        ptv.logger.removeHandler(told)
+    whole = [("2.ts", 0), ("0.mp4", 0), ("1.mkv", 1), ("5.webm", 1)]
+    assert sorted(items) == sorted([("4.mov", 0, 0)] + [(*video, clip) for video in whole for clip in (0, 1)])
+    assert dataset.video_path_handler.failures == ["a/4.mov", "b/3.avi"]
+    if workers == "forkserver":
+        return  # the server, perhaps started by another test, prints where that one did
+    lines = set(capfd.readouterr().err.splitlines())  # in workers without settings of their own, logging prints plainly
+    for name in dataset.video_path_handler.failures:
+        (line,) = {line for line in lines if line.startswith(f"left out: {tmp_path / name}: ")}
+        assert "does not decode" in line
+
+
+def shown(item: Item) -> list[int]:
+    """Read the numbers off a clip's frames."""
+    return [read_number(frame.permute(1, 2, 0).numpy()) for frame in item["video"].unbind(1)]
+
+
+def test_lists_with_a_prefix(tmp_path: Path) -> None:
+    """Also the official Kinetics csv, which pytorchvideo misreads, and seconds, outside which there is nothing."""
+    for name in ("a 1.mp4", "abcdefghijk_000010_000020.mkv"):
+        write_numbered(tmp_path / name, 75)
+
+    def clips(listing: str, *sampler: Any) -> list[tuple[str, int, list[int]]]:
+        with TemporaryDirectory() as elsewhere:
+            (Path(elsewhere) / "list.csv").write_text(listing)
+            dataset = labeled_video_dataset(
+                Path(elsewhere) / "list.csv", make_clip_sampler(*sampler), video_path_prefix=tmp_path, num_frames=3
+            )
+        return [(item["video_name"], item["label"], shown(item)) for item in dataset]
+
+    kinetics_csv = "label,youtube_id,time_start,time_end,split\nclap,abcdefghijk,10,20,val\nrun,00000000000,0,9,val\n"
+    assert clips("a 1.mp4 7\n", "random", 9.0) == [("a 1.mp4", 7, [0, 37, 74])]
+    assert clips(kinetics_csv, "random", 9.0) == [("abcdefghijk_000010_000020.mkv", 0, [0, 37, 74])]
+    spanned = "path,label,start_s,end_s\na 1.mp4,0,1,2\n"
+    assert clips(spanned, "uniform", 0.4) == [("a 1.mp4", 0, [25, 29, 34]), ("a 1.mp4", 0, [35, 39, 44])]
+    assert clips(spanned, "random", 9.0) == [("a 1.mp4", 0, [25, 37, 49])]
+
+
+def test_arguments_are_pytorchvideos() -> None:
+    from pytorchvideo.data import Kinetics
+
+    expected = list(inspect.signature(Kinetics).parameters)
+    assert list(inspect.signature(kinetics).parameters)[: len(expected)] == expected
+
+
+def test_impossible_arguments(made: list[Path], tmp_path: Path) -> None:
+    def stops(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
+        with pytest.raises(error, match=message):
+            call()
+
+    sampler = make_clip_sampler("random", 1.0)
+    stops(
+        ValueError,
+        "no sound; pass decode_audio=False",
+        lambda: kinetics(tmp_path, sampler, decode_audio=True, num_frames=4),
+    )
+    stops(ValueError, "at least 1, got 0 and None", lambda: kinetics(tmp_path, sampler, num_frames=0))
+    stops(ValueError, "at least 1, got 4 and 0", lambda: kinetics(tmp_path, sampler, num_frames=4, short_side=0))
+    stops(ValueError, "'torchvision'", lambda: ours(made, ("random", 1.0), decoder="torchvision"))
+    stops(FileNotFoundError, "absent", lambda: kinetics(tmp_path / "absent", sampler, num_frames=4))
+    stops(ValueError, "no video in it", lambda: kinetics(tmp_path, sampler, num_frames=4))

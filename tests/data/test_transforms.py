@@ -1,9 +1,19 @@
-"""Pixels: which are cut out, when they are mirrored, and what becomes of the label."""
+"""Pixels: which are cut out, when they are mirrored, how they are changed, and what becomes of the label."""
+
+import colorsys
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
 from sparsevideo.data import ptv
 from sparsevideo.data.transforms import (
@@ -12,7 +22,10 @@ from sparsevideo.data.transforms import (
     Normalize,
     TestTransform,
     TrainTransform,
+    color_jitter,
     flip_table,
+    rand_augment,
+    resized_crop,
 )
 
 
@@ -22,6 +35,20 @@ def ramp(num_frames: int, height: int, width: int) -> np.ndarray:
     frames[..., 0], frames[..., 1] = np.arange(width), np.arange(height)[:, None]
     frames[..., 2] = np.arange(num_frames)[:, None, None]
     return frames
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+
+def dull(num_frames: int) -> Tensor:
+    """(T, 3, 24, 24) uint8 in which every operation of RandAugment finds something to change."""
+    return torch.from_numpy(noise(num_frames, 3, 24, 24)) // 2 + 60
+
+
+def states() -> tuple[bytes, ...]:
+    """All global random states."""
+    return torch.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), pickle.dumps(random.getstate())
 
 
 def test_a_crop_is_one_box_for_all_frames() -> None:
@@ -37,7 +64,7 @@ def test_a_crop_is_one_box_for_all_frames() -> None:
 def test_boxes_keep_to_scale_ratio_and_frame() -> None:
     transform = TrainTransform(32, scale=(0.2, 0.5), ratio=(0.5, 2.0))
     rng = np.random.default_rng(0)
-    boxes = np.array([transform._box(100, 140, rng) for _ in range(2000)])
+    boxes = np.array([transform.boxes(100, 140, rng)[0] for _ in range(2000)])
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 100).all() and (left + width <= 140).all()
     share, ratio = height * width / 14000, width / height
@@ -51,8 +78,99 @@ def test_boxes_keep_to_scale_ratio_and_frame() -> None:
 
 def test_frames_too_long_for_any_box() -> None:
     transform = TrainTransform(32, scale=(0.9, 1.0))
-    assert transform._box(30, 300, np.random.default_rng(0)) == (0, 130, 30, 40)
-    assert transform._box(300, 30, np.random.default_rng(0)) == (130, 0, 40, 30)
+    assert transform.boxes(30, 300, np.random.default_rng(0)) == [(0, 130, 30, 40)]
+    assert transform.boxes(300, 30, np.random.default_rng(0)) == [(130, 0, 40, 30)]
+
+
+def test_old_runs_repeat() -> None:
+    transform = TrainTransform(8, flip_labels=[1, 0])
+    chosen = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        box = transform.boxes(90, 120, rng)[0]
+        _, mirrored = transform.finish(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), 0, rng)
+        chosen.append((box, mirrored))
+    assert chosen == [((8, 73, 41, 31), 0), ((0, 4, 68, 88), 0), ((12, 52, 62, 56), 1), ((8, 66, 45, 38), 0)]
+
+
+def test_jittered_boxes() -> None:
+    transform = TrainTransform(56, jitter=(64, 80))
+    rng = np.random.default_rng(0)
+    boxes = np.array([transform.boxes(100, 140, rng)[0] for _ in range(2000)])
+    top, left, height, width = boxes.T
+    assert (height == width).all() and height.min() == 70 and height.max() in (87, 88)
+    assert abs((5600 / height).mean() - 72) < 0.5  # the short side is drawn evenly
+    assert top.min() == 0 and (top + height).max() == 100 and left.min() == 0 and (left + width).max() == 140
+    assert TrainTransform(56, jitter=(56, 56)).boxes(30, 20, rng)[0][2:] == (20, 20)
+    assert TrainTransform(1, jitter=(500, 500)).boxes(30, 20, rng)[0][2:] == (1, 1)  # never nothing
+
+
+def test_jitter_is_scaling_the_frame_then_cropping() -> None:
+    frames = noise(2, 120, 160, 3)
+    whole = tv.resize(torch.from_numpy(frames).permute(3, 0, 1, 2), [96, 128])
+    transform = TrainTransform(48, jitter=(96, 96), flip=0.0)
+    compared = 0
+    for seed in range(200):
+        top, left, side, _ = transform.boxes(120, 160, np.random.default_rng(seed))[0]
+        assert side == 60
+        if top % 5 or left % 5:  # 5 pixels of the frame are 4 of the scaled one; only these boxes hit its grid
+            continue
+        compared += 1
+        clip, _ = transform(frames, 0, np.random.default_rng(seed))
+        y, x = top * 4 // 5, left * 4 // 5
+        twin = whole[..., y : y + 48, x : x + 48]
+        # the outermost pixels also see what lies around the crop in the twin; others differ by rounding
+        assert (clip.int() - twin.int())[..., 1:-1, 1:-1].abs().max() <= 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3)], ids=str)
+def test_resized_crop_is_torchvisions(leading: tuple[int, ...]) -> None:
+    frames = noise(*leading, 37, 51, 3)
+    layouts: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "dense": lambda x: x,
+        "turned": lambda x: np.rot90(x, 1, (-3, -2)),
+        "upside down": lambda x: np.rot90(x, 2, (-3, -2)),
+        "flipped": lambda x: x[..., ::-1, :],
+        "BGR": lambda x: x[..., ::-1],
+        "planar": lambda x: np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -1, -3)), -3, -1),
+    }
+    for name, layout in layouts.items():
+        pixels = layout(frames)
+        height, width = pixels.shape[-3:-1]
+        planes = torch.from_numpy(pixels.copy()).movedim(-1, -3)
+        for box in [
+            (0, 0, height, width),
+            (3, 5, 20, 11),
+            (4, 0, 1, 30),
+            (0, 9, 31, 1),
+            (36, 36, 1, 1),
+            (2, 1, 16, 16),
+        ]:
+            for size in (1, 16, 60):
+                twin = tv.resized_crop(planes, *box, size=[size, size], antialias=True).movedim(-3, 0)
+                assert torch.equal(resized_crop(pixels, box, size), twin), (name, box, size)
+
+
+def test_a_box_of_the_final_size_keeps_its_pixels() -> None:
+    frames = noise(3, 40, 50, 3)
+    cut = resized_crop(frames, (7, 9, 24, 24), 24)
+    assert np.array_equal(cut.permute(1, 2, 3, 0).numpy(), frames[:, 7:31, 9:33])
+
+
+def test_frames_may_be_cut_one_by_one() -> None:
+    frames = noise(4, 40, 50, 3)
+    transform = TrainTransform(24, rand_augment=9, rand_augment_prob=1.0, color_jitter=(0.4, 0.4, 0.4, 0.1))
+    at_once, label = transform(frames, 5, np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    (box,) = transform.boxes(40, 50, rng)
+    clip = torch.empty(3, 4, 24, 24, dtype=torch.uint8)
+    for t, frame in enumerate(frames):
+        clip[:, t] = resized_crop(frame, box, 24)
+    before = clip.clone()
+    streamed, same_label = transform.finish(clip, 5, rng)
+    assert torch.equal(streamed, at_once) and label == same_label == 5
+    assert torch.equal(clip, before) and not torch.equal(streamed, clip)
 
 
 def test_the_whole_frame_is_the_plain_resize() -> None:
@@ -116,6 +234,162 @@ def test_test_crops_are_scaled() -> None:
     assert views[1, 0].float().mean() == pytest.approx(49.5, abs=0.6)  # the centre stays in the centre
 
 
+def test_test_boxes_are_what_a_test_cuts() -> None:
+    frames = noise(2, 40, 100, 3)
+    transform = TestTransform(16, 3)
+    assert transform.boxes(40, 100) == [(0, 0, 40, 40), (0, 30, 40, 40), (0, 60, 40, 40)]
+    for box, view in zip(transform.boxes(40, 100), transform(frames), strict=True):
+        assert torch.equal(resized_crop(frames, box, 16), view)
+
+
+def test_rand_augment_is_a_function_of_its_rng() -> None:
+    video, results = dull(2), []
+    for seed in range(60):
+        for world in (1, 2):
+            torch.manual_seed(world), np.random.seed(world), random.seed(world)
+            before, pixels = states(), video.clone()
+            augmented = rand_augment(pixels, np.random.default_rng(seed), magnitude=9, layers=2, prob=1.0)
+            assert states() == before
+            assert torch.equal(pixels, video)  # also where the operation could work in place
+            assert augmented.shape == video.shape and augmented.dtype == torch.uint8
+            results.append(augmented)
+    assert all(torch.equal(one, other) for one, other in zip(results[::2], results[1::2], strict=True))
+    assert len({result.numpy().tobytes() for result in results}) > 50
+
+
+def test_rand_augment_treats_frames_alike() -> None:
+    video = dull(3)
+    for seed in range(60):
+        rng = np.random.default_rng
+        together = rand_augment(video, rng(seed), magnitude=7, layers=3, prob=0.7)
+        for t in range(3):
+            alone = rand_augment(video[t : t + 1], rng(seed), magnitude=7, layers=3, prob=0.7)
+            assert torch.equal(together[t : t + 1], alone)
+
+
+def test_rand_augment_fills_with_the_mean() -> None:
+    video = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
+    mean = torch.tensor([124, 116, 104], dtype=torch.uint8).view(1, 3, 1, 1)  # 255 * IMAGENET_MEAN
+    moved = 0
+    for seed in range(100):
+        augmented = rand_augment(video, np.random.default_rng(seed), magnitude=9, layers=1, prob=1.0)
+        if (augmented == augmented[..., :1, :1]).all():
+            continue  # an operation on colours alone: one colour stays one colour
+        moved += 1
+        assert (augmented == mean).all(1).any()  # neither black nor pytorchvideo's 0.5
+        assert augmented.min() > 85  # nor is anything in between: at the rim a mixture, a little darkened
+    assert moved > 20  # 5 of 14 operations move pixels
+
+
+def test_rand_augments_settings() -> None:
+    video = dull(1)
+
+    def changed(**settings: float) -> float:
+        results = [rand_augment(video, np.random.default_rng(seed), **settings) for seed in range(100)]
+        return sum(not torch.equal(result, video) for result in results) / 100
+
+    assert changed(magnitude=9, layers=1, prob=0.0) == 0
+    assert 0.3 < changed(magnitude=9, layers=1, prob=0.5) < 0.6
+    assert changed(magnitude=9, layers=1, prob=1.0) > 0.9
+    assert changed(magnitude=9, layers=2, prob=0.5) > 0.6
+
+    def distance(magnitude: int) -> float:
+        results = [
+            rand_augment(video, np.random.default_rng(seed), magnitude=magnitude, layers=1, prob=1.0)
+            for seed in range(100)
+        ]
+        return torch.cat(results).float().sub(video).abs().mean().item()
+
+    assert distance(9) > 1.2 * distance(2)
+
+
+def test_rand_augment_refuses_floats() -> None:
+    with pytest.raises(TypeError, match=r"wants uint8 pixels, got torch\.float32"):
+        rand_augment(dull(1).float(), np.random.default_rng(0), magnitude=9, layers=2, prob=0.5)
+
+
+def test_a_used_transform_travels_to_a_new_process(tmp_path: Path) -> None:
+    transform = TrainTransform(24, rand_augment=9, rand_augment_prob=1.0)
+    here, _ = transform(noise(2, 40, 50, 3), 0, np.random.default_rng(1))
+    (tmp_path / "transform").write_bytes(pickle.dumps((transform, noise(2, 40, 50, 3))))
+    code = (
+        "import pickle, sys, pathlib, numpy as np\n"
+        "transform, frames = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "sys.stdout.write(transform(frames, 0, np.random.default_rng(1))[0].numpy().tobytes().hex())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "transform")]
+    there = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert there == here.numpy().tobytes().hex()
+
+
+def test_color_jitters_strengths() -> None:
+    def results(pixel: tuple[int, int, int], **strength: float) -> np.ndarray:
+        """(500, 3): what becomes of a picture of one colour."""
+        settings = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | strength
+        video = torch.tensor(pixel, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+        return np.array(
+            [color_jitter(video, np.random.default_rng(seed), **settings)[0, :, 0, 0].tolist() for seed in range(500)]
+        )
+
+    bright = results((100, 100, 100), brightness=0.4)[:, 0]
+    assert bright.min() in (60, 61) and bright.max() in (139, 140) and abs(bright.mean() - 100) < 3
+    assert results((100, 100, 100), brightness=3.0).min() == 0  # no negative factor, which torchvision refuses
+    spread = np.ptp(results((150, 100, 100), saturation=0.4), axis=1)
+    assert 28 <= spread.min() <= 32 and 68 <= spread.max() <= 71
+    assert abs(results((100, 100, 100), contrast=0.4) - 100).max() <= 1  # of one colour, within rounding
+    turns = np.array([colorsys.rgb_to_hsv(*pixel)[0] for pixel in results((255, 0, 0), hue=0.1)])
+    turns = (turns + 0.5) % 1 - 0.5
+    assert -0.11 < turns.min() < -0.09 and 0.09 < turns.max() < 0.11
+
+    contrast = torch.tensor([50, 150], dtype=torch.uint8).expand(1, 3, 2, 2)
+    spans = [
+        np.ptp(color_jitter(contrast, np.random.default_rng(seed), 0.0, 0.4, 0.0, 0.0).numpy()) for seed in range(500)
+    ]
+    assert 58 <= min(spans) <= 63 and 137 <= max(spans) <= 141
+
+
+def test_color_jitter_treats_frames_alike() -> None:
+    video, orders = dull(3), set()
+    for seed in range(30):
+        before = states()
+        together = color_jitter(video, np.random.default_rng(seed), 0.4, 0.4, 0.4, 0.1)
+        assert states() == before
+        orders.add(together.numpy().tobytes())
+        for t in range(3):
+            alone = color_jitter(video[t : t + 1], np.random.default_rng(seed), 0.4, 0.4, 0.4, 0.1)
+            assert torch.equal(together[t : t + 1], alone)
+    assert len(orders) == 30 and torch.equal(video, dull(3))
+
+
+def test_color_jitters_order_is_random() -> None:
+    video = torch.tensor([10, 250], dtype=torch.uint8).expand(1, 3, 2, 2)  # bright, then dull, is not dull, then bright
+    seen = set()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(2).tolist()
+        factors = [rng.uniform(0.0, 2.0) for _ in range(2)]
+        twin = video
+        for which, factor in zip(order, factors, strict=True):
+            twin = [tv.adjust_brightness, tv.adjust_contrast][which](twin, factor)
+        assert torch.equal(color_jitter(video, np.random.default_rng(seed), 1.0, 1.0, 0.0, 0.0), twin)
+        seen.add(order[0])
+    assert seen == {0, 1}
+
+
+def test_finish_step_by_step() -> None:
+    fill, strengths = (0.1, 0.2, 0.3), (0.4, 0.3, 0.2, 0.1)
+    transform = TrainTransform(
+        24, rand_augment=7, rand_augment_layers=3, rand_augment_prob=0.8, color_jitter=strengths, fill=fill
+    )
+    clip = dull(3).transpose(0, 1)
+    for seed in range(20):
+        finished, _ = transform.finish(clip, 0, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        twin = dull(3).flip(-1) if rng.random() < 0.5 else dull(3)
+        twin = rand_augment(twin, rng, magnitude=7, layers=3, prob=0.8, fill=fill)
+        assert torch.equal(finished.transpose(0, 1), color_jitter(twin, rng, *strengths))
+
+
 def test_normalize_is_pytorchvideos() -> None:
     for shape in [(2, 3, 4, 8, 8), (2, 3, 8, 8)]:
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -130,5 +404,14 @@ def test_impossible_settings() -> None:
     for arguments in [{"scale": (0.5, 0.1)}, {"scale": (0.0, 1.0)}, {"ratio": (2.0, 0.5)}, {"flip": 1.5}]:
         with pytest.raises(ValueError, match="got scale"):
             TrainTransform(32, **arguments)
+    for jitter in [(16, 64), (64, 32)]:
+        with pytest.raises(ValueError, match=r"short-side jitter wants 32 <= .*; got \("):
+            TrainTransform(32, jitter=jitter)
+    for arguments in [{"rand_augment": 11}, {"rand_augment_layers": 15}, {"rand_augment_prob": 1.5}]:
+        with pytest.raises(ValueError, match="RandAugment wants"):
+            TrainTransform(32, **{"rand_augment": 9, **arguments})
+    for strengths in [(0.4, -0.1, 0.0, 0.0), (0.0, 0.0, 0.0, 0.6)]:
+        with pytest.raises(ValueError, match="colour jitter wants"):
+            TrainTransform(32, color_jitter=strengths)
     with pytest.raises(ValueError, match="at least one crop"):
         TestTransform(32, 0)

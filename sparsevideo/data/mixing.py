@@ -1,0 +1,98 @@
+"""What becomes of whole training batches on their device, of images or of clips; torch's generators choose."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+
+from sparsevideo.data import ptv
+
+
+class Erase(nn.Module):
+    """Cover a random box of some samples, the same in all frames: random erasing (Zhong et al., 2017), timm's.
+
+    The box has 2 % to a third of the area, and an aspect ratio between 0.3 and its inverse.
+
+    Args:
+        prob: Probability for each sample.
+        mode: `pixel` covers with noise, new in every frame; `const` with zeros, the mean of normalised pixels.
+    """
+
+    def __init__(self, prob: float, mode: str = "pixel") -> None:
+        super().__init__()
+        if not 0 <= prob <= 1 or mode not in ("pixel", "const"):
+            raise ValueError(f"erasing wants a probability, and pixel or const; got {prob} and {mode!r}")
+        self.prob, self.mode = prob, mode
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Erase from normalised inputs (B, 3, [T,] H, W), which stay as they are; returns the same shape."""
+        planes = inputs.flatten(1, -3).clone()  # (B, 3 [* T], H, W): timm knows images only, of any number of channels
+        with _python_draws_from_torch():
+            RandomErasing(self.prob, mode=self.mode, device=inputs.device)(planes)
+        return planes.view(inputs.shape)
+
+
+class Mix(nn.Module):
+    """Blend each sample with its counterpart from the batch's other end, or paste a box of it: pytorchvideo's.
+
+    Mixup (Zhang et al., 2018) blends, CutMix (Yun et al., 2019) pastes the same box in all frames; where both are
+    asked for, each batch gets one of them with equal chances. One share for the whole batch.
+
+    Args:
+        num_classes: K.
+        mixup_alpha: Mixup's share follows Beta(alpha, alpha); 0: no mixup.
+        cutmix_alpha: Likewise for CutMix.
+        prob: Probability for each batch.
+
+    Example:
+        >>> mix = Mix(num_classes=3, mixup_alpha=0.8)
+        >>> inputs, targets = mix(torch.zeros(2, 3, 8, 8), torch.tensor([0, 2]))
+        >>> targets.shape, targets[:, 1].tolist(), round(targets.sum().item(), 3)
+        (torch.Size([2, 3]), [0.0, 0.0], 2.0)
+    """
+
+    def __init__(
+        self, num_classes: int, *, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0, prob: float = 1.0
+    ) -> None:
+        super().__init__()
+        if min(mixup_alpha, cutmix_alpha) < 0 or max(mixup_alpha, cutmix_alpha) == 0 or not 0 <= prob <= 1:
+            raise ValueError(
+                "mixing wants an alpha above 0, none below, and a probability; "
+                f"got mixup {mixup_alpha}, CutMix {cutmix_alpha} and {prob}"
+            )
+        self.num_classes, self.prob = num_classes, prob
+        self.mix = ptv.MixVideo(
+            cutmix_prob=0.5 if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0),
+            mixup_alpha=mixup_alpha or 1.0,  # Beta(0, 0) does not exist; never drawn from
+            cutmix_alpha=cutmix_alpha or 1.0,
+            num_classes=num_classes,
+        )
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            inputs: (B, 3, [T,] H, W) floats; stay as they are. A batch of one has nothing to mix with.
+            labels: (B,).
+
+        Returns:
+            The mixture, (B, 3, [T,] H, W), and each class's share in it, (B, K) float32, without label smoothing.
+        """
+        if len(inputs) > 1 and torch.rand(()).item() < self.prob:
+            return self.mix(inputs.clone(), labels)  # pytorchvideo writes into its input
+        return inputs, F.one_hot(labels, self.num_classes).float()
+
+
+@contextmanager
+def _python_draws_from_torch() -> Iterator[None]:
+    """Let Python's `random`, which timm draws from, follow torch's generator; leave it as it was found."""
+    state = random.getstate()
+    random.seed(int(torch.randint(2**62, ())))
+    try:
+        yield
+    finally:
+        random.setstate(state)

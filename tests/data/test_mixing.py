@@ -1,0 +1,179 @@
+"""Batches on the device: what is mixed with what, in which shares, and what is covered."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsevideo.data.mixing import Erase, Mix
+
+SHAPES = [(3, 16, 16), (3, 4, 16, 16)]  # an image and a clip
+
+
+def distinct(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """(B, ...) floats; sample b has pixels in [b + 1, b + 1.5)."""
+    noise = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(0)) / 2
+    return noise + torch.arange(1, batch + 1).view(-1, *[1] * len(shape))
+
+
+def states() -> bytes:
+    return pickle.dumps((np.random.get_state(), random.getstate()))
+
+
+def box_of(covered: Tensor) -> tuple[int, int, int, int]:
+    """Rows and columns (first, behind the last) that are True in (..., H, W), the same rectangle everywhere."""
+    plane = covered.flatten(0, -3)[0]
+    assert (covered == plane).all()
+    rows, columns = plane.any(1).nonzero().flatten().tolist(), plane.any(0).nonzero().flatten().tolist()
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    assert plane[top:bottom, left:right].all() and plane.sum() == (bottom - top) * (right - left)
+    return top, bottom, left, right
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_mixup_blends_what_its_targets_say(shape: tuple[int, ...], batch: int) -> None:
+    inputs, labels = distinct(batch, shape), torch.arange(batch)
+    before, shares = inputs.clone(), []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = Mix(7, mixup_alpha=0.8)(inputs, labels)
+        assert torch.equal(inputs, before) and torch.equal(labels, torch.arange(batch))  # pytorchvideo's writes there
+        assert targets.shape == (batch, 7) and targets.dtype == torch.float32
+        share = targets[0, 0].item()
+        for b in range(batch):
+            twin = share * inputs[b] + (1 - share) * inputs[batch - 1 - b]
+            torch.testing.assert_close(mixed[b], twin)
+            torch.testing.assert_close(targets[b], share * one_hot(b) + (1 - share) * one_hot(batch - 1 - b))
+        shares.append(share)
+    assert min(shares) < 0.3 and max(shares) > 0.7
+
+
+def one_hot(label: int) -> Tensor:
+    return F.one_hot(torch.tensor(label), 7).float()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_cutmix_pastes_what_its_targets_say(shape: tuple[int, ...], batch: int) -> None:
+    inputs, labels = distinct(batch, shape), torch.arange(batch)
+    before, shares = inputs.clone(), []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = Mix(7, cutmix_alpha=1.0)(inputs, labels)
+        assert torch.equal(inputs, before)
+        pasted = mixed[0] != inputs[0]
+        if not pasted.any():
+            continue
+        top, bottom, left, right = box_of(pasted)
+        share = 1 - (bottom - top) * (right - left) / (16 * 16)
+        twin = inputs.clone()
+        for b in range(batch):
+            twin[b, ..., top:bottom, left:right] = inputs[batch - 1 - b, ..., top:bottom, left:right]
+            torch.testing.assert_close(targets[b], share * one_hot(b) + (1 - share) * one_hot(batch - 1 - b))
+        assert torch.equal(mixed, twin)
+        shares.append(share)
+    assert len(shares) > 10 and min(shares) < 0.5 and max(shares) > 0.8
+
+
+def test_each_batch_gets_one_of_both() -> None:
+    inputs, kinds = distinct(2, (3, 8, 8)), []
+    mix = Mix(2, mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8)
+    for seed in range(300):
+        torch.manual_seed(seed)
+        mixed, targets = mix(inputs, torch.tensor([0, 1]))
+        if torch.equal(mixed, inputs):
+            assert torch.equal(targets, torch.eye(2))
+            kinds.append("none")
+        else:
+            kinds.append("cutmix" if ((mixed == inputs) | (mixed == inputs.flip(0))).all() else "mixup")
+    assert 30 < kinds.count("none") < 100  # a fifth, and CutMix's boxes without pixels
+    assert 80 < kinds.count("cutmix") < 160 and 80 < kinds.count("mixup") < 160
+
+
+def test_one_sample_stays_itself() -> None:
+    inputs = distinct(1, (3, 4, 8, 8))
+    mixed, targets = Mix(7, mixup_alpha=0.8, cutmix_alpha=1.0)(inputs, torch.tensor([3]))
+    assert torch.equal(mixed, inputs) and torch.equal(targets[0], one_hot(3))
+    mixed, _ = Mix(7, mixup_alpha=0.8, prob=0.0)(distinct(4, (3, 8, 8)), torch.arange(4))
+    assert torch.equal(mixed, distinct(4, (3, 8, 8)))
+
+
+def test_smoothing_is_left_to_the_loss() -> None:
+    logits, labels = torch.randn(1, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([3])
+    _, targets = Mix(7, mixup_alpha=0.8)(distinct(1, (3, 8, 8)), labels)
+    plain = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(F.cross_entropy(logits, targets, label_smoothing=0.1), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_floats_stay_short(dtype: torch.dtype) -> None:
+    inputs = distinct(3, (3, 4, 8, 8)).to(dtype)
+    for mix in (Mix(7, mixup_alpha=0.8), Mix(7, cutmix_alpha=1.0)):
+        mixed, targets = mix(inputs, torch.arange(3))
+        assert mixed.dtype == dtype and targets.dtype == torch.float32
+        torch.testing.assert_close(targets.sum(1), torch.ones(3))
+    assert Erase(1.0)(inputs).dtype == dtype
+
+
+def test_torchs_seed_alone_decides() -> None:
+    inputs, labels = distinct(4, (3, 4, 16, 16)), torch.arange(4)
+    erase, mix, results = Erase(0.5), Mix(7, mixup_alpha=0.8, cutmix_alpha=1.0), []
+    for seed in range(10):
+        for world in (1, 2):
+            torch.manual_seed(seed), np.random.seed(world), random.seed(world)
+            before = states()
+            results.append(mix(erase(inputs), labels)[0])
+            assert states() == before
+    assert all(torch.equal(one, other) for one, other in zip(results[::2], results[1::2], strict=True))
+    assert len({result.numpy().tobytes() for result in results}) == 10
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mode", ["pixel", "const"])
+def test_erasing_covers_a_box_in_all_frames(shape: tuple[int, ...], mode: str) -> None:
+    inputs = distinct(40, (*shape[:-2], 32, 32))
+    before = inputs.clone()
+    torch.manual_seed(0)
+    erased = Erase(0.6, mode)(inputs)
+    assert torch.equal(inputs, before)
+    boxes, covers = [], []
+    for sample, original in zip(erased, inputs, strict=True):
+        covered = sample != original
+        if covered.any():
+            top, bottom, left, right = box_of(covered)
+            boxes.append((top, bottom, left, right))
+            covers.append(sample[..., top:bottom, left:right])
+            if mode == "pixel" and len(shape) == 4:
+                assert not torch.equal(covers[-1][:, 0], covers[-1][:, 1])  # new noise in every frame
+    assert 14 <= len(boxes) <= 34 and len(set(boxes)) > 10  # each sample for itself
+    areas = [(bottom - top) * (right - left) / 32**2 for top, bottom, left, right in boxes]
+    assert min(areas) > 0.015 and 0.2 < max(areas) < 0.36
+    cover = torch.cat([cover.flatten() for cover in covers])
+    if mode == "const":
+        assert (cover == 0).all()
+    else:
+        assert abs(cover.mean()) < 0.1 and abs(cover.std() - 1) < 0.1
+
+
+def test_erasing_in_any_layout() -> None:
+    inputs = distinct(6, (3, 4, 16, 16))
+    scattered = inputs.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)  # channels last in memory
+    results = []
+    for pixels in (inputs, scattered):
+        torch.manual_seed(0)
+        results.append(Erase(1.0)(pixels))
+    assert torch.equal(*results) and torch.equal(scattered, inputs) and not torch.equal(results[0], inputs)
+
+
+def test_impossible_settings() -> None:
+    for arguments in [{}, {"mixup_alpha": -1.0}, {"mixup_alpha": 0.8, "prob": 1.5}]:
+        with pytest.raises(ValueError, match="mixing wants an alpha above 0"):
+            Mix(7, **arguments)
+    for arguments in [(1.5,), (0.5, "rand")]:
+        with pytest.raises(ValueError, match="erasing wants"):
+            Erase(*arguments)
