@@ -1,23 +1,40 @@
 """From data sets to batches, the same ones whatever the number of workers and ranks."""
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from sparsevideo.data.lists import legible
+
 Item = dict[str, Any]
+Items = Item | list[Item]
+
+_MAX_NAME = 4096  # bytes, Linux' longest path
+_ALARM = int(getattr(signal, "SIGALRM", 0))  # 0: Windows, which has no timer
+
+_row: np.ndarray | None = None  # in a loader worker: where it writes which file it reads
+_limit_s = 0.0  # in a loader worker: how long a file may take
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for training, for ever.
 
     The order is a function of (seed, epoch). A global batch is the next `batch_size * world_size` entries, of which a
-    rank takes its slice: two ranks with half the batch each see what one rank sees. An epoch's last entries, too few
-    for a global batch, are left out.
+    rank takes its slice: two ranks with half the batch each see what one rank sees.
+
+    `step` is where the training loop stands: global batches that a loader has handed out, over all epochs. Batches
+    that workers have made ahead of it do not count. A new iteration goes on from there.
 
     Args:
         num_samples: Entries in the data set.
@@ -26,7 +43,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         seed: Of the order.
         rank: Of this process.
         world_size: Processes.
-        start_step: Global batches to leave out at the start, over all epochs: a resumed run goes on exactly.
+        start_step: Where `step` starts: a resumed run goes on exactly.
+        pad: An epoch's last entries, too few for a global batch, are followed by its first ones; else left out.
     """
 
     def __init__(
@@ -39,44 +57,88 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
+        pad: bool = False,
     ) -> None:
-        if not 0 < batch_size * world_size <= num_samples:
+        if batch_size < 1 or num_samples < (1 if pad else batch_size * world_size):
             raise ValueError(
                 f"a batch of {batch_size} on each of {world_size} processes, from {num_samples} samples: "
                 "train.batch_size wants at least 1 and no more than there are"
             )
         self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
-        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.rank, self.world_size, self.step, self.pad = rank, world_size, start_step, pad
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        return self.num_samples // (self.batch_size * self.world_size)
+        steps, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        return steps + (1 if self.pad and rest else 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Tell where the training loop stands, and in which stream of batches; the same on all ranks."""
+        names = ("step", "num_samples", "batch_size", "world_size", "seed", "shuffle", "pad")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where another sampler stood, with any split of the same global batch over ranks.
+
+        Raises:
+            ValueError: The state is of another stream of batches.
+        """
+        now = self.state_dict()
+        if absent := now.keys() - state.keys():
+            raise ValueError(f"no state of a sampler: it lacks {', '.join(sorted(absent))}")
+        changed = [
+            f"{name} {state[name]} -> {now[name]}"
+            for name in ("num_samples", "seed", "shuffle", "pad")
+            if state[name] != now[name]
+        ]
+        was, wanted = (each["batch_size"] * each["world_size"] for each in (state, now))
+        if was != wanted:
+            changed.append(
+                f"global batch {was} ({state['world_size']} x {state['batch_size']})"
+                f" -> {wanted} ({self.world_size} x {self.batch_size})"
+            )
+        if changed:
+            raise ValueError(f"the sampler's state is of other batches, go on with the same: {', '.join(changed)}")
+        self.step = state["step"]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        first_epoch, first_step = divmod(self.step, self.steps_per_epoch)
         for epoch in count(first_epoch):
             order = np.arange(self.num_samples)
             if self.shuffle:
                 order = np.random.default_rng((self.seed, epoch)).permutation(order)
+            if self.pad:
+                order = np.resize(order, self.steps_per_epoch * self.batch_size * self.world_size)  # wraps around
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
                 start = (step * self.world_size + self.rank) * self.batch_size
                 yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
-def shard(num_samples: int, rank: int, world_size: int) -> range:
-    """Return a rank's share of a test: every sample belongs to exactly one rank."""
-    return range(rank, num_samples, world_size)
+def shard(num_samples: int, rank: int, world_size: int, *, pad: bool = False) -> Sequence[int]:
+    """Return a rank's share of a test: every sample belongs to exactly one rank.
+
+    Args:
+        num_samples: Entries in the data set.
+        rank: Of this process.
+        world_size: Processes.
+        pad: Repeat the first samples so that all shares are of one length, for loops that must stay in step.
+    """
+    if not pad:
+        return range(rank, num_samples, world_size)
+    end = -(-num_samples // world_size) * world_size
+    return [number % num_samples for number in range(rank, end, world_size)]
 
 
-def collate(items: list[Item]) -> Item:
-    """Stack items into a batch.
+def collate(items: Sequence[Items]) -> Item:
+    """Stack items, or lists of items, into a batch.
 
     Items without pixels are left out, their `failures` kept: (video_index, name, reason) of all items in one list.
     A batch without any pixels has neither `video` nor `image`, an empty `video_index` and an empty `label`.
     """
-    failures = [failure for item in items for failure in item["failures"]]
-    whole = [item for item in items if "video" in item or "image" in item]
+    flat = [item for entry in items for item in (entry if isinstance(entry, list) else [entry])]
+    failures = [failure for item in flat for failure in item["failures"]]
+    whole = [item for item in flat if "video" in item or "image" in item]
     if not whole:
         nothing = torch.empty(0, dtype=torch.int64)
         return {"label": nothing, "video_index": nothing, "video_name": [], "failures": failures}
@@ -84,33 +146,121 @@ def collate(items: list[Item]) -> Item:
     return default_collate(fields) | {"failures": failures}
 
 
-def train_loader(dataset: Dataset[Item], sampler: EpochSampler, *, num_workers: int = 0) -> DataLoader[Item]:
-    """Load training batches, for ever."""
-    return _loader(dataset, num_workers, batch_sampler=sampler)
+@contextmanager
+def reading(file: str | Path) -> Iterator[None]:
+    """Read one file within this block: a loader worker that hangs or dies here is told by the file's name.
+
+    Outside of loader workers this does nothing. Blocks are not nested.
+    """
+    if _row is None:
+        yield
+        return
+    _row[0] = os.fsencode(file)
+    if _ALARM:
+        # The signal ends this process whatever it does: a decoder may hang with Python's lock held. Nor could the main
+        # process look after it: that may wait for this worker itself, to hand over pixels of the batch before.
+        signal.setitimer(signal.ITIMER_REAL, _limit_s)
+    try:
+        yield
+    finally:
+        if _ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        _row[0] = b""
+
+
+def train_loader(
+    dataset: Dataset[Items], sampler: EpochSampler, *, num_workers: int = 0, timeout_s: float = 0
+) -> DataLoader[Item]:
+    """Load training batches, for ever; `sampler.step` counts them as they are handed out.
+
+    Args:
+        dataset: Items, or lists of items, by (epoch, index). It opens files within `reading`.
+        sampler: Chooses them.
+        num_workers: Processes that load; 0 loads in this one.
+        timeout_s: Longest time for one file, in seconds; 0 sets no limit. Without workers, and on Windows, there is
+            none.
+
+    Raises:
+        TimeoutError: (While loading.) A file took longer; names it. Its worker is dead already.
+        ChildProcessError: (While loading.) A worker died, of a damaged file or without memory; names the file.
+    """
+    return _Loader(dataset, num_workers, timeout_s, batch_sampler=sampler)
 
 
 def test_loader(
-    dataset: Dataset[Item], indices: Sequence[int], *, batch_size: int, num_workers: int = 0
+    dataset: Dataset[Items], indices: Sequence[int], *, batch_size: int, num_workers: int = 0, timeout_s: float = 0
 ) -> DataLoader[Item]:
-    """Load the items with the given indices once, in that order; see `shard`."""
-    return _loader(dataset, num_workers, sampler=indices, batch_size=batch_size)
+    """Load the items with the given indices once, in that order; see `shard`, and `train_loader` for the rest."""
+    return _Loader(dataset, num_workers, timeout_s, sampler=indices, batch_size=batch_size)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
 
 
-def _loader(dataset: Dataset[Item], num_workers: int, **kwargs: Any) -> DataLoader[Item]:
-    if num_workers > 0:
-        # Torch has running threads here, which a plain fork would leave behind, locks held. The server that forks the
-        # workers runs none, and imports what they need once for all of them.
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        context.set_forkserver_preload(["sparsevideo.data.datasets"])
-        kwargs |= {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
-    return DataLoader(
-        dataset,
-        num_workers=num_workers,  # each runs torch on one thread
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        **kwargs,
-    )
+class _Loader(DataLoader[Any]):
+    """A loader that counts what it hands out, and names the file where a worker ended."""
+
+    def __init__(self, dataset: Dataset[Items], num_workers: int, timeout_s: float, **kwargs: Any) -> None:
+        self.timeout_s = timeout_s
+        self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # a row for each worker
+        if num_workers > 0:
+            # Torch has running threads here, which a plain fork would leave behind, locks held. The server that forks
+            # the workers runs none, and imports what they need once for all of them.
+            methods = multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+            context.set_forkserver_preload(["sparsevideo.data.datasets"])
+            kwargs |= {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
+        super().__init__(
+            dataset,
+            num_workers=num_workers,  # each runs torch on one thread
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(_enter_worker, self.table, timeout_s),
+            **kwargs,
+        )
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        try:
+            for batch in super().__iter__():
+                if isinstance(self.batch_sampler, EpochSampler):
+                    self.batch_sampler.step += 1
+                yield batch
+        except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
+            workers = getattr(self._iterator, "_workers", [])
+            files = [legible(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
+            ends = [(worker.exitcode, file) for worker, file in zip(workers, files, strict=False)]
+            dead = [(code, file) for code, file in ends if code is not None]
+            if not dead:
+                raise
+            for worker in workers:  # of no use any more; others may hang, too
+                worker.kill()
+            kind = TimeoutError if all(code == -_ALARM for code, _ in dead) else ChildProcessError
+            raise kind("; ".join(self._obituary(code, file) for code, file in dead)) from error
+
+    def _obituary(self, exitcode: int, file: str) -> str:
+        """Say what a dead worker was doing, and what to do about it."""
+        if exitcode == -_ALARM and file:
+            return (
+                f"{file}: not read within {self.timeout_s:g} s; `sparsevideo data scan` finds such files, remove it, "
+                "or raise data.timeout_s where the disk is that slow"
+            )
+        cause = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
+        what = f"{file}: a loader worker died while reading it" if file else "a loader worker died between two files"
+        advice = (
+            "the memory may be full, try fewer data.num_workers"
+            if cause == "SIGKILL"
+            else "`sparsevideo data scan` finds such files, remove it or make it anew"
+        )
+        return f"{what} ({cause}); {advice}"
+
+
+def _enter_worker(table: Tensor, limit_s: float, worker: int) -> None:
+    global _row, _limit_s
+    _row, _limit_s = _files(table)[worker], limit_s
+    if _ALARM:
+        signal.signal(_ALARM, signal.SIG_DFL)
+
+
+def _files(table: Tensor) -> np.ndarray:
+    """View a loader's table as (workers, 1) file names, empty between two files."""
+    return table.numpy().view(f"S{_MAX_NAME}")

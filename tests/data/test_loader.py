@@ -1,5 +1,11 @@
 """Batches do not depend on the number of workers or ranks, nor on when a run was resumed."""
 
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
@@ -7,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from numbered import write_numbered
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from sparsevideo.data.datasets import VideoDataset
-from sparsevideo.data.loader import EpochSampler, collate, shard, test_loader, train_loader
+from sparsevideo.data.loader import EpochSampler, collate, reading, shard, test_loader, train_loader
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
@@ -51,6 +57,50 @@ def test_a_resumed_run_goes_on_exactly(start_step: int) -> None:
     assert batches(20 - start_step, 23, 4, seed=1, start_step=start_step) == whole[start_step:]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_padding_wraps_to_the_start_of_the_same_epoch(world_size: int) -> None:
+    ranks = [
+        EpochSampler(23, 8 // world_size, seed=1, pad=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert ranks[0].steps_per_epoch == 3
+    steps = [list(chain(*parts)) for parts in zip(*(islice(rank, 6) for rank in ranks), strict=True)]
+    for epoch in range(2):
+        keys = list(chain(*steps[3 * epoch : 3 * epoch + 3]))
+        assert sorted(keys[:23]) == [(epoch, index) for index in range(23)]
+        assert keys[23:] == keys[:1]
+    assert EpochSampler(24, 8, pad=True).steps_per_epoch == 3  # nothing to pad
+    assert batches(1, 3, 8, pad=True, shuffle=False) == [[(0, i % 3) for i in range(8)]]
+
+
+def test_a_state_goes_on_with_any_split_over_ranks() -> None:
+    whole = batches(9, 50, 12, seed=3)
+    state = EpochSampler(50, 12, seed=3, start_step=5).state_dict()
+    for world_size in (1, 2, 3):
+        samplers = [
+            EpochSampler(50, 12 // world_size, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
+        for sampler in samplers:
+            sampler.load_state_dict(state)
+        parts = zip(*(islice(sampler, 4) for sampler in samplers), strict=True)
+        assert [list(chain(*part)) for part in parts] == whole[5:]
+
+
+def test_a_state_of_other_batches_is_refused() -> None:
+    state = EpochSampler(50, 4, seed=3, world_size=2, start_step=5).state_dict()
+    for sampler, message in [
+        (EpochSampler(50, 4, seed=3, world_size=3), r"global batch 8 \(2 x 4\) -> 12 \(3 x 4\)$"),
+        (EpochSampler(50, 8, seed=4), "go on with the same: seed 3 -> 4$"),
+        (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51$"),
+        (EpochSampler(50, 8, seed=3, shuffle=False, pad=True), "shuffle True -> False, pad False -> True$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sampler.load_state_dict(state)
+        assert sampler.step == 0
+    with pytest.raises(ValueError, match=r"it lacks seed$"):
+        EpochSampler(50, 8).load_state_dict({name: state[name] for name in state if name != "seed"})
+
+
 def test_a_batch_larger_than_the_data_stops() -> None:
     assert EpochSampler(24, 8, world_size=3).steps_per_epoch == 1
     for batch_size in (9, 0):
@@ -64,6 +114,10 @@ def test_shards_split_a_test_without_padding() -> None:
     for world_size in (1, 2, 3, 4, 7):
         shares = [shard(5, rank, world_size) for rank in range(world_size)]
         assert sorted(index for share in shares for index in share) == list(range(5))
+        padded = [shard(5, rank, world_size, pad=True) for rank in range(world_size)]
+        assert {len(share) for share in padded} == {-(-5 // world_size)}
+        assert [list(share) for share in padded] == [[*a, *b[len(a) :]] for a, b in zip(shares, padded, strict=True)]
+        assert {share[-1] for share, own in zip(padded, shares, strict=True) if len(share) > len(own)} <= {0, 1, 2}
 
 
 def test_collate() -> None:
@@ -74,6 +128,8 @@ def test_collate() -> None:
     assert batch["video"].shape == (2, 3, 2, 4, 4)
     assert batch["label"].tolist() == [1, 2] and batch["video_name"] == ["x", "x"]
     assert batch["failures"] == [(6, "y", "why"), (5, "bad", "why")]
+    nested = collate([[good, replaced], [bad], good])  # several clips of one decode
+    assert nested["label"].tolist() == [1, 2, 1] and len(nested["failures"]) == 2
     nothing = collate([bad])
     assert "video" not in nothing and len(nothing["video_index"]) == len(nothing["label"]) == 0
     assert nothing["failures"] == [(6, "y", "why")]
@@ -98,20 +154,193 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
             assert torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key], key
 
 
-def test_workers_change_nothing(records: Records) -> None:
-    train = VideoDataset(records, num_frames=4, frame_stride=2, transform=TrainTransform(32), seed=5)
-    test = VideoDataset(records, num_frames=4, frame_stride=2, transform=TestTransform(32, 3), num_clips=2)
-    runs = []
-    for num_workers in (0, 2):
-        loader = train_loader(train, EpochSampler(len(train), 3, seed=5), num_workers=num_workers)
-        tests = test_loader(test, shard(len(test), 0, 1), batch_size=3, num_workers=num_workers)
-        runs.append([*islice(loader, 8), *tests])
-    assert_same(runs[0], runs[1])
-    alone = runs[0][8:]
+def training(records: Records) -> VideoDataset:
+    return VideoDataset(records, num_frames=4, frame_stride=2, transform=TrainTransform(32), seed=5)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize(("num_workers", "world_size"), [(1, 1), (2, 1), (3, 1), (2, 2), (0, 3), (1, 3)])
+def test_workers_and_ranks_change_nothing(records: Records, num_workers: int, world_size: int) -> None:
+    """Over two epochs and a file that does not decode; a rank has its part of the batch that one process has."""
+
+    def run(num_workers: int, world_size: int) -> list[list[dict]]:
+        streams = []
+        for rank in range(world_size):
+            sampler = EpochSampler(len(records), 6 // world_size, seed=5, pad=True, rank=rank, world_size=world_size)
+            streams.append(list(islice(train_loader(training(records), sampler, num_workers=num_workers), 4)))
+        return streams
+
+    (alone,), ranks = run(0, 1), run(num_workers, world_size)
+    assert any(batch["failures"] for batch in alone)
+    assert [list(chain(*(batch["failures"] for batch in step))) for step in zip(*ranks, strict=True)] == [
+        batch["failures"] for batch in alone
+    ]
+    for rank, stream in enumerate(ranks):
+        part = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
+        expected = [{key: batch[key][part] for key in batch if key != "failures"} for batch in alone]
+        assert_same([{key: batch[key] for key in batch if key != "failures"} for batch in stream], expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_workers_change_nothing_in_a_test(records: Records) -> None:
+    dataset = VideoDataset(records, num_frames=4, frame_stride=2, transform=TestTransform(32, 3), num_clips=2)
+    alone, *others = [
+        list(test_loader(dataset, shard(len(dataset), 0, 1), batch_size=3, num_workers=n)) for n in (0, 1, 3)
+    ]
+    for other in others:
+        assert_same(other, alone)
     assert [failure[1] for batch in alone for failure in batch["failures"]] == ["b/5.mp4"]
     assert sorted(int(index) for batch in alone for index in batch["video_index"]) == sorted(
         set(range(10)) - {batch["failures"][0][0] for batch in alone if batch["failures"]}
     )
+
+
+def run_on(records: Records, state: dict[str, int] | None, num_workers: int, count: int) -> tuple[list[dict], dict]:
+    """The next batches, as arrays, and the state after them."""
+    sampler = EpochSampler(len(records), 3, seed=5)
+    if state:
+        sampler.load_state_dict(state)
+    loader = iter(train_loader(training(records), sampler, num_workers=num_workers))
+    got = [next(loader) for _ in range(count)]  # workers are far ahead by now
+    arrays = [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in got]
+    return arrays, sampler.state_dict()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_new_process_goes_on_after_the_last_batch_handed_out(records: Records, num_workers: int) -> None:
+    whole, last = run_on(records, None, 0, 9)
+    first, state = run_on(records, None, 2, 4)
+    assert state["step"] == 4 and last["step"] == 9
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        rest, end = pool.submit(run_on, records, state, num_workers, 5).result()
+    assert end == last
+    for ours, theirs in zip([*first, *rest], whole, strict=True):
+        for key in theirs:
+            assert np.array_equal(ours[key], theirs[key]), key
+
+
+def test_iterating_again_goes_on(records: Records) -> None:
+    """Batches that workers had made ahead are thrown away, not skipped."""
+    loader = train_loader(training(records), EpochSampler(len(records), 3, seed=5), num_workers=1)
+    twice = [*islice(loader, 2), *islice(loader, 2)]
+    assert_same(twice, list(islice(train_loader(training(records), EpochSampler(len(records), 3, seed=5)), 4)))
+
+
+class Dangerous(Dataset):
+    """Reads a file as its content demands."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict:
+        with reading(self.paths[index]):
+            content = self.paths[index].read_text()
+            if content == "hang":
+                ctypes.PyDLL(None).sleep(1000)  # and no other Python code runs meanwhile, as in some decoders
+            if content == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+        if content == "killed outside":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if content == "wrong":
+            raise RuntimeError("a mistake")
+        return {"video": torch.ones(1), "failures": []}
+
+
+@pytest.fixture
+def dangerous(tmp_path: Path) -> Path:
+    for content in ("fine", "hang", "crash", "killed outside", "wrong"):
+        (tmp_path / content).write_text(content)
+    (tmp_path / "videos/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "videos/a/nobody writes.mp4")
+    return tmp_path
+
+
+def end_of(dataset: Dataset) -> OSError:
+    """What a loader says once all its workers but the first have come to an end by themselves."""
+    loader = test_loader(dataset, range(3), batch_size=1, num_workers=3, timeout_s=0.5)
+    batches = iter(loader)
+    assert next(batches)["video"].shape == (1, 1)
+    workers = loader._iterator._workers  # type: ignore[union-attr]
+    for worker in workers[1:]:
+        worker.join(30)
+        assert worker.exitcode is not None
+    with pytest.raises(OSError) as caught:
+        next(batches)
+    for worker in workers:
+        worker.join(10)
+        assert worker.exitcode is not None  # none is left, also of those that could go on
+    return caught.value
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_workers_that_hang_are_told_by_the_files_they_read(dangerous: Path) -> None:
+    videos = read_records(dangerous / "videos", kind="video")
+    views = VideoDataset(videos, num_frames=4, frame_stride=2, transform=TestTransform(32), num_clips=1)
+    error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), views]))
+    assert isinstance(error, TimeoutError)
+    told = "not read within 0.5 s; `sparsevideo data scan` finds such files, remove it, or raise data.timeout_s"
+    first, second = str(error).split(" is that slow; ")
+    assert first.startswith(f"{dangerous / 'hang'}: {told}") and second.startswith(f"{videos.path(0)}: {told}")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_workers_that_die_are_told_by_the_files_they_read(dangerous: Path) -> None:
+    error = end_of(Dangerous(dangerous / "fine", dangerous / "crash", dangerous / "killed outside"))
+    assert isinstance(error, ChildProcessError)
+    first, second = str(error).split(" make it anew; ")
+    assert first.startswith(f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); `sparsevideo")
+    assert second.startswith("a loader worker died between two files (SIGKILL); the memory may be full")
+
+
+def test_an_error_of_the_data_set_stays_what_it_is(dangerous: Path) -> None:
+    loader = test_loader(Dangerous(dangerous / "wrong"), [0], batch_size=1, num_workers=1, timeout_s=0.5)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        list(loader)
+    loader._iterator._workers[0].kill()  # type: ignore[union-attr]  # held by the traceback it would take seconds to end
+
+
+class Slow(Dataset):
+    """Files that together take longer than one may, and work that does."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        with reading(f"{index}"):
+            time.sleep(0.15)
+        if index == 7:
+            time.sleep(1.2)
+        return {"video": torch.ones(1), "failures": []}
+
+
+def test_the_limit_is_for_a_file_not_for_a_batch() -> None:
+    (batch,) = test_loader(Slow(), range(8), batch_size=8, num_workers=1, timeout_s=1)
+    assert len(batch["video"]) == 8
+
+
+def test_reading_in_the_main_process_has_no_limit() -> None:
+    (batch,) = test_loader(Slow(), range(1), batch_size=1, timeout_s=0.01)
+    assert len(batch["video"]) == 1
+
+
+def resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat_over_epochs(records: Records) -> None:
+    loader = train_loader(training(records), EpochSampler(len(records), 2, seed=5), num_workers=2)
+    batches = iter(loader)
+    sizes = []
+    for _ in range(4):
+        list(islice(batches, 40 * 5))  # 40 epochs
+        sizes.append([resident_mb(worker.pid) for worker in loader._iterator._workers])  # type: ignore[union-attr]
+    growth = np.subtract(sizes[-1], sizes[0])  # 120 epochs
+    assert (growth < 5).all(), sizes
 
 
 class Threads(Dataset):

@@ -1,0 +1,352 @@
+"""Tar shards give what class folders give; a shard that would lose images stops at once, by name."""
+
+import gzip
+import io
+import json
+import logging
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numbered import REAL, numbered_frame
+from PIL import Image
+
+from sparsevideo.data.datasets import ImageDataset
+from sparsevideo.data.decode import read_image
+from sparsevideo.data.loader import EpochSampler, test_loader, train_loader
+from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.shards import Shards, is_shards, read_shards
+from sparsevideo.data.transforms import TestTransform, TrainTransform
+
+Members = list[tuple[str, bytes]]
+
+
+def jpeg(number: int, format: str = "JPEG") -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(numbered_frame(number, 40, 56)).save(content, format)
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def samples(*numbers: int, label: str = "0") -> Members:
+    return [(f"{n}{end}", jpeg(n) if end == ".jpg" else label.encode()) for n in numbers for end in (".jpg", ".cls")]
+
+
+def shard_folders(records: Records, place: Path, num_shards: int) -> None:
+    """Write the images of class folders as shards, in the same order."""
+    for shard, part in enumerate(np.array_split(np.arange(len(records)), num_shards)):
+        members: Members = []
+        for index in part.tolist():
+            name = Path(records.name(index))
+            members.append((f"{name.stem}_{index}{name.suffix}", records.path(index).read_bytes()))
+            members.append((f"{name.stem}_{index}.cls", str(records.labels[index]).encode()))
+        write_tar(place / f"train-{shard:06d}.tar", members)
+    (place / "classes.txt").write_text("\n".join(records.classes) + "\n")
+
+
+def held(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def table(records: Records) -> list[tuple[str, int]]:
+    return [(records.name(i), int(records.labels[i])) for i in range(len(records))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    root = tmp_path_factory.mktemp("folders")
+    for number in range(22):
+        path = root / ["n03", "n01", "n02"][number % 3] / f"{number}.{'JPEG' if number % 2 else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(number, "JPEG" if number % 2 else "PNG"))
+    (root / "n02/8.png").write_bytes(b"no image")
+    return read_records(root, kind="image")
+
+
+@pytest.fixture(scope="module")
+def shards(folders: Records, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    root = tmp_path_factory.mktemp("shards")
+    shard_folders(folders, root, 3)
+    return read_shards(root, "train-{000000..000002}.tar")
+
+
+def test_shards_are_the_folders(folders: Records, shards: Shards) -> None:
+    assert shards.classes == folders.classes == ("n01", "n02", "n03")
+    assert shards.labels.dtype == np.int64 and shards.labels.tolist() == folders.labels.tolist()
+    for index in range(len(folders)):
+        assert shards.open(index).read() == folders.path(index).read_bytes()
+    assert shards.name(0) == "train-000000.tar/1_0.JPEG" and shards.name(-1) == "train-000002.tar/9_21.JPEG"
+    assert shards.path(0) == shards.root / shards.name(0)
+    with pytest.raises(IndexError):
+        shards.name(len(folders))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_make_the_same_batches(folders: Records, shards: Shards, num_workers: int) -> None:
+    """Training with the replacement of a bad image, and a test where it is told."""
+    runs = []
+    for records in (folders, shards):
+        train = ImageDataset(records, transform=TrainTransform(24), seed=5)
+        test = ImageDataset(records, transform=TestTransform(24, 3))
+        loaders = (
+            train_loader(train, EpochSampler(len(train), 5, seed=5), num_workers=num_workers),
+            test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers),
+        )
+        runs.append([*islice(loaders[0], 8), *loaders[1]])
+    for ours, theirs in zip(*runs, strict=True):
+        for key in ("image", "label", "video_index"):
+            assert torch.equal(ours[key], theirs[key])
+        assert [failure[0] for failure in ours["failures"]] == [failure[0] for failure in theirs["failures"]]
+    (failure,) = [failure for batch in runs[1][8:] for failure in batch["failures"]]
+    assert failure[1].startswith("train-00000") and failure[1] in failure[2]
+    assert any(batch["failures"] for batch in runs[1][:8])
+
+
+def test_many_threads_read_at_once(folders: Records, shards: Shards) -> None:
+    order = np.random.default_rng(0).integers(len(folders), size=300).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for index, content in zip(order, pool.map(lambda i: shards.open(i).read(), order), strict=True):
+            assert content == folders.path(index).read_bytes()
+
+
+def test_shards_are_compact(shards: Shards) -> None:
+    """Workers get a copy each, without any open file."""
+    copy = pickle.loads(pickle.dumps(shards))
+    assert table(copy) == table(shards) and copy.open(3).read() == shards.open(3).read()
+    assert len(pickle.dumps(shards)) < 2000 + len(shards) * 60
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared real images are absent")
+def test_real_images(tmp_path: Path) -> None:
+    classes = ("n01440764", "n02102040", "n03888257")
+    with tarfile.open(REAL / "imagenette-160.tar") as tar:
+        for name in classes:
+            members = [m for m in tar.getmembers() if m.name.startswith(f"imagenette-160/val/{name}/") and m.isfile()]
+            tar.extractall(tmp_path, members[:15], filter="data")
+    folders = read_records(tmp_path, "imagenette-160/val", kind="image")
+    shard_folders(folders, tmp_path / "shards", 2)
+    shards = read_shards(tmp_path, "shards")
+    assert shards.classes == classes and shards.labels.tolist() == folders.labels.tolist() and len(shards) == 45
+    for index in range(len(folders)):
+        np.testing.assert_array_equal(read_image(shards.open(index)), read_image(folders.path(index)))
+
+
+def test_shards_are_told_from_folders_and_lists(tmp_path: Path) -> None:
+    write_tar(tmp_path / "flat/b.tar", samples(1))
+    write_tar(tmp_path / "mixed/n01.tar", samples(1))
+    (tmp_path / "mixed/n01").mkdir()
+    for listing in ("a.tar", "a-{0..3}.tar", "x/*.tar", "a.tar.gz", "a.tgz", "flat"):
+        assert is_shards(tmp_path, listing), listing
+    for listing in ("mixed", "a.csv", "a.tar.csv", ".", "nowhere", "tar"):
+        assert not is_shards(tmp_path, listing), listing
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("train-08.tar", "train-09.tar", "train-10.tar", "val-0.tar"):
+        write_tar(tmp_path / "set" / name, samples(1))
+    write_tar(tmp_path / "set/.hidden.tar", samples(1))
+    train = ("set/train-08.tar", "set/train-09.tar", "set/train-10.tar")
+    for pattern, found in [
+        ("set/train-{08..10}.tar", train),
+        ("set/train-*.tar", train),
+        ("set/{val-0,train-{09,1?}}.tar", ("set/val-0.tar", *train[1:])),
+        ("set", (*train, "set/val-0.tar")),
+        ("set/val-0.tar", ("set/val-0.tar",)),
+    ]:
+        assert read_shards(tmp_path, pattern).shards == found
+    assert read_shards(tmp_path / "set", str(tmp_path / "set/train-0*.tar")).open(1).read() == jpeg(1)
+    with pytest.raises(FileNotFoundError, match=r"2 of 4 shards are not there: set/train-07\.tar, set/train-11\.tar"):
+        read_shards(tmp_path, "set/train-{07,08,09,11}.tar")
+    with pytest.raises(FileNotFoundError, match=r"set/test-\*\.tar: no such tar shards"):
+        read_shards(tmp_path, "set/test-*.tar")
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; set data\.root"):
+        read_shards(tmp_path / "nowhere", "train-*.tar")
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_any_kind(tmp_path: Path, format: int) -> None:
+    deep = "very/" * 20 + "deep/" if format == tarfile.USTAR_FORMAT else "very/" * 80 + "long" * 30
+    members = [
+        ("./n01/a.x/1.JPG", b"one"),  # ImageNet's folders, as `tar .` spells them
+        ("./n01/a.x/1.txt", b"a fish"),
+        ("n01/a.x/1.cls", b" 0\n"),
+        (f"{deep}2.cls", b"1"),  # members of a key in any order
+        ("n01/._1.jpg", b"of a Mac"),
+        (f"{deep}2.webp", b"two"),
+        ("ü/日本.jpeg", b"three"),
+        ("ü/日本.json", b'{"label": 2, "width": 3}'),
+        ("ü/日本.mask.png", b""),
+    ]
+    write_tar(tmp_path / "a.tar", members, format)
+    shards = read_shards(tmp_path, "a.tar")
+    assert table(shards) == [("a.tar/./n01/a.x/1.JPG", 0), (f"a.tar/{deep}2.webp", 1), ("a.tar/ü/日本.jpeg", 2)]
+    assert [shards.open(index).read() for index in range(3)] == [b"one", b"two", b"three"]
+    assert table(read_shards(tmp_path, "a.tar")) == table(shards)  # from the index
+
+
+def labelled(root: Path, *labels: str, field: str = "cls") -> Path:
+    members = [
+        (f"{i}.{end}", c) for i, label in enumerate(labels) for end, c in (("jpg", b""), (field, label.encode()))
+    ]
+    return write_tar(root / "a.tar", members)
+
+
+def test_labels_are_numbers_or_names(tmp_path: Path) -> None:
+    labelled(tmp_path, "2", "0")
+    assert read_shards(tmp_path, "a.tar").classes == ("0", "1", "2")
+    shards = read_shards(tmp_path, "a.tar", classes=["up", "down", "left"])
+    assert shards.classes == ("up", "down", "left") and shards.labels.tolist() == [2, 0]
+    labelled(tmp_path, *[json.dumps(said) for said in ({"label": "up"}, {"cls": "down", "x": 1})], field="json")
+    assert (read_shards(tmp_path, "a.tar").classes) == ("down", "up")
+    assert read_shards(tmp_path, "a.tar", classes=["up", "down"]).labels.tolist() == [0, 1]
+
+
+def test_class_names_beside_the_shards(tmp_path: Path) -> None:
+    """A number is a place in them, and the class of that name has another number in a checkpoint."""
+    labelled(tmp_path, "2", "0", "down")
+    (tmp_path / "classes.txt").write_text("up\r\ndown\nfar left\n\n")
+    shards = read_shards(tmp_path, "a.tar")
+    assert shards.classes == ("up", "down", "far left") and shards.labels.tolist() == [2, 0, 1]
+    known = ["far left", "down", "up", "right"]
+    assert read_shards(tmp_path, "a.tar", classes=known).labels.tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match=r"a\.tar: 0, 2 not among the 2 classes expected: down, right"):
+        read_shards(tmp_path, "a.tar", classes=["down", "right"])
+    (tmp_path / "classes.txt").write_text("up\n\ndown\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: a name is there twice, or a line is empty"):
+        read_shards(tmp_path, "a.tar")
+
+
+def test_labels_that_are_none(tmp_path: Path) -> None:
+    for text, field in [("", "cls"), ("\udce9", "cls"), ("3", "json"), ('{"label": 1.5}', "json"), ("{", "json")]:
+        members = [("x.jpg", b""), (f"x.{field}", text.encode(errors="surrogateescape"))]
+        write_tar(tmp_path / "a.tar", members)
+        with pytest.raises(ValueError, match=rf"a\.tar: x\.{field} holds no label; it wants"):
+            read_shards(tmp_path, "a.tar")
+    labelled(tmp_path, "1700000000")
+    with pytest.raises(ValueError, match="1700000000 is no class number"):
+        read_shards(tmp_path, "a.tar")
+    labelled(tmp_path, "-1", "2")
+    with pytest.raises(ValueError, match=r"-1 not among the 3 classes expected: up, down, left"):
+        read_shards(tmp_path, "a.tar", classes=["up", "down", "left"])
+
+
+def test_members_that_do_not_pair(tmp_path: Path) -> None:
+    for members, message in [
+        ([*samples(1, 2, 3), ("4.jpg", b"")], r"1 images without a label, `\.cls` or `\.json`: 4\.jpg$"),
+        ([*samples(1, 2, 3), ("4.cls", b"1")], r"1 labels without an image: 4$"),
+        ([*samples(1), ("1.png", b"")], "1 has two members for its image; keep one"),
+        (samples(1, 2, 1), "1 has two members for its image"),
+        ([("readme.txt", b"")], r"no image in it; looked for .*\.jpg"),
+        ([], "no image in it"),
+    ]:
+        path = write_tar(tmp_path / "a.tar", members)
+        with pytest.raises(ValueError, match=rf"a\.tar: {message}"):
+            read_shards(tmp_path, "a.tar")
+        assert list(tmp_path.iterdir()) == [path]  # nothing is kept of it
+
+
+def test_links_are_no_images(tmp_path: Path) -> None:
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        with tarfile.open(write_tar(tmp_path / "a.tar", samples(1)), "a") as tar:
+            entry = tarfile.TarInfo("2.jpg")
+            entry.type, entry.linkname = kind, "1.jpg"
+            tar.addfile(entry)
+        with pytest.raises(ValueError, match=r"a\.tar: 2\.jpg is a link or has holes; .*--dereference"):
+            read_shards(tmp_path, "a.tar")
+
+
+def test_compressed_shards(tmp_path: Path) -> None:
+    content = gzip.compress(write_tar(tmp_path / "a.tar", samples(1)).read_bytes())
+    for name in ("a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: is compressed \(gzip\)"):
+            read_shards(tmp_path, name)
+
+
+def test_torn_shards(tmp_path: Path) -> None:
+    """Wherever a shard ends too early, and whichever header is damaged, it is told."""
+    path = write_tar(tmp_path / "a.tar", samples(1, 2, 3))
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        end = tar.offset
+    image = members[2]
+    assert image.name == "2.jpg"
+    no_header = b"?" * 512
+    for content, message in [
+        (whole[: image.offset_data + 100], rf"is torn in 2\.jpg: the file ends at byte {image.offset_data + 100}"),
+        (whole[: image.offset_data], r"is torn in 2\.jpg"),
+        (whole[: image.offset + 100], rf"is damaged behind byte {image.offset}"),
+        (whole[: image.offset], rf"is torn: it ends at byte {image.offset} without"),
+        (whole[:end], rf"is torn: it ends at byte {end} without"),
+        (whole[: image.offset] + no_header + whole[image.offset_data :], rf"is damaged behind byte {image.offset}"),
+        (no_header + whole[512:], "is torn or no tar file"),
+        (whole + whole, rf"is damaged behind byte {end}, or another tar file is joined"),
+        (b"PK\3\4 no tar file", "is torn or no tar file"),
+        (b"", "is torn or no tar file"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.tar: {message}"):
+            read_shards(tmp_path, "a.tar")
+    path.write_bytes(whole)
+    assert len(read_shards(tmp_path, "a.tar")) == 3
+
+
+def test_headers_are_read_once_until_the_shard_changes(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(1, 2))
+    first = read_shards(tmp_path, "a.tar")
+    stat = path.stat()
+    path.write_bytes(bytes(stat.st_size))  # headers have gone, size and time are the same
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert table(read_shards(tmp_path, "a.tar")) == table(first)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match=r"a\.tar: no image in it"):
+        read_shards(tmp_path, "a.tar")
+    write_tar(path, samples(1, 2, 3, label="5"))
+    assert read_shards(tmp_path, "a.tar").labels.tolist() == [5, 5, 5]
+    assert held(tmp_path) == [".a.tar.index.npz", "a.tar"]
+
+
+def test_an_index_that_is_damaged_or_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write_tar(tmp_path / "a.tar", samples(1, 2))
+    whole = table(read_shards(tmp_path, "a.tar"))
+    index = tmp_path / ".a.tar.index.npz"
+    for content in (b"", index.read_bytes()[:-100], b"no index"):
+        index.write_bytes(content)
+        assert table(read_shards(tmp_path, "a.tar")) == whole
+        assert "index.npz: does not read" in caplog.text
+        caplog.clear()
+        assert table(read_shards(tmp_path, "a.tar")) == whole
+        assert "does not read" not in caplog.text
+    index.unlink()
+    index.mkdir()
+    assert table(read_shards(tmp_path, "a.tar")) == whole
+    assert "index.npz: cannot be written" in caplog.text
+    assert held(tmp_path) == [".a.tar.index.npz", "a.tar"]
+
+
+def test_a_shard_that_goes_away_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(1, 2))
+    dataset = ImageDataset(read_shards(tmp_path, "a.tar"), transform=TestTransform(24))
+    path.write_bytes(path.read_bytes()[:3000])
+    assert "image" in dataset[0]
+    assert dataset[1]["failures"][0][:2] == (1, "a.tar/2.jpg")
+    assert "a.tar/2.jpg: its shard has become shorter" in dataset[1]["failures"][0][2]
+    path.unlink()
+    assert "a.tar" in dataset[0]["failures"][0][2]
