@@ -253,6 +253,23 @@ def make_digits(parser: Parser, argv: Sequence[str]) -> int:
     return OK
 
 
+def scan(parser: Parser, argv: Sequence[str]) -> int:
+    """Decode every video below a folder: an index that speeds up training, a list of the bad ones, a summary."""
+    parser.add_argument("root", help="folder; hidden files and folders below it are left out, links followed")
+    parser.add_argument("--index", help="file to write, or to go on with; by default sparsevideo-index.jsonl in root")
+    parser.add_argument("--workers", type=int | None, help="child processes; by default one for each core")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds that a file may take; then it is bad")
+    parser.add_argument("--retry-bad", action="store_true", help="decode once more what an earlier scan found bad")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    args = parser.parse(argv)
+    from sparsevideo.data.scan import describe
+    from sparsevideo.data.scan import scan as run
+
+    summary = run(args.root, args.index, workers=args.workers, time_limit=args.time_limit, retry_bad=args.retry_bad)
+    print(json.dumps(summary, indent=2) if args.json else describe(summary))
+    return INCOMPLETE if summary["bad"] else OK
+
+
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
     """List the models by name, with their parameters in millions."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -288,6 +305,7 @@ VERBS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "test": test,
     "inflate": inflate,
     "data make-digits": make_digits,
+    "data scan": scan,
     "models list": models_list,
     "config show": config_show,
 }

@@ -1,9 +1,22 @@
 """Frames into video files."""
 
+import logging
+import os
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from sparsevideo.data.decode import open_video
+from sparsevideo.data.video import DecodeError
+
+logger = logging.getLogger(__name__)
+
+# Every `gop` frames a keyframe and nowhere else, so that seeking costs alike; without "mbtree" the same frames give the
+# same bytes each time.
+_X264: Mapping[str, str] = {"threads": "1", "preset": "veryfast", "mbtree": "0", "sc_threshold": "0"}
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int = 18, gop: int = 12) -> None:
@@ -29,11 +42,80 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int
     ):
         raise ValueError(f"write_video wants (T, H, W, 3) uint8 with even H and W, got {frames.shape} {frames.dtype}")
     with av.open(str(path), "w") as container:
-        options = {"crf": str(crf), "g": str(gop), "threads": "1", "preset": "veryfast"}
-        options |= {"mbtree": "0"}  # with it the same frames give other bytes now and then
-        options |= {"sc_threshold": "0"}  # no keyframes but every `gop` frames
-        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "g": str(gop), **_X264})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf: int = 20, gop: int = 32) -> int:
+    """Copy a video as H.264 mp4, scaled to a short side, upright and without sound.
+
+    Frame for frame the copy is what `probe` counts in the source, each shown at its own time; nothing is resampled. A
+    source whose short side is no longer is encoded at its own size. Sizes are rounded to even numbers, the aspect ratio
+    is kept within a pixel. The file is written under a temporary name and renamed: it is whole or not there.
+
+    Args:
+        source: Any file that `open_video` reads.
+        target: The file to write; missing folders are made.
+        short_side: Pixels along the shorter side, even.
+        crf: Constant rate factor, 0 (lossless) to 51.
+        gop: Distance between two keyframes, in frames: reading a clip decodes up to so many frames before it.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ValueError: `short_side` is odd or not positive.
+        FileNotFoundError: There is no such source.
+        DecodeError: Not one frame decodes.
+    """
+    if short_side < 2 or short_side % 2:
+        raise ValueError(f"a short side is an even number of pixels, got {short_side}")
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        options = {"crf": str(crf), "g": str(gop), **_X264}
+        try:
+            num_frames = _resize(source, unfinished, short_side, options)
+        except DecodeError:  # damaged on the way, or all of it: counting by decoding tells which
+            num_frames = _resize(source, unfinished, short_side, options, verify=True)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return num_frames
+
+
+def _resize(source: str | Path, target: Path, short_side: int, options: dict[str, str], *, verify: bool = False) -> int:
+    with open_video(source, "pyav", verify=verify) as video, av.open(str(target), "w", format="mp4") as container:
+        times = (video.times - video.times[0]).tolist()
+        seconds = times[-1] * video.time_base
+        rate = (len(times) - 1) / seconds if seconds else Fraction(25)  # of a single frame: any
+        stream = container.add_stream("libx264", rate=max(rate.limit_denominator(1001), 1), options=options)
+        stream.time_base = stream.codec_context.time_base = video.time_base
+        stream.thread_count = 1  # scaling would use more
+        stream.pix_fmt = "yuv420p"
+        for number, image in video.frames(range(video.num_frames)):
+            if number == 0:
+                stream.height, stream.width = _even_size(image.shape[0], image.shape[1], short_side)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = times[number], video.time_base
+            container.mux(stream.encode(frame))  # which scales it
+        container.mux(stream.encode())
+        if video.cut_short:
+            logger.warning("%s: ends after %d frames (%s); so does the copy", source, len(times), video.cut_short)
+        return video.num_frames
+
+
+def _even_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Scale a size down to a short side; H.264 wants even numbers.
+
+    Example:
+        >>> _even_size(720, 1280, 256), _even_size(63, 97, 256), _even_size(240, 426, 128)
+        ((256, 456), (62, 96), (128, 228))
+    """
+    scale = short_side / min(height, width)
+    high, wide = (max(2, min(2 * round(side * scale / 2), side - side % 2)) for side in (height, width))
+    return high, wide

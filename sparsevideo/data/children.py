@@ -1,0 +1,173 @@
+"""Work done by child processes, which may hang or crash over an item: the others go on."""
+
+import logging
+import math
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from threading import Thread
+from time import monotonic
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+_LINES = 20  # of progress, where there is no terminal
+_GRACE_S = 10  # after the limit; a child that is still there then has no parent that could kill it
+_TIDY_S = 1  # that a child has to remove what it leaves unfinished
+
+Item = TypeVar("Item", bound=tuple[Any, ...])
+Result = TypeVar("Result")
+
+
+class ChildError(Exception):
+    """An item gave no result; the message is the reason."""
+
+
+def run_all(
+    function: Callable[..., Result],
+    items: Iterable[Item],
+    *,
+    what: str,
+    workers: int | None = None,
+    time_limit: float = 60,
+    done: int = 0,
+) -> Iterator[tuple[Item, Result | ChildError]]:
+    """Call a function for each item, in child processes.
+
+    A child that exceeds the limit is killed, and one that is killed or has crashed is replaced. Progress is shown on a
+    terminal as a bar and elsewhere as lines in the log. Where this process dies, the children end too.
+
+    Args:
+        function: A function of a module: children import it. Its results must pickle.
+        items: Its arguments, each time a tuple; they must pickle.
+        what: What progress is called.
+        workers: Children at a time; None: one for each core that this process may use.
+        time_limit: Seconds that an item may take.
+        done: Items that an earlier try has finished; progress begins there.
+
+    Yields:
+        Items with their results, in the order in which they end.
+
+    Raises:
+        ValueError: `workers` or `time_limit` is not positive.
+        RuntimeError: Children do not start.
+    """
+    workers = _cores() if workers is None else workers
+    if workers < 1 or not 0 < time_limit < math.inf:
+        raise ValueError(f"wants at least one worker and a positive time limit, got {workers} and {time_limit:g} s")
+    todo = deque(items)
+    total = done + len(todo)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    terminal = sys.stderr.isatty()
+    jobs: dict[_Child, tuple[Item, float] | None] = {}  # with the time when it is too late; None: the child starts
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
+            task = bar.add_task(what, total=total, completed=done)
+            for _ in range(min(workers, len(todo))):
+                jobs[_Child(function, time_limit)] = None
+            while jobs:
+                limits = [job[1] for job in jobs.values() if job]
+                ready = wait([child.pipe for child in jobs], max(0, min(limits) - monotonic()) if limits else None)
+                for child, job in list(jobs.items()):
+                    if child.pipe in ready:
+                        result = child.receive()
+                    elif job and job[1] <= monotonic():
+                        child.end()
+                        result = ChildError(f"took longer than {time_limit:g} s")
+                    else:
+                        continue
+                    del jobs[child]
+                    if job:
+                        yield job[0], result
+                        done += 1
+                        bar.advance(task)
+                        if not terminal and done * _LINES // total > (done - 1) * _LINES // total:
+                            logger.info("%s: %d of %d", what, done, total)
+                    elif isinstance(result, ChildError):
+                        raise RuntimeError(f"child processes do not start: one {result}")
+                    if not todo:
+                        child.end()
+                    elif child.process.is_alive():
+                        item = todo.popleft()
+                        child.pipe.send(item)
+                        jobs[child] = item, monotonic() + time_limit
+                    else:
+                        jobs[_Child(function, time_limit)] = None
+    finally:
+        for child in jobs:
+            child.end()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Child:
+    """A process that says when it is there, and then calls the function with one item after the other."""
+
+    def __init__(self, function: Callable[..., Any], time_limit: float) -> None:
+        # Forked from a process that runs nothing else, so that no threads and no locks of this one are copied.
+        context = get_context("forkserver")
+        context.set_forkserver_preload([function.__module__])  # imported once, not by every child
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(function, theirs, time_limit), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        """Return the result that is there, or why there will be none."""
+        try:
+            result, reason = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            return ChildError(f"crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+        return result if reason is None else ChildError(reason)
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.process.terminate()
+        self.process.join(_TIDY_S)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(function: Callable[..., Any], pipe: Connection, time_limit: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    Thread(target=_follow_parent, daemon=True).start()
+    with suppress(EOFError, OSError):  # there is no parent any more
+        pipe.send((None, None))
+        while True:
+            item = pipe.recv()
+            # Should the parent die while the function holds Python's lock, the system ends this process.
+            signal.alarm(math.ceil(time_limit) + _GRACE_S)
+            outcome = _call(function, item)
+            signal.alarm(0)
+            pipe.send(outcome)
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None  # this is a child
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _call(function: Callable[..., Any], item: tuple[Any, ...]) -> tuple[Any, str | None]:
+    """Return the result, or the reason for none: not every exception pickles."""
+    try:
+        return function(*item), None
+    except (OSError, ValueError) as error:  # their text says everything
+        return None, str(error)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"

@@ -1,0 +1,279 @@
+"""A scan finds every bad file, loses nothing when it is stopped, and does nothing twice."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numbered import write_numbered
+
+from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.data.decode import open_video
+from sparsevideo.data.index import stamp
+
+INDEX = "sparsevideo-index.jsonl"
+LATIN_1 = os.fsdecode(b"caf\xe9.mp4")  # a name that is no UTF-8
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A good file's content."""
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    write_numbered(path, 30)
+    return path.read_bytes()
+
+
+def put(root: Path, *names: str, content: bytes) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+def scan(root: Path, *options: object) -> int:
+    return main(["data", "scan", str(root), "--workers=2", *map(str, options)])
+
+
+def rows(path: Path) -> dict[str, dict[str, Any]]:
+    """All rows of an index by path, each of which has one."""
+    header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert header["sparsevideo_index"] == 1
+    assert header["decoders"][0].startswith("PyAV ")
+    by_path = {row["path"]: row for row in lines}
+    assert len(by_path) == len(lines)
+    return by_path
+
+
+def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "a root"
+    put(root, "train/up/a.mp4", "train/up/-b c.mp4", "train/down/ü \u4e2d.MP4", f"val/up/{LATIN_1}", content=video)
+    put(root, ".trash/up/a.mp4", "train/up/.a.mp4", "train/up/a.txt", content=b"no matter")
+    put(root, "train/down/empty.mp4", content=b"")
+    put(root, "train/left/cut.mp4", content=video[:1000])
+    put(tmp_path, "elsewhere/linked.mp4", content=video)
+    write_numbered(root / "val/up/irregular.mkv", 20, irregular=True, fps=10)
+    write_numbered(tmp_path / "damaged.mp4", 60, options={"g": "60", "bf": "0"})
+    content = bytearray((tmp_path / "damaged.mp4").read_bytes())
+    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) // 4)
+    put(root, "val/up/damaged.mp4", content=bytes(content))
+    (root / "val" / "down").symlink_to(tmp_path / "elsewhere")
+    (root / "val" / "loop").symlink_to(root)
+    (root / "val" / "up" / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "val" / "up" / "hangs.mp4")
+
+    assert scan(root, "--time-limit=2", "--json") == INCOMPLETE
+    summary = json.loads(capsys.readouterr().out)
+    found = rows(root / INDEX)
+    good = ["train/up/a.mp4", "train/up/-b c.mp4", "train/down/ü \u4e2d.MP4", f"val/up/{LATIN_1}"]
+    good += ["val/down/linked.mp4", "val/up/irregular.mkv", "val/up/damaged.mp4"]
+    bad = {
+        "train/down/empty.mp4": "does not decode (Invalid data found when processing input)",
+        "train/left/cut.mp4": "does not decode (Invalid data found when processing input)",
+        "val/up/gone.mp4": "no such file",
+        "val/up/hangs.mp4": "took longer than 2 s",
+    }
+    assert found.keys() == {*good, *bad}
+    for name in good:
+        with open_video(root / name, verify=True) as opened:
+            info, table = opened.info, opened.table
+        row = found[name]
+        told = [row[key] for key in ("num_frames", "fps", "width", "height", "duration_s", "codec")]
+        true = [getattr(info, key) for key in ("num_frames", "fps", "width", "height", "duration_s", "codec")]
+        assert told == true, name
+        assert (row["bytes"], row["mtime_ns"]) == stamp(root / name)
+        where = None if table is None else [table.start, table.step, table.keyframes.tolist()]
+        assert [row["start"], row["step"], row["keyframes"]] == (where or [None] * 3), name
+    assert {name: found[name]["error"] for name in bad} == bad
+    listed = (root / "sparsevideo-index.bad.txt").read_bytes()
+    assert listed.decode() == "".join(f"{name}\t{reason}\n" for name, reason in sorted(bad.items()))
+
+    assert summary == json.loads((root / "sparsevideo-index.summary.json").read_text())
+    assert (summary["files"], summary["good"], summary["bad"]) == (11, 7, 4)
+    assert summary["reasons"]["does not decode (Invalid data found when processing input)"] == 2
+    assert list(summary["cut_short"]) == ["val/up/damaged.mp4"]
+    assert summary["frames"] == sum(found[name]["num_frames"] for name in good)
+    assert summary["hours"] * 3600 == pytest.approx(sum(found[name]["duration_s"] for name in good))
+    assert summary["short_sides"] == {"64": 7}
+    assert summary["codecs"] == {"h264": 7}
+    assert summary["fps"]["25.0"] == 6
+    assert summary["durations_s"]["median"] == pytest.approx(1.2)
+    assert summary["classes"]["train"] == {
+        "fewest": "left",
+        "most": "up",
+        "videos": {"down": 1, "left": 0, "up": 2},  # "left" is a class of which nothing is left
+    }
+
+
+def test_a_second_scan_does_what_is_left(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is known is not decoded: damage that leaves size and time as they were is not seen."""
+    put(tmp_path, "c/same.mp4", "c/changed.mp4", "c/gone.mp4", content=video)
+    put(tmp_path, "c/bad.mp4", "c/mended.mp4", content=bytes(len(video)))
+    assert scan(tmp_path) == INCOMPLETE
+    assert "3 good, 2 bad" in capsys.readouterr().out
+
+    def replace(name: str, content: bytes) -> None:
+        then = (tmp_path / name).stat().st_mtime_ns
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, ns=(then, then))
+
+    replace("c/same.mp4", bytes(len(video)))
+    replace("c/mended.mp4", video)
+    put(tmp_path, "c/changed.mp4", content=video[:1000])
+    put(tmp_path, "c/new.mp4", content=video)
+    (tmp_path / "c" / "gone.mp4").unlink()
+    assert scan(tmp_path) == INCOMPLETE
+    errors = {path: "error" in row for path, row in rows(tmp_path / INDEX).items()}
+    before = {"c/same.mp4": False, "c/changed.mp4": True, "c/bad.mp4": True, "c/mended.mp4": True, "c/new.mp4": False}
+    assert errors == before
+    assert scan(tmp_path, "--retry-bad") == INCOMPLETE
+    errors = {path: "error" in row for path, row in rows(tmp_path / INDEX).items()}
+    assert errors == before | {"c/mended.mp4": False}
+    for name in ("bad", "changed"):
+        (tmp_path / "c" / f"{name}.mp4").unlink()
+    capsys.readouterr()
+    assert scan(tmp_path) == OK
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: 3 videos, 3 good, 0 bad\n")
+    assert (tmp_path / "sparsevideo-index.bad.txt").read_bytes() == b""
+
+
+def start(root: Path, known: int) -> "subprocess.Popen[str]":
+    """Start a scan that comes to a file that hangs; it goes on, and knows the others."""
+    os.mkfifo(root / "c" / "hangs.mp4")
+    command = [sys.executable, "-m", "sparsevideo", "data", "scan", str(root), "--workers=2", "--time-limit=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (root / INDEX).exists() or len((root / INDEX).read_text().splitlines()) < 1 + known:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def test_an_interrupted_scan_goes_on(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, *(f"c/{number}.mp4" for number in range(8)), content=video)
+    put(tmp_path, "sparsevideo-index.bad.txt", content=b"of an earlier scan")
+    process = start(tmp_path, known=8)
+    assert scan(tmp_path) == FAILED  # two at once would write into each other's lines
+    assert "another scan is writing it" in capsys.readouterr().err
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert f"{tmp_path / INDEX}: knows 8 of 9 files; the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert len(rows(tmp_path / INDEX)) == 8
+    assert not (tmp_path / "sparsevideo-index.bad.txt").exists()
+    (tmp_path / "c" / "hangs.mp4").unlink()
+    put(tmp_path, "c/hangs.mp4", content=video)
+    assert scan(tmp_path) == OK
+    assert len(rows(tmp_path / INDEX)) == 9
+
+
+def test_a_killed_scan_goes_on(video: bytes, tmp_path: Path) -> None:
+    """Also where the kill, or a full disk, has torn the last line."""
+    put(tmp_path, *(f"c/{number}.mp4" for number in range(4)), content=video)
+    process = start(tmp_path, known=4)
+    process.kill()
+    process.communicate(timeout=60)
+    (tmp_path / "c" / "hangs.mp4").unlink()
+    whole = (tmp_path / INDEX).read_bytes()
+    (tmp_path / INDEX).write_bytes(whole[:-30])
+    for number in range(4):  # three are known, and one has to be decoded
+        then = stamp(tmp_path / f"c/{number}.mp4")[1]
+        put(tmp_path, f"c/{number}.mp4", content=bytes(len(video)))
+        os.utime(tmp_path / f"c/{number}.mp4", ns=(then, then))
+    assert scan(tmp_path) == INCOMPLETE
+    assert sorted("error" in row for row in rows(tmp_path / INDEX).values()) == [False, False, False, True]
+
+
+def without_privileges() -> None:
+    """Let permissions count for root too: give up CAP_DAC_OVERRIDE at the next exec."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_folder_that_cannot_be_written(video: bytes, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put(root, "c/a.mp4", content=video)
+    root.chmod(0o555)
+    command = [sys.executable, "-m", "sparsevideo", "data", "scan", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=without_privileges)
+    assert done.returncode == FAILED
+    assert done.stderr == (
+        f"error: {root / INDEX}: cannot be written (Permission denied); name another place with --index\n"
+    )
+    assert scan(root, "--index", tmp_path / "elsewhere.jsonl") == OK
+    assert rows(tmp_path / "elsewhere.jsonl").keys() == {"c/a.mp4"}
+    assert (tmp_path / "elsewhere.summary.json").exists()
+    assert [path.name for path in root.iterdir()] == ["c"]
+    root.chmod(0o755)
+
+
+def spoil(line: int, text: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        lines = path.read_text().splitlines()
+        lines[line] = text
+        path.write_text("\n".join(lines) + "\n")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "code", "message"),
+    [
+        (["--index=nowhere/index.jsonl"], None, FAILED, r"nowhere/index.jsonl: cannot be written (No such file"),
+        (["--workers=0"], None, FAILED, "at least one worker"),
+        (["--time-limit=0"], None, FAILED, "a positive time limit"),
+        (["--workers=two"], None, USAGE, "workers"),
+        ([], spoil(0, "path,label"), FAILED, "is no index of version 1; remove it and scan again"),
+        ([], spoil(1, "\0\0"), FAILED, "line 2: is damaged; remove this line and scan again"),
+    ],
+)
+def test_what_cannot_be_done_takes_one_line(
+    options: list[str],
+    change: Callable[[Path], None] | None,
+    code: int,
+    message: str,
+    video: bytes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put(tmp_path, "c/a.mp4", content=video)
+    if change is not None:
+        assert scan(tmp_path) == OK
+        change(tmp_path / INDEX)
+    capsys.readouterr()
+    assert scan(tmp_path, *options) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_no_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scan(tmp_path) == FAILED
+    assert f"error: {tmp_path}: no video in it; looked for .3gp" in capsys.readouterr().err
+    assert scan(tmp_path / "nowhere") == FAILED
+    assert f"error: {tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_decoder_is_told_and_kept(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "c/a.mp4", content=video)
+    assert scan(tmp_path) == OK
+    spoil(0, '{"sparsevideo_index": 1, "decoders": ["PyAV 1.2"]}')(tmp_path / INDEX)
+    assert scan(tmp_path) == OK
+    assert "was begun with PyAV 1.2; remove it to scan all with PyAV" in capsys.readouterr().err
+    header = json.loads((tmp_path / INDEX).read_text().splitlines()[0])
+    assert len(header["decoders"]) == 2
+
+
+def test_an_index_is_not_found_by_accident(video: bytes, tmp_path: Path) -> None:
+    """A copied data set brings its index along; the copies' times tell whether it still holds."""
+    put(tmp_path / "a", "c/a.mp4", content=video)
+    assert scan(tmp_path / "a") == OK
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # keeps the times
+    put(tmp_path / "b", "c/a.mp4", content=video[:1000])
+    assert scan(tmp_path / "b") == INCOMPLETE

@@ -1,0 +1,133 @@
+"""From a made Kinetics, with what is wrong with the real one, to lists and copies."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsevideo.data.decode import open_video, probe
+from sparsevideo.data.encode import write_video
+from sparsevideo.data.records import read_records
+
+TOOL = Path(__file__).parents[1] / "tools" / "prepare_kinetics.py"
+HEADER = "label,youtube_id,time_start,time_end,split"
+TRAIN = [
+    "riding a bike,-begins_with,5,15,train",
+    "riding a bike,__underscore,10,20,train",
+    "riding a bike,neverfetched,0,10,train",
+    '"mixing, stirring",tornontheway,0,10,train',
+    '"mixing, stirring",hangsforever,0,10,train',
+]
+GOOD = {
+    "downloads/train/riding a bike/-begins_with_000005_000015.mp4": (64, 96),
+    "downloads/train/riding a bike/__underscore.mp4": (96, 64),
+    "downloads/val/mixing, stirring/valvalvalval_3_13.mp4": (30, 30),
+}
+
+
+def prepare(root: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(TOOL), "downloads", "small", "official/train.csv", "official/val.csv"]
+    command += ["--short-side=32", "--workers=2", *options]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def kinetics(tmp_path: Path) -> Path:
+    """Landscape, portrait, small, torn and missing files, and one that hangs; and official lists."""
+    for number, (name, size) in enumerate(GOOD.items()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        frames = np.full((20, *size, 3), 50 * number, np.uint8)
+        write_video(tmp_path / name, frames, fps=25)
+    folder = tmp_path / "downloads" / "train" / "mixing, stirring"
+    folder.mkdir()
+    (folder / "tornontheway_0_10.mp4").write_bytes(bytes(1000))
+    os.mkfifo(folder / "hangsforever_0_10.mp4")
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN]) + "\n")
+    (tmp_path / "official" / "val.csv").write_text(f'{HEADER}\n"mixing, stirring",valvalvalval,3,13,val\n')
+    return tmp_path
+
+
+def test_interrupted_and_resumed(kinetics: Path) -> None:
+    process = prepare(kinetics)
+    copies = kinetics / "small" / "32"
+    while len(list(copies.rglob("*.mp4"))) < 2:  # all of train that can be copied
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "")
+    assert "KeyboardInterrupt" in errors
+    assert "Traceback" not in errors
+    copy = copies / "train" / "riding a bike" / "-begins_with_000005_000015.mp4"
+    copied = copy.stat().st_mtime_ns
+
+    process = prepare(kinetics, "--time-limit=2")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    assert output.splitlines() == [
+        "train: 2 of 5 listed are there, 3 are lacking",
+        "val: 1 of 1 listed are there, 0 are lacking",
+    ]
+    assert copy.stat().st_mtime_ns == copied  # what is there is kept
+    lines = (copies / "train.lacking.txt").read_text().splitlines()
+    torn, hangs = (f"downloads/train/mixing, stirring/{name}_0_10.mp4" for name in ("tornontheway", "hangsforever"))
+    assert dict(line.split("\t") for line in lines) == {
+        TRAIN[2]: "no file",
+        torn: f"{torn}: does not decode (Invalid data found when processing input); remove it or make it anew",
+        hangs: "took longer than 2 s",
+    }
+    assert (copies / "val.lacking.txt").read_text() == ""
+
+    train, val = (read_records(copies, f"{split}.csv", kind="video") for split in ("train", "val"))
+    assert [train.name(0), train.name(1)] == [name.removeprefix("downloads/") for name in list(GOOD)[:2]]
+    assert train.classes == ("riding a bike",)
+    assert val.classes == ("mixing, stirring",)
+    for records, index, size in ((train, 0, (32, 48)), (train, 1, (48, 32)), (val, 0, (30, 30))):
+        info = probe(records.path(index))
+        assert (info.num_frames, info.fps, info.height, info.width) == (20, 25, *size)
+    with open_video(val.path(0)) as video:
+        assert abs(video.read([7]).mean() - 100) < 5
+    assert {path.suffix for path in copies.rglob("*") if path.is_file()} == {
+        ".mp4",
+        ".csv",
+        ".txt",
+    }  # nothing unfinished
+
+
+@pytest.mark.slow
+def test_everything_there(kinetics: Path) -> None:
+    shutil.rmtree(kinetics / "downloads" / "train" / "mixing, stirring")
+    (kinetics / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN[:2]]) + "\n")
+    process = prepare(kinetics)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.splitlines()[0] == "train: 2 of 2 listed are there, 0 are lacking"
+    assert "train: 2 of 2" in errors  # progress, where there is no terminal
+
+
+@pytest.mark.slow
+def test_what_cannot_be_done(kinetics: Path) -> None:
+    (kinetics / "official" / "val.csv").write_text(f"{HEADER}\nyoga,unknown,0,10,val\n")
+    (kinetics / "official" / "train.csv").unlink()
+    process = prepare(kinetics)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("FileNotFoundError: ")
+    assert "official/train.csv" in errors
+    command = [
+        sys.executable,
+        str(TOOL),
+        str(kinetics),
+        str(kinetics / "small"),
+        str(kinetics / "official" / "val.csv"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "where the copies would be taken for videos" in done.stderr

@@ -1,0 +1,59 @@
+"""From the official Kinetics csv files and a folder of videos to our lists and to small copies, which decode quickly.
+
+    python tools/prepare_kinetics.py downloads kinetics400 train.csv val.csv
+
+Leaves in `kinetics400/256/` copies with a short side of 256 pixels (Kinetics-400 scores are from copies of 256 or 320,
+or of 340x256 whatever the aspect ratio, and depend on it) and for each csv our list `train.csv` of what there is, and
+`train.lacking.txt`: rows without a file and files that do not decode; with any of these the exit code is 3. An
+interrupted run goes on where it was. Then: `sparsevideo data scan kinetics400/256`.
+"""
+
+import argparse
+import csv
+import logging
+import sys
+from pathlib import Path
+
+from sparsevideo.data.children import ChildError, run_all
+from sparsevideo.data.encode import resize_video
+from sparsevideo.data.kinetics import join_files
+from sparsevideo.data.lists import read_list
+from sparsevideo.data.records import EXTENSIONS, _walk
+
+
+def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]) -> int:
+    """Make the copies and the lists of one csv; returns how much is lacking."""
+    rows = list(join_files(listing, read_list(listing, args.videos, EXTENSIONS["video"])[1], names, listing.stem))
+    copy_of = {row.path: (out / row.path).with_suffix(".mp4") for row in rows if row.path}
+    jobs = [(args.videos / name, copy, args.short_side) for name, copy in copy_of.items() if not copy.exists()]
+    limits = {"workers": args.workers, "time_limit": args.time_limit, "done": len(copy_of) - len(jobs)}
+    results = run_all(resize_video, jobs, what=listing.stem, **limits)
+    lacking = [f"{job[0]}\t{result}\n" for job, result in results if isinstance(result, ChildError)]
+    lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    lacking += [f"{lines[row.line - 1]}\tno file\n" for row in rows if not row.path]
+    good = [(copy_of[row.path].relative_to(out), row.label) for row in rows if row.path and copy_of[row.path].exists()]
+    with (out / f"{listing.stem}.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("path", "label"), *good])
+    (out / f"{listing.stem}.lacking.txt").write_text("".join(lacking))
+    print(f"{listing.stem}: {len(good)} of {len(rows)} listed are there, {len(lacking)} are lacking")
+    return len(lacking)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path, help="folder with the videos, at any depth")
+    parser.add_argument("out", type=Path, help="folder to make, outside of it")
+    parser.add_argument("lists", type=Path, nargs="+", help="official csv files, each named after its split")
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--workers", type=int, help="child processes; by default one for each core")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for one video")
+    args = parser.parse_args()
+    if args.out.resolve().is_relative_to(args.videos.resolve()):
+        parser.error(f"{args.out} is in {args.videos}, where the copies would be taken for videos; name another")
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        (out := args.out / str(args.short_side)).mkdir(parents=True, exist_ok=True)
+        names = [name for _, names in _walk(args.videos, args.videos, EXTENSIONS["video"]) for name in names]
+        sys.exit(3 if sum([prepare(args, out, listing, names) for listing in args.lists]) else 0)
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
