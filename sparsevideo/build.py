@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
-from sparsevideo.data import loader, transforms
+from sparsevideo.data import loader, mixing, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
+from sparsevideo.data.index import INDEX, read_index
 from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.zoo import LoadReport, create_model, load_weights
@@ -29,8 +32,11 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, Lo
 
 def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None) -> Records:
     """The files of one split, which are images or videos as the network has it."""
+    listing = config.list.replace("{split}", split)
+    if ndim == 2 and is_shards(config.root, listing):
+        return read_shards(config.root, listing, classes=classes)
     kind = "image" if ndim == 2 else "video"
-    return read_records(config.root, config.list.replace("{split}", split), kind=kind, classes=classes)
+    return read_records(config.root, listing, kind=kind, classes=classes, split=split)
 
 
 def build_train_loader(
@@ -38,24 +44,36 @@ def build_train_loader(
 ) -> tuple[DataLoader, int]:
     """This process' share of endless training batches from `start_step` on, and the steps of one epoch."""
     data, seed = config.data, config.train.seed
+    files, rest = divmod(config.train.batch_size, data.repeats)
+    if rest:
+        raise ValueError(
+            f"train.batch_size is {config.train.batch_size}; it must be a multiple of data.repeats {data.repeats}"
+        )
     transform = transforms.TrainTransform(
         data.size,
         scale=data.crop_scale,
         ratio=data.crop_ratio,
+        jitter=data.short_side_jitter,
         flip=data.flip,
         flip_labels=transforms.flip_table(data.flip_labels, records.classes),
+        rand_augment=data.rand_augment,
+        rand_augment_layers=data.rand_augment_layers,
+        rand_augment_prob=data.rand_augment_prob,
+        color_jitter=data.color_jitter,
+        fill=data.mean,
     )
-    dataset = _dataset(data, records, ndim, transform=transform, seed=seed)
+    dataset = _dataset(data, records, ndim, transform=transform, seed=seed, repeats=data.repeats)
     sampler = loader.EpochSampler(
         len(records),
-        config.train.batch_size,
+        files,
         shuffle=True,
         seed=seed,
         rank=rank,
         world_size=world_size,
         start_step=start_step,
     )
-    return loader.train_loader(dataset, sampler, num_workers=data.num_workers), sampler.steps_per_epoch
+    batches = loader.train_loader(dataset, sampler, num_workers=data.num_workers, timeout_s=data.timeout_s)
+    return batches, sampler.steps_per_epoch
 
 
 def build_test_loader(
@@ -74,34 +92,53 @@ def build_test_loader(
     views = {} if ndim == 2 else {"num_clips": clips, "convention": config.test.convention, "still": still}
     dataset = _dataset(config.data, records, ndim, transform=transform, **views)
     indices = loader.shard(len(records), rank, world_size)
-    return loader.test_loader(dataset, indices, batch_size=config.test.batch_size, num_workers=config.data.num_workers)
+    return loader.test_loader(
+        dataset,
+        indices,
+        batch_size=config.test.batch_size,
+        num_workers=config.data.num_workers,
+        timeout_s=config.data.timeout_s,
+    )
 
 
 def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> ImageDataset | VideoDataset:
     if ndim == 2:
         return ImageDataset(records, **args)
+    index = Path(config.index) if config.index else Path(config.root) / INDEX
     return VideoDataset(
         records,
         num_frames=config.num_frames,
         frame_stride=config.frame_stride,
+        sampling=config.sampling,
+        target_fps=config.target_fps,
         short_side=config.short_side,
         decoder=config.decoder,
+        index=read_index(index, map(records.name, range(len(records)))) if config.index or index.exists() else None,
         **args,
     )
 
 
 def build_prepare(
-    config: DataConfig, ndim: int, device: torch.device
+    config: DataConfig, ndim: int, device: torch.device, *, train_classes: int = 0
 ) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
-    """The device's half of the transforms: batch -> normalised float inputs (B, 3, [T,] S, S) and labels (B,)."""
+    """The device's half of the transforms: batch -> normalised float inputs (B, 3, [T,] S, S) and labels (B,).
+
+    With `train_classes`, their number, inputs are erased and mixed as the settings say; labels are (B, K) where mixed.
+    """
     normalize = transforms.Normalize(config.mean, config.std)
+    erase = mixing.Erase(config.erase, config.erase_mode) if train_classes and config.erase else None
+    mix = None
+    if train_classes and (config.mixup or config.cutmix):
+        mix = mixing.Mix(train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob)
     key = "image" if ndim == 2 else "video"
 
     def prepare(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         pixels = batch[key].to(device, non_blocking=True)
         if pixels.ndim > ndim + 2:  # views of a video stand beside each other
             pixels = pixels.flatten(0, 1)  # (B*V, 3, [T,] S, S)
-        return normalize(pixels), batch["label"].to(device, non_blocking=True)
+        inputs, labels = normalize(pixels), batch["label"].to(device, non_blocking=True)
+        inputs = erase(inputs) if erase else inputs
+        return mix(inputs, labels) if mix else (inputs, labels)
 
     return prepare
 

@@ -45,6 +45,13 @@ class DataConfig:
     """Frames of a clip."""
     frame_stride: int = 2
     """Take every n-th frame of the video."""
+    sampling: str = "consecutive"
+    """Frames of a clip: consecutive (every `frame_stride`-th from a start on) or uniform (TSN's way: one from each of
+    `num_frames` equal parts of the whole video)."""
+    target_fps: float | None = None
+    """Frames per second that `frame_stride` counts in, whatever the video's own; null takes those it has."""
+    repeats: int = 1
+    """Samples that a training batch takes from each file, in one reading (repeated augmentation)."""
     size: int = 224
     """Height and width of the network's input, in pixels."""
     short_side: int | None = None
@@ -53,24 +60,55 @@ class DataConfig:
     """Training crops cover this range of the frame's area."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Width over height of training crops."""
+    short_side_jitter: tuple[int, int] | None = None
+    """Training crops are squares of `size` from frames whose short side is drawn from this range, in pixels; replaces
+    `crop_scale` and `crop_ratio`."""
     flip: float = 0.5
     """Probability of mirroring a training sample left to right."""
     flip_labels: dict[str, str | None] = field(default_factory=dict)
     """What a mirrored class shows, such as `left: right`, both ways; null for a class that must not be mirrored."""
+    rand_augment: int | None = None
+    """RandAugment's magnitude, 0 to 10; null leaves it out."""
+    rand_augment_layers: int = 2
+    """Operations drawn for a training sample, 1 to 14."""
+    rand_augment_prob: float = 0.5
+    """Probability of each of them."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths for brightness, contrast, saturation and hue (at most 0.5) of a training sample."""
+    erase: float = 0.0
+    """Probability of covering a random box of a training sample, the same in all its frames."""
+    erase_mode: str = "pixel"
+    """What covers it: pixel (noise) or const (the mean)."""
+    mixup: float = 0.0
+    """Alpha of mixup: samples of a batch are blended; 0 for none. With `cutmix` too, each batch gets one of them."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: boxes are pasted between the samples of a batch; 0 for none."""
+    mix_prob: float = 1.0
+    """Probability of mixing a training batch, where `mixup` or `cutmix` is set."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each channel of pixels in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divides each channel afterwards."""
     decoder: str = "auto"
-    """Video decoder: auto or pyav."""
+    """Video decoder: pyav, torchcodec, decord, or auto, the fastest that works."""
+    index: str | None = None
+    """What `sparsevideo data scan` wrote about the videos; null takes what it left in `root`, if anything."""
     num_workers: int = 4
     """Loader processes per device; 0 loads in the main process."""
+    timeout_s: float = 120.0
+    """Longest time that a loader process may take for one file, in seconds; 0 for no limit."""
     max_bad_fraction: float = 0.01
     """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
 
     def __post_init__(self) -> None:
-        least = {"num_frames": 1, "frame_stride": 1, "size": 1, "short_side": 1, "num_workers": 0}
-        _check("data", self, {**least, "max_bad_fraction": 0}, {"max_bad_fraction": 1})
+        least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "repeats"), 1.0)
+        shares = ("max_bad_fraction", "flip", "erase", "mix_prob")
+        least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
+        _check("data", self, least, dict.fromkeys(shares, 1.0))
+        if self.target_fps is not None and self.target_fps <= 0:
+            raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0")
+        _check_one_of("data.sampling", self.sampling, ("consecutive", "uniform"))
+        _check_one_of("data.erase_mode", self.erase_mode, ("pixel", "const"))
         if min(self.std) <= 0:
             raise ValueError(f"data.std is {self.std}; every channel's must be above 0")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_runs import IMAGE, VIDEO
+from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
@@ -50,9 +50,9 @@ def test_the_resolved_config_runs_again_and_gives_the_same_weights(trained, digi
         assert torch.equal(tensor, second["model"][name]), name
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
-    out = tmp_path / "resumed"
-    args = ["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.checkpoint_every=1"]
+def interrupted_and_resumed(args, out):
+    """Train, interrupted in the third step and resumed; return the final weights."""
+    args = ["train", *args, f"--out={out}", "--train.checkpoint_every=1"]
     killed = torch.Tensor.backward
 
     def interrupt(self, *rest, **named):
@@ -67,9 +67,26 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
         assert main(args) == 130
     assert zoo.read_weights(out / "checkpoints" / "last.pt")["step"] == 2
     assert main([*args, "--resume"]) == OK
-    resumed, whole = (zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (out, trained))
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    return zoo.read_weights(out / "checkpoints" / "last.pt")["model"]
+
+
+def assert_equal_weights(ours, theirs):
+    for name, tensor in theirs.items():
+        assert torch.equal(tensor, ours[name]), name
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
+    resumed = interrupted_and_resumed([*VIDEO, f"--data.root={digits}"], tmp_path / "resumed")
+    assert_equal_weights(resumed, zoo.read_weights(trained / "checkpoints" / "last.pt")["model"])
+
+
+@pytest.mark.parametrize("kind", [VIDEO, IMAGE], ids=["video", "image"])
+def test_with_every_augmentation_too_and_with_loader_processes(kind, digits, tmp_path):
+    """All that is drawn is a function of the seed and the step, wherever it is drawn."""
+    args = [*kind, f"--data.root={digits}", *AUGMENTED, "--train.validate_every=0"]
+    assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
+    resumed = interrupted_and_resumed([*args, "--data.num_workers=2"], tmp_path / "resumed")
+    assert_equal_weights(resumed, zoo.read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
 
 
 def test_a_run_is_never_overwritten_by_chance(trained, digits, capsys):

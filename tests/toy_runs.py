@@ -5,3 +5,5 @@ NANO_ARGS = [f"--model.args.{name}={value}" for name, value in {**NANO, "num_hea
 QUICK = [*NANO_ARGS, "--data.num_workers=0", "--data.size=32", "--train.max_steps=4", "--train.batch_size=4"]
 VIDEO = ["--config", "configs/quickstart/video_nano.yaml", *QUICK, "--data.num_frames=4"]
 IMAGE = ["--config", "quickstart/image_nano.yaml", *QUICK]
+AUGMENTED = ["--data.short_side_jitter=[40,64]", "--data.rand_augment=9", "--data.color_jitter=[0.4,0.4,0.4,0.1]"]
+AUGMENTED += ["--data.erase=0.5", "--data.mixup=0.8", "--data.cutmix=1.0", "--data.repeats=2"]

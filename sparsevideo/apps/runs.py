@@ -101,7 +101,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
             optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{source}: its optimizer is of another network ({error})") from error
-    prepare = build.build_prepare(config.data, ndim, fabric.device)
+    prepare = build.build_prepare(config.data, ndim, fabric.device, train_classes=len(train_records.classes))
 
     def validate() -> dict[str, float]:
         scores, predictions = test_model(fabric, model, config, val_records, ndim)  # type: ignore[arg-type]
@@ -250,6 +250,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "decoder": resolve_decoder(config.data.decoder) if model.ndim == 3 else None,
         "precision": test.precision,
         "listed": len(records),
+        "missing": records.missing,  # of a Kinetics csv: no file for them, so neither listed nor scored
         "scored": len(records) - len(predictions.failures),
         "failed": failed,
         "classes": list(records.classes),

@@ -1,7 +1,7 @@
 """Map-style data sets of videos and of images. All randomness is a function of (seed, epoch, index)."""
 
 from abc import abstractmethod
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,69 +10,90 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsevideo.data.clips import middle_frame, random_clip, spread_clips
-from sparsevideo.data.decode import DecodeError, open_video, read_image, resolve_decoder
+from sparsevideo.data import clips
+from sparsevideo.data.decode import DecodeError, Video, open_video, read_image, resolve_decoder
+from sparsevideo.data.index import Index
+from sparsevideo.data.loader import reading
 from sparsevideo.data.records import Records
-from sparsevideo.data.transforms import TestTransform, TrainTransform
+from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resized_crop
 
 Item = dict[str, Any]
+Rngs = Sequence[np.random.Generator]
 
+SAMPLINGS = ("consecutive", "uniform")
 _MAX_BAD_IN_A_ROW = 20  # with so many something other than the files is wrong
 
 
-class _LabelledFiles(Dataset[Item]):
-    """What both data sets share: the item's keys, seeds and the failure policy."""
+class _LabelledFiles(Dataset[Item | list[Item]]):
+    """What both data sets share: the item's keys, seeds, boxes and the failure policy."""
 
-    def __init__(self, records: Records, transform: TrainTransform | TestTransform, seed: int) -> None:
+    def __init__(
+        self, records: Records, transform: TrainTransform | TestTransform, seed: int, repeats: int, num_clips: int
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"a file gives at least one sample, got repeats = {repeats}")
         self.records, self.transform, self.seed = records, transform, seed
+        self.repeats, self.num_clips = repeats, num_clips
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item | list[Item]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         if isinstance(self.transform, TestTransform):
-            return self._test_item(index, self.transform)
-        return self._training_item(epoch, index, self.transform)
+            return self._test_item(index)
+        items = self._training_items(epoch, index, self.transform)
+        return items if self.repeats > 1 else items[0]
 
     @abstractmethod
-    def _load(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
-        """Decode clips (k, T, H, W, 3): one chosen by `rng`, or without it all clips of a test."""
+    def _views(self, index: int, rngs: Rngs) -> Tensor:
+        """Read a file: (k, A, 3, T, S, S), one clip for each of `rngs`, or without any all clips of a test."""
 
     @abstractmethod
-    def _pixels(self, video: Tensor) -> Item:
+    def _pixels(self, views: Tensor) -> Item:
         """Name the pixels (..., 3, T, S, S)."""
 
-    def _training_item(self, epoch: int, index: int, transform: TrainTransform) -> Item:
+    def _boxes(self, rngs: Rngs) -> Callable[[int, int], list[list[Box]]]:
+        """Return what chooses, for frames of (height, width), the boxes of every clip."""
+        transform = self.transform
+        if isinstance(transform, TestTransform):
+            return lambda height, width: [transform.boxes(height, width)] * self.num_clips
+        return lambda height, width: [transform.boxes(height, width, rng) for rng in rngs]
+
+    def _training_items(self, epoch: int, index: int, transform: TrainTransform) -> list[Item]:
         failures: list[tuple[int, str, str]] = []
         for number in range(index, index + min(len(self), _MAX_BAD_IN_A_ROW)):
             place = number % len(self)
-            rng = np.random.default_rng((self.seed, epoch, index))
+            rngs = [np.random.default_rng((self.seed, epoch, index, r)[: 4 if r else 3]) for r in range(self.repeats)]
             try:
-                (frames,) = self._load(self.records.path(place), rng)
+                with reading(self.records.path(place)):
+                    views = self._views(place, rngs)[:, 0]  # (k, 3, T, S, S)
             except (DecodeError, OSError) as error:
                 failures.append((place, self.records.name(place), str(error)))
                 continue
-            video, label = transform(frames, int(self.records.labels[place]), rng)
-            views = {"label": label, "clip_index": 0, "aug_index": 0}
-            return self._pixels(video) | views | self._origin(place) | {"failures": failures}
+            items = []
+            for clip_index, (view, rng) in enumerate(zip(views, rngs, strict=True)):
+                pixels, label = transform.finish(view, int(self.records.labels[place]), rng)
+                origin = {"label": label, "clip_index": clip_index, "aug_index": 0} | self._origin(place)
+                items.append(self._pixels(pixels) | origin | {"failures": failures if clip_index == 0 else []})
+            return items
         raise DecodeError(f"{len(failures)} files in a row do not decode; the first: {failures[0][-1]}")
 
-    def _test_item(self, index: int, transform: TestTransform) -> Item:
+    def _test_item(self, index: int) -> Item:
         item = {"label": int(self.records.labels[index])} | self._origin(index)
         try:
-            clips = self._load(self.records.path(index), None)
+            with reading(self.records.path(index)):
+                views = self._views(index, [])
         except (DecodeError, OSError) as error:
             return item | {"failures": [(index, self.records.name(index), str(error))]}
-        k = len(clips)
-        video = transform(rearrange(clips, "k t h w c -> (k t) h w c"))  # (crops, 3, k * T, S, S)
-        views = {
-            "clip_index": torch.arange(k).repeat_interleave(transform.crops),
-            "aug_index": torch.arange(transform.crops).repeat(k),
+        num_clips, crops = views.shape[:2]
+        numbers = {
+            "clip_index": torch.arange(num_clips).repeat_interleave(crops),
+            "aug_index": torch.arange(crops).repeat(num_clips),
         }
-        return item | self._pixels(rearrange(video, "a c (k t) h w -> (k a) c t h w", k=k)) | views | {"failures": []}
+        return item | self._pixels(views.flatten(0, 1)) | numbers | {"failures": []}
 
     def _origin(self, index: int) -> Item:
         return {"video_index": index, "video_name": self.records.name(index)}
@@ -81,26 +102,34 @@ class _LabelledFiles(Dataset[Item]):
 class VideoDataset(_LabelledFiles):
     """Clips of videos. The index is a video's number, or (epoch, number).
 
-    In training an item is one random clip: `video` (3, T, S, S) uint8. A file that does not decode is replaced by the
-    next in the list, and told in `failures`: a list of (video_index, name, reason).
+    In training an item is one random clip: `video` (3, T, S, S) uint8; with `repeats` above 1 it is a list of so many,
+    from one opening of the file. A file that does not decode is replaced by the next in the list, and told in
+    `failures`: a list of (video_index, name, reason).
 
     In a test an item holds all views of one video: `video` (V, 3, T, S, S) uint8, V = clips x crops, clip after clip,
     from one opening of the file. A file that does not decode is not replaced: it has `failures` and no `video`.
 
     The other keys are pytorchvideo's: `label`, `video_index`, `video_name`, and `clip_index` and `aug_index` (the
-    crop), which are 0 in training and (V,) tensors in a test.
+    crop), which are numbers in training and (V,) tensors in a test.
+
+    Frames are decoded one by one, and no more of each than its boxes is kept.
 
     Args:
-        records: The videos.
+        records: The videos. Where a record has seconds, clips are taken from between them.
         num_frames: T, frames in a clip.
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
         num_clips: Clips of each video in a test; None in training.
         convention: How a test spreads its clips, see `clips.spread_clips`.
+        sampling: "consecutive": every n-th frame from a start on; "uniform": one frame from each of T equal parts of
+            the whole video, see `clips.uniform_clips`. The stride and the convention do not matter then.
+        target_fps: Frames per second that the stride counts in, whatever the video's own; None takes those it has.
+        repeats: Clips of each video in training.
         seed: Of the random choices in training.
         decoder: See `decode.resolve_decoder`.
         short_side: Scale frames to this short side while decoding; None keeps their size.
         still: Repeat the video's middle frame instead, to see what motion is worth.
+        index: What a scan found out about the files.
     """
 
     def __init__(
@@ -112,35 +141,67 @@ class VideoDataset(_LabelledFiles):
         transform: TrainTransform | TestTransform,
         num_clips: int | None = None,
         convention: str = "ends",
+        sampling: str = "consecutive",
+        target_fps: float | None = None,
+        repeats: int = 1,
         seed: int = 0,
         decoder: str = "auto",
         short_side: int | None = None,
         still: bool = False,
+        index: Index | None = None,
     ) -> None:
-        super().__init__(records, transform, seed)
+        super().__init__(records, transform, seed, repeats, 1 if num_clips is None else num_clips)
         if isinstance(transform, TestTransform) != (num_clips is not None):
             raise ValueError(f"num_clips and TestTransform go together; got {num_clips} and {type(transform).__name__}")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"unknown sampling {sampling!r}; it is one of {', '.join(SAMPLINGS)}")
         self.num_frames, self.frame_stride, self.convention = num_frames, frame_stride, convention
-        self.num_clips = 1 if num_clips is None else num_clips
+        self.sampling, self.target_fps = sampling, target_fps
         self.decoder, self.short_side, self.still = resolve_decoder(decoder), short_side, still
-        self._numbers(1, None)  # impossible numbers stop here rather than in a worker
+        self.index = index
+        self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
-    def _load(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
-        with open_video(path, self.decoder) as video:
-            numbers = self._numbers(video.num_frames, rng)
-            frames = video.read(numbers.ravel(), self.short_side)
-        return rearrange(frames, "(k t) h w c -> k t h w c", t=self.num_frames)
+    def _views(self, index: int, rngs: Rngs) -> Tensor:
+        path = self.records.path(index)
+        table = None if self.index is None else self.index.look(index, path)
+        with open_video(path, self.decoder, table=table) as video:
+            timeline = self._timeline(video, index)
+            numbers = timeline[self._choose(len(timeline), rngs)]  # (k, T)
+            frames = video.frames(numbers.ravel(), self.short_side)
+            return _cut(frames, numbers, self._boxes(rngs), self.transform.size)
 
-    def _numbers(self, total: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Choose the (k, T) frames to read."""
-        if rng is None:
-            numbers = spread_clips(total, self.num_frames, self.frame_stride, self.num_clips, self.convention)
+    def _timeline(self, video: Video, index: int) -> np.ndarray:
+        """Return the numbers of the frames that clips are taken from."""
+        frames, spans = np.arange(video.num_frames), self.records.spans
+        if spans is None and self.target_fps is None:
+            return frames
+        times_s = video.times_s
+        if spans is not None:
+            try:
+                frames = clips.within(times_s, *spans[index])
+            except ValueError as error:
+                raise DecodeError(f"{video.path}: {error}") from error
+        if self.target_fps is not None:
+            frames = frames[clips.at_fps(times_s[frames], self.target_fps)]
+        return frames
+
+    def _choose(self, total: int, rngs: Rngs) -> np.ndarray:
+        """Choose the (k, T) places on a timeline to read."""
+        size = self.num_frames, self.frame_stride
+        if self.sampling == "uniform":
+            places = (
+                np.stack([clips.uniform_clip(total, self.num_frames, rng) for rng in rngs])
+                if rngs
+                else clips.uniform_clips(total, self.num_frames, self.num_clips)
+            )
+        elif rngs:
+            places = np.stack([clips.random_clip(total, *size, rng) for rng in rngs])
         else:
-            numbers = random_clip(total, self.num_frames, self.frame_stride, rng)[None]
-        return np.full_like(numbers, middle_frame(total)) if self.still else numbers
+            places = clips.spread_clips(total, *size, self.num_clips, self.convention)
+        return np.full_like(places, clips.middle_frame(total)) if self.still else places
 
-    def _pixels(self, video: Tensor) -> Item:
-        return {"video": video}
+    def _pixels(self, views: Tensor) -> Item:
+        return {"video": views}
 
 
 class ImageDataset(_LabelledFiles):
@@ -149,16 +210,53 @@ class ImageDataset(_LabelledFiles):
     All else is as in `VideoDataset`.
 
     Args:
-        records: The images.
+        records: The images: files, or members of tar shards.
         transform: What happens to their pixels.
+        repeats: Samples of each image in training.
         seed: Of the random choices in training.
     """
 
-    def __init__(self, records: Records, *, transform: TrainTransform | TestTransform, seed: int = 0) -> None:
-        super().__init__(records, transform, seed)
+    def __init__(
+        self, records: Records, *, transform: TrainTransform | TestTransform, repeats: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__(records, transform, seed, repeats, 1)
 
-    def _load(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
-        return read_image(path)[None, None]
+    def _views(self, index: int, rngs: Rngs) -> Tensor:
+        image = read_image(self.records.open(index), str(self.records.path(index)))
+        numbers = np.zeros((len(rngs) or 1, 1), dtype=np.int64)
+        return _cut([(0, image)], numbers, self._boxes(rngs), self.transform.size)
 
-    def _pixels(self, video: Tensor) -> Item:
-        return {"image": video.squeeze(-3)}
+    def _pixels(self, views: Tensor) -> Item:
+        return {"image": views.squeeze(-3)}
+
+
+def _cut(
+    frames: Iterable[tuple[int, np.ndarray]],
+    numbers: np.ndarray,
+    boxes_for: Callable[[int, int], list[list[Box]]],
+    size: int,
+) -> Tensor:
+    """Cut every box out of the frames as they come.
+
+    Args:
+        frames: (number, (H, W, 3)), each once, all of one size.
+        numbers: (k, T) frames of each clip.
+        boxes_for: (H, W) -> the A boxes of each of the k clips.
+        size: S.
+
+    Returns:
+        (k, A, 3, T, S, S) uint8.
+    """
+    views: np.ndarray | None = None
+    for number, frame in frames:
+        if views is None:
+            boxes = boxes_for(*frame.shape[:2])
+            views = np.empty((len(numbers), len(boxes[0]), numbers.shape[1], 3, size, size), np.uint8)
+        cut: dict[Box, np.ndarray] = {}  # clips may share a frame, and in a test all share their boxes
+        for clip, place in zip(*np.nonzero(numbers == number), strict=True):
+            for crop, box in enumerate(boxes[clip]):
+                if box not in cut:
+                    cut[box] = resized_crop(frame, box, size).numpy()  # (3, S, S)
+                views[clip, crop, place] = cut[box]
+    assert views is not None  # `frames` yields every wanted frame or raises
+    return rearrange(torch.from_numpy(views), "k a t c h w -> k a c t h w")

@@ -46,7 +46,7 @@ def train(
         model: Set up by `fabric`.
         optimizer: Set up by `fabric`.
         batches: From `start_step` on, without an end.
-        prepare: Batch to inputs and labels (B,) on the device.
+        prepare: Batch to inputs and labels on the device: (B,), or (B, K) where samples are mixed.
         schedule: Step to learning rate.
         validate: Scores the validation set; None where there is none.
         save: Writes a checkpoint; called with the steps done and, after a validation, its scores.
@@ -94,7 +94,8 @@ def train(
 
         done = step + 1
         bar.advance(bar.task_ids[0])
-        top1 = 100 * (logits.detach().argmax(-1) == labels).float().mean()
+        likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
+        top1 = 100 * (logits.detach().argmax(-1) == likeliest).float().mean()
         meter.add(loss=loss.detach(), grad_norm=grad_norm, top1=top1, data_s=data_s)
         if done % log_every == 0 or done == total_steps:
             means = meter.read()

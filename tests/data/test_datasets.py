@@ -1,5 +1,7 @@
 """Items: the right frames and views, a function of (seed, epoch, index); bad files are dealt with in the open."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import torch
 from numbered import numbered_frame, read_number, write_numbered
 from PIL import Image
 
-from sparsevideo.data.clips import spread_clips
+from sparsevideo.data import datasets, scan
+from sparsevideo.data.clips import spread_clips, uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError
+from sparsevideo.data.decode import DecodeError, Video, open_video
+from sparsevideo.data.index import INDEX, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
@@ -110,6 +114,103 @@ def test_still_clips_repeat_the_middle_frame(records: Records) -> None:
         assert frame_numbers(view) == [20] * 6
 
 
+def test_repeats_are_clips_of_their_own_from_one_opening(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def counted(path, *args, **named):
+        opened.append(path)
+        return open_video(path, *args, **named)
+
+    dataset = reading(records, transform=TrainTransform(48), repeats=3)
+    once = reading(records, transform=TrainTransform(48))[5, 0]
+    monkeypatch.setattr(datasets, "open_video", counted)
+    items = dataset[5, 0]
+    assert len(opened) == 1 and len(items) == 3
+    assert [item["clip_index"] for item in items] == [0, 1, 2]
+    assert torch.equal(items[0]["video"], once["video"])
+    assert not torch.equal(items[0]["video"], items[1]["video"])
+    assert not torch.equal(items[1]["video"], items[2]["video"])
+    again = dataset[5, 0]
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(items, again, strict=True))
+
+
+def test_failures_of_repeated_clips_are_told_once(damaged: Records) -> None:
+    items = reading(damaged, repeats=2)[5, 1]
+    assert [item["video_index"] for item in items] == [3, 3]
+    assert [len(item["failures"]) for item in items] == [2, 0]
+
+
+def test_clips_keep_to_the_seconds_of_their_record(records: Records) -> None:
+    """At 25 frames a second, 0.4 s to 1.2 s are the frames 10 to 29."""
+    spans = np.array([[0.4, 1.2], [0.0, np.inf], [0.96, np.inf], [0.0, 0.08]])
+    cut = Records.build(records.root, records.classes, list(LENGTHS), records.labels, spans)
+    numbers = [frame_numbers(view) for view in viewing(cut)[0]["video"]]
+    assert (numbers[0][0], numbers[-1][-1]) == (10, 29)
+    assert frame_numbers(viewing(cut)[2]["video"][0]) == [24] * 6  # one frame is left
+    assert frame_numbers(viewing(cut)[3]["video"][0]) == [0, 1, 1, 1, 1, 1]
+    starts = {frame_numbers(reading(cut)[epoch, 0]["video"])[0] for epoch in range(40)}
+    assert starts == {10, 11, 12, 13, 14}
+    beyond = Records.build(records.root, records.classes, ["a/0.mp4"], [0], np.array([[2.0, 3.0]]))
+    ((_, name, reason),) = viewing(beyond)[0]["failures"]
+    assert name == "a/0.mp4" and "a/0.mp4: " in reason and "2" in reason
+
+
+def test_frames_per_second_are_those_asked_for(tmp_path: Path) -> None:
+    """Frames 0, 1, 3, 6, 9, ... of a video that slows down, at 5 frames a second: the one on show every 0.2 s."""
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/uneven.mp4", 30, irregular=True, height=48, width=48)
+    shown_s = np.array([(n + n * n // 3) / 25 for n in range(30)])
+    expected = [int(np.flatnonzero(shown_s <= 0.2 * k + 1e-6)[-1]) for k in range(6)]
+    dataset = viewing(read_records(tmp_path, kind="video"), target_fps=5.0, frame_stride=1)
+    assert frame_numbers(dataset[0]["video"][0]) == expected
+
+
+def test_uniform_sampling_sees_the_whole_video(records: Records) -> None:
+    views = viewing(records, sampling="uniform", num_clips=1)[0]["video"]
+    assert frame_numbers(views[0]) == uniform_clip(40, 6).tolist()
+    views = viewing(records, sampling="uniform", num_clips=3)[0]["video"]
+    assert [frame_numbers(view) for view in views] == uniform_clips(40, 6, 3).tolist()
+    seen = [frame_numbers(reading(records, sampling="uniform")[epoch, 0]["video"]) for epoch in range(20)]
+    assert len({tuple(numbers) for numbers in seen}) > 15
+    assert all(k * 40 // 6 <= n <= ((k + 1) * 40 - 1) // 6 for numbers in seen for k, n in enumerate(numbers))
+
+
+def test_what_a_scan_knows_is_used_and_only_while_it_is_true(damaged: Records) -> None:
+    damaged.path(2).write_bytes(damaged.path(0).read_bytes())
+    scan.scan(damaged.root)
+    index = read_index(damaged.root / INDEX, map(damaged.name, range(4)))
+    known, plain = viewing(damaged, index=index), viewing(damaged)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Video, "_list_frames", None)  # calling it would raise
+        views = known[0]["video"]
+    assert torch.equal(views, plain[0]["video"])
+    assert "a/1.mp4: marked bad by the scan (" in known[1]["failures"][0][2]
+    assert reading(damaged, index=index)[1]["video_index"] == 2
+    damaged.path(0).write_bytes(damaged.path(3).read_bytes())
+    damaged.path(1).write_bytes(damaged.path(3).read_bytes())
+    assert frame_numbers(known[0]["video"][0]) == frame_numbers(plain[3]["video"][0])
+    assert torch.equal(known[1]["video"], plain[1]["video"])
+
+
+def test_views_of_a_large_video_take_the_memory_of_their_crops(tmp_path: Path) -> None:
+    """Twelve views of 32 frames of 1280x720 would be 1 GB as they are decoded."""
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/large.mp4", 80, options={"preset": "ultrafast"}, height=720, width=1280)
+    code = f"""
+import resource
+from sparsevideo.data.datasets import VideoDataset
+from sparsevideo.data.records import read_records
+from sparsevideo.data.transforms import TestTransform
+records = read_records({str(tmp_path)!r}, kind="video")
+views = VideoDataset(records, num_frames=32, frame_stride=2, transform=TestTransform(64, 3), num_clips=4)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert views[0]["video"].shape == (12, 3, 32, 64, 64)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 150
+
+
 def test_short_side_is_scaled_while_decoding(records: Records) -> None:
     item = viewing(records, short_side=24)[0]
     sharp = viewing(records)[0]
@@ -155,6 +256,8 @@ def test_impossible_settings_stop_at_construction(records: Records) -> None:
         ({"convention": "middle"}, "'middle'"),
         ({"frame_stride": 0}, "frame_stride"),
         ({"decoder": "gstreamer"}, "'gstreamer'"),
+        ({"sampling": "dense"}, "'dense'"),
+        ({"repeats": 0}, "repeats"),
     ]:
         with pytest.raises(ValueError, match=message):
             viewing(records, **changes)
