@@ -133,6 +133,7 @@ def read_index(path: str | Path, names: Iterable[str]) -> Index:
         if row < 0:
             continue
         stamps[row] = line["bytes"], line["mtime_ns"]
+        errors.pop(row, None)
         if "error" in line:
             regular[row], errors[row] = (0, _BAD), line["error"]
         elif line["step"] is None:

@@ -112,7 +112,8 @@ def describe(summary: dict[str, Any]) -> str:
     lines.append(f"index       {summary['index']}")
     if summary["bad"]:
         lines.append(f"bad files   {_bad_list(Path(summary['index']))}")
-        lines.append("What only took too long may do with a larger --time-limit and --retry-bad.")
+    if any(reason.startswith("took longer") for reason in summary["reasons"]):
+        lines.append("What took too long may only be long: try a larger --time-limit, with --retry-bad.")
     return "\n".join(lines)
 
 
@@ -138,15 +139,12 @@ def _locked(index: Path) -> Iterator[None]:
     """Keep other scans off an index; the system lets go of the lock even where this process is killed."""
     try:
         file = index.with_name(f".{index.name}.lock").open("ab")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{index}: another scan is writing it; wait for its end, or name another --index") from None
     except OSError as error:
         raise OSError(f"{index}: cannot be written ({error.strerror}); name another place with --index") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{index}: another scan is writing it; wait for its end, or name another --index"
-            ) from None
         yield
 
 

@@ -82,9 +82,13 @@ def test_later_rows_count_and_a_torn_last_line_does_not(scanned: Path, tmp_path:
     size, changed = stamp(scanned / "regular.mp4")
     path = tmp_path / "index.jsonl"
     row = {"path": "regular.mp4", "bytes": size, "mtime_ns": changed, "error": "is odd"}
-    path.write_bytes(content + json.dumps(row).encode() + b"\n" + content.splitlines()[1][:50])
+    good = next(line for line in content.splitlines(keepends=True) if b"regular.mp4" in line)
+    bad = content + json.dumps(row).encode() + b"\n"
+    path.write_bytes(bad + good[:50])
     with pytest.raises(DecodeError, match="is odd"):
         read_index(path, ["regular.mp4"]).look(0, scanned / "regular.mp4")
+    path.write_bytes(bad + good)
+    assert read_index(path, ["regular.mp4"]).look(0, scanned / "regular.mp4") is not None
 
 
 def test_videos_listed_several_times_share_a_row(scanned: Path) -> None:

@@ -68,7 +68,13 @@ def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.Ca
     (root / "val" / "up" / "gone.mp4").symlink_to(tmp_path / "nowhere")
     os.mkfifo(root / "val" / "up" / "hangs.mp4")
 
-    assert scan(root, "--time-limit=2", "--json") == INCOMPLETE
+    assert scan(root, "--time-limit=2") == INCOMPLETE
+    said = capsys.readouterr().out
+    assert "11 videos, 7 good, 4 bad\n" in said
+    assert "val/up/damaged.mp4 (" in said
+    assert "train: 3 classes, fewest left: 0, most up: 2\n" in said
+    assert "a larger --time-limit" in said
+    assert scan(root, "--json") == INCOMPLETE
     summary = json.loads(capsys.readouterr().out)
     found = rows(root / INDEX)
     good = ["train/up/a.mp4", "train/up/-b c.mp4", "train/down/ü \u4e2d.MP4", f"val/up/{LATIN_1}"]
@@ -147,7 +153,9 @@ def start(root: Path, known: int) -> "subprocess.Popen[str]":
     """Start a scan that comes to a file that hangs; it goes on, and knows the others."""
     os.mkfifo(root / "c" / "hangs.mp4")
     command = [sys.executable, "-m", "sparsevideo", "data", "scan", str(root), "--workers=2", "--time-limit=1000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while not (root / INDEX).exists() or len((root / INDEX).read_text().splitlines()) < 1 + known:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -159,8 +167,8 @@ def test_an_interrupted_scan_goes_on(video: bytes, tmp_path: Path, capsys: pytes
     put(tmp_path, "sparsevideo-index.bad.txt", content=b"of an earlier scan")
     process = start(tmp_path, known=8)
     assert scan(tmp_path) == FAILED  # two at once would write into each other's lines
-    assert "another scan is writing it" in capsys.readouterr().err
-    process.send_signal(signal.SIGINT)
+    assert f"error: {tmp_path / INDEX}: another scan is writing it" in capsys.readouterr().err
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130, "")
     assert f"{tmp_path / INDEX}: knows 8 of 9 files; the same command goes on from there" in errors
