@@ -1,6 +1,8 @@
 """Small real data sets that several tests share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
@@ -16,3 +18,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("digits")
     make_moving_digits(root, videos_per_class=(6, 2, 3), images_per_class=(4, 2, 2))
     return root
+
+
+@pytest.fixture(autouse=True)
+def untouched_log() -> Iterator[None]:
+    """The command line sets up the package's log; the next test finds it as it was."""
+    log = logging.getLogger("sparsevideo")
+    before = log.level, log.propagate, list(log.handlers)
+    yield
+    log.level, log.propagate, log.handlers[:] = before

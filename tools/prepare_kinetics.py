@@ -18,7 +18,7 @@ from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.encode import resize_video
 from sparsevideo.data.kinetics import join_files
 from sparsevideo.data.lists import read_list
-from sparsevideo.data.records import EXTENSIONS, _walk
+from sparsevideo.data.records import EXTENSIONS, walk
 
 
 def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]) -> int:
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         (out := args.out / str(args.short_side)).mkdir(parents=True, exist_ok=True)
-        names = [name for _, names in _walk(args.videos, args.videos, EXTENSIONS["video"]) for name in names]
+        names = [name for _, names in walk(args.videos, args.videos, EXTENSIONS["video"]) for name in names]
         sys.exit(3 if sum([prepare(args, out, listing, names) for listing in args.lists]) else 0)
     except (KeyboardInterrupt, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

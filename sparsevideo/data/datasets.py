@@ -251,12 +251,13 @@ def _cut(
     for number, frame in frames:
         if views is None:
             boxes = boxes_for(*frame.shape[:2])
-            views = np.empty((len(numbers), len(boxes[0]), numbers.shape[1], 3, size, size), np.uint8)
+            # Channels stay last in memory, as they are decoded and as the network's convolution wants them.
+            views = np.empty((len(numbers), len(boxes[0]), numbers.shape[1], size, size, 3), np.uint8)
         cut: dict[Box, np.ndarray] = {}  # clips may share a frame, and in a test all share their boxes
         for clip, place in zip(*np.nonzero(numbers == number), strict=True):
             for crop, box in enumerate(boxes[clip]):
                 if box not in cut:
-                    cut[box] = resized_crop(frame, box, size).numpy()  # (3, S, S)
+                    cut[box] = resized_crop(frame, box, size).permute(1, 2, 0).numpy()  # (S, S, 3)
                 views[clip, crop, place] = cut[box]
     assert views is not None  # `frames` yields every wanted frame or raises
-    return rearrange(torch.from_numpy(views), "k a t c h w -> k a c t h w")
+    return rearrange(torch.from_numpy(views), "k a t h w c -> k a c t h w")

@@ -20,6 +20,7 @@ from sparsevideo.data.lists import legible
 Item = dict[str, Any]
 Items = Item | list[Item]
 
+_CHANNELS = {"video": -4, "image": -3}  # the keys of pixels, and which of their dimensions are the channels
 _MAX_NAME = 4096  # bytes, Linux' longest path
 _ALARM = int(getattr(signal, "SIGALRM", 0))  # 0: Windows, which has no timer
 
@@ -138,12 +139,20 @@ def collate(items: Sequence[Items]) -> Item:
     """
     flat = [item for entry in items for item in (entry if isinstance(entry, list) else [entry])]
     failures = [failure for item in flat for failure in item["failures"]]
-    whole = [item for item in flat if "video" in item or "image" in item]
+    whole = [item for item in flat if item.keys() & _CHANNELS]
     if not whole:
         nothing = torch.empty(0, dtype=torch.int64)
         return {"label": nothing, "video_index": nothing, "video_name": [], "failures": failures}
-    fields = [{key: value for key, value in item.items() if key != "failures"} for item in whole]
-    return default_collate(fields) | {"failures": failures}
+    fields = [{key: value for key, value in item.items() if key not in ("failures", *_CHANNELS)} for item in whole]
+    pixels = {key: _stack([item[key] for item in whole], _CHANNELS[key]) for key in whole[0].keys() & _CHANNELS}
+    return default_collate(fields) | pixels | {"failures": failures}
+
+
+def _stack(pixels: list[Tensor], channel: int) -> Tensor:
+    """Stack pixels in the layout that they have in memory: nothing is rearranged."""
+    if pixels[0].stride(channel) != 1:
+        return default_collate(pixels)
+    return default_collate([each.movedim(channel, -1) for each in pixels]).movedim(-1, channel)
 
 
 @contextmanager

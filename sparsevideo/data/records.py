@@ -25,7 +25,7 @@ EXTENSIONS = {
     ),
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
-_MAX_CLASSES = 100_000  # a larger label number is a mistake in the list
+MAX_CLASSES = 100_000  # a larger label number is a mistake in the list
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def read_records(
     elif place.is_file():
         form, rows = read_list(place, root, extensions)
         if form == KINETICS:
-            files = (name for _, names in _walk(root, root, extensions) for name in names)
+            files = (name for _, names in walk(root, root, extensions) for name in names)
             rows = join_files(place, rows, files, split)
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
@@ -167,7 +167,7 @@ def read_records(
 def _class_folders(root: Path, place: Path, extensions: tuple[str, ...], kind: str) -> Iterator[Row]:
     """Find files in class folders, at any depth; folders without any are no classes."""
     empty = True
-    for inside, names in _walk(root, place, extensions):
+    for inside, names in walk(root, place, extensions):
         if names and not inside:
             raise ValueError(
                 f"{place}: holds {posixpath.basename(names[0])} outside any class folder; put each {kind} into <class>/"
@@ -179,7 +179,7 @@ def _class_folders(root: Path, place: Path, extensions: tuple[str, ...], kind: s
         raise ValueError(f"{place}: no {kind} in it; looked in every <class>/ for {' '.join(extensions)}")
 
 
-def _walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+def walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield the folders at and below a place, as their names from there, and what they hold, as names from the root."""
     walked: set[tuple[tuple[str, ...], str]] = set()
     for folder, folders, files in os.walk(place, followlinks=True):
@@ -217,6 +217,6 @@ def _classes_of(line_of: Mapping[str, int], place: Path, in_folders: bool) -> tu
     if in_folders or not all(re.fullmatch("-?[0-9]+", label) and label == str(int(label)) for label in line_of):
         return tuple(sorted(line_of))  # a folder's name is always a name
     for label, line in line_of.items():
-        if not 0 <= int(label) < _MAX_CLASSES:
+        if not 0 <= int(label) < MAX_CLASSES:
             raise ValueError(f"{place}, line {line}: {label} is no class number; labels count from 0")
     return tuple(str(number) for number in range(max(map(int, line_of)) + 1))

@@ -21,8 +21,7 @@ from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.decode import open_video
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
-from sparsevideo.data.records import EXTENSIONS
-from sparsevideo.data.records import _walk as walk
+from sparsevideo.data.records import EXTENSIONS, walk
 from sparsevideo.data.video import ADVICE
 
 _QUANTILES = {"shortest": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "longest": 1}

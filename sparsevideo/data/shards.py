@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from sparsevideo.data.lists import few, legible
-from sparsevideo.data.records import _MAX_CLASSES, EXTENSIONS, Records
+from sparsevideo.data.records import EXTENSIONS, MAX_CLASSES, Records
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -175,7 +175,7 @@ def _number_classes(
         own = tuple(classes)
     elif all(label.isdecimal() and label == str(int(label)) for label in labels):
         largest = max(map(int, labels))
-        if largest >= _MAX_CLASSES:
+        if largest >= MAX_CLASSES:
             raise ValueError(f"{place}: {largest} is no class number; labels count from 0")
         own = tuple(str(number) for number in range(largest + 1))
     else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from sparsevideo.data import ptv
+from sparsevideo.data.video import scaled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -213,10 +214,8 @@ def resized_crop(frames: np.ndarray, box: Box, size: int) -> Tensor:
         (3, ..., S, S) uint8, in whose memory the channels come last. A box that has this size keeps its pixels.
     """
     top, left, height, width = box
-    # dense pixels are resized in their own layout; the copy is cheap beside two changes of layout
-    crop = frames[..., top : top + height, left : left + width, :].copy()
-    scaled = F.resize_image(torch.from_numpy(crop).movedim(-1, -3), [size, size], antialias=True)  # (..., 3, S, S)
-    return scaled.movedim(-3, 0)
+    crop = frames[..., top : top + height, left : left + width, :]
+    return torch.from_numpy(scaled(crop, (size, size))).movedim(-1, 0)
 
 
 def rand_augment(

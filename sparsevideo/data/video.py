@@ -198,7 +198,7 @@ class Video:
                     height, width = image.shape[:2]
                     scale = 1.0 if short_side is None else short_side / min(height, width)
                     size = round(height * scale), round(width * scale)
-                yield number, image if image.shape[:2] == size else _scaled(image, size)
+                yield number, image if image.shape[:2] == size else scaled(image, size)
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the wanted frames, whose numbers rise, upright."""
@@ -368,10 +368,23 @@ class _Packet(NamedTuple):
     corrupt: bool
 
 
-def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale (H, W, 3): the same for every decoder, and in less time than FFmpeg's own scaling takes."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale images, smoothly also where they shrink; the same for every decoder, and faster than FFmpeg does it.
+
+    Args:
+        images: (..., H, W, 3) uint8, strides of any sign.
+        size: Height and width of the result.
+
+    Returns:
+        (..., height, width, 3) uint8, a copy.
+    """
+    dense = images.copy()  # numpy calls a single pixel contiguous whatever its strides, torch does not
+    if images.shape[-3:-1] == size:
+        return dense
+    # Four dimensions with the channels last in memory: what torch's fast path for bytes asks for.
+    pixels = torch.from_numpy(dense.reshape(-1, *dense.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
+    result = F.interpolate(pixels, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return result.numpy().reshape(*images.shape[:-3], *size, 3)
 
 
 @contextmanager

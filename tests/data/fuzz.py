@@ -4,22 +4,20 @@ Run as a script it prints what became of the files: python tests/data/fuzz.py --
 """
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from numbered import write_numbered
-from pebble import ProcessExpired, ProcessPool
 
+from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.decode import DecodeError, open_video
 from sparsevideo.data.loader import test_loader
@@ -284,19 +282,13 @@ def read_apart(
     limit_s: float = LIMIT_S,
 ) -> list[Outcome]:
     """Read each file in a process that may crash or hang: those are faults, too."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsevideo.data.datasets"])
-    outcomes = []
-    with ProcessPool(max_workers=processes, context=context) as pool:
-        futures = [pool.schedule(read, (path, decoder), timeout=limit_s) for path in paths]
-        for path, future in zip(paths, futures, strict=True):
-            try:
-                outcomes.append(future.result())
-            except TimeoutError:
-                outcomes.append(Outcome(path.name, "hang", f"over {limit_s} s"))
-            except ProcessExpired as error:
-                outcomes.append(Outcome(path.name, "crash", f"exit code {error.exitcode}"))
-    return outcomes
+    outcomes = {}
+    jobs = [(path, decoder) for path in paths]
+    for (path, _), result in run_all(read, jobs, what="fuzz", workers=processes, time_limit=limit_s):
+        if isinstance(result, ChildError):
+            result = Outcome(path.name, "hang" if "took longer" in str(result) else "crash", str(result))
+        outcomes[path] = result
+    return [outcomes[path] for path in paths]
 
 
 def read_in_batches(paths: Sequence[Path], decoder: str = "auto", num_workers: int = 2) -> list[Outcome]:

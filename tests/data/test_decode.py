@@ -1,6 +1,5 @@
 """Frames are exactly the ones asked for, counts are true, and what does not decode says so."""
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +71,10 @@ def plainly_decoded(path: Path) -> list[int]:
 def test_any_frames_in_any_order_are_the_ones_asked_for(kind: str, decoder: str, tmp_path: Path) -> None:
     suffix, codec, options, listed = FILES[kind]
     path = tmp_path / f"video.{suffix}"
-    write_numbered(path, 100, codec=codec, options=options)
+    for _ in range(5):
+        write_numbered(path, 100, codec=codec, options=options)
+        if codec != "libx265" or plainly_decoded(path) == list(range(100)):
+            break  # now and then x265 writes another picture than it was given
     rng = np.random.default_rng(0)
     with open_video(path, needs(decoder)) as video:
         assert video.num_frames == 100
@@ -397,7 +399,6 @@ def test_unsafe_files_of_other_decoders_are_read_by_pyav(
     needs("decord")
     monkeypatch.setattr("decord.VideoReader", None)  # calling it would raise
     decode._say_once.cache_clear()
-    monkeypatch.setattr(logging.getLogger("sparsevideo"), "propagate", True)
     for _ in range(2):
         assert numbers(read_frames(path, [29, 3], decoder="decord")) == [29, 3]
     assert [record.getMessage() for record in caplog.records] == [

@@ -246,7 +246,7 @@ class Dangerous(Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         if content == "wrong":
             raise RuntimeError("a mistake")
-        return {"video": torch.ones(1), "failures": []}
+        return {"video": torch.ones(3, 1, 1, 1), "failures": []}
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def end_of(dataset: Dataset) -> OSError:
     """What a loader says once all its workers but the first have come to an end by themselves."""
     loader = test_loader(dataset, range(3), batch_size=1, num_workers=3, timeout_s=0.5)
     batches = iter(loader)
-    assert next(batches)["video"].shape == (1, 1)
+    assert next(batches)["video"].shape == (1, 3, 1, 1, 1)
     workers = loader._iterator._workers  # type: ignore[union-attr]
     for worker in workers[1:]:
         worker.join(30)
@@ -313,7 +313,7 @@ class Slow(Dataset):
             time.sleep(0.15)
         if index == 7:
             time.sleep(1.2)
-        return {"video": torch.ones(1), "failures": []}
+        return {"video": torch.ones(3, 1, 1, 1), "failures": []}
 
 
 def test_the_limit_is_for_a_file_not_for_a_batch() -> None:
@@ -348,14 +348,14 @@ class Threads(Dataset):
         return 2
 
     def __getitem__(self, index: int) -> dict:
-        return {"video": torch.tensor(torch.get_num_threads()), "failures": []}
+        return {"video": torch.full((3, 1, 1, 1), torch.get_num_threads()), "failures": []}
 
 
 def test_workers_run_on_one_thread_and_are_no_plain_forks() -> None:
     """A fork would inherit torch's thread pool without its threads."""
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # the pool is up
     loader = test_loader(Threads(), range(2), batch_size=1, num_workers=1)
-    assert [int(batch["video"]) for batch in loader] == [1, 1]
+    assert [int(batch["video"][0, 0]) for batch in loader] == [1, 1]
     assert loader.multiprocessing_context.get_start_method() in ("forkserver", "spawn")
 
 

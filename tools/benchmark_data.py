@@ -1,0 +1,269 @@
+"""Speed and memory of the data path beside pytorchvideo, plain PyAV, torchcodec and decord, on the same clips.
+
+    python tools/benchmark_data.py VIDEOS OUT      # VIDEOS: a folder of mp4 files, Kinetics clips say
+
+leaves OUT/data.json (every time measured, with the environment) and OUT/data.md (medians). Jobs take turns within one
+process on one core, so that what else the machine does falls on all of them; the first turn of each is not counted.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch.utils.data import SequentialSampler
+
+from sparsevideo.data import ptv
+from sparsevideo.data.clips import random_clip, spread_clips
+from sparsevideo.data.datasets import VideoDataset
+from sparsevideo.data.decode import open_video, read_frames, resolve_decoder
+from sparsevideo.data.loader import collate
+from sparsevideo.data.records import Records
+from sparsevideo.data.transforms import TestTransform, TrainTransform
+
+FRAMES, STRIDE, CROP = 32, 2, 224  # the clip of Kinetics recipes
+SIZES = {"340x256": (340, 256), "1280x720": (1280, 720)}
+GOPS = (250, 30)  # x264's own choice, as most copies of Kinetics have it, and a keyframe a second, as cameras write
+
+
+def transcode(source: Path, target: Path, size: tuple[int, int], gop: int) -> None:
+    """Make a copy of another size: H.264 as x264 makes it by default, with B-frames, of the same frames."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        rate = reader.streams.video[0].average_rate
+        stream = writer.add_stream("libx264", rate=rate, options={"crf": "20", "g": str(gop)})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number, frame in enumerate(reader.decode(video=0)):
+            copy = frame.reformat(*size, format="yuv420p")
+            copy.pts, copy.time_base, copy.pict_type = number, 1 / rate, 0
+            writer.mux(stream.encode(copy))
+        writer.mux(stream.encode())
+
+
+class GivenClips:
+    """Pytorchvideo's clip sampler protocol: one given clip of each video, in order, over and over."""
+
+    def __init__(self, clips: Sequence[tuple[float, float]]) -> None:
+        self.clips, self.calls = clips, 0
+
+    def __call__(self, last_clip_end: Any, duration: Any, annotation: Any) -> Any:
+        """Return the next clip."""
+        start_s, end_s = self.clips[self.calls % len(self.clips)]
+        self.calls += 1
+        return ptv.ClipInfo(start_s, end_s, 0, 0, True)
+
+    def reset(self) -> None:
+        """Nothing is kept from one video to the next."""
+
+
+def lean(path: Path, wanted: np.ndarray) -> np.ndarray:
+    """The bare cost: PyAV on one thread from the keyframe before on, wanted frames to RGB, nothing else."""
+    reformatter, images, numbers = VideoReformatter(), [], set(wanted.tolist())
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        step = round(1 / stream.average_rate / stream.time_base)
+        container.seek(int(wanted[0]) * step, stream=stream)
+        for frame in container.decode(stream):
+            number = round(frame.pts / step)
+            if number in numbers:
+                images.append(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+            if number >= wanted[-1]:
+                break
+    return np.stack(images)
+
+
+def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round; jobs take turns, and a first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            before = perf_counter()
+            job()
+            if turn:
+                times[name].append(round(perf_counter() - before, 5))
+    return times
+
+
+def training_clips(root: Path, rounds: int) -> dict[str, Any]:
+    """Time one random clip of every video, the same for all jobs, which first prove that its frames are the same."""
+    paths = sorted(root.glob("*/*.mp4"))
+    records = Records.build(root, ["all"], [path.relative_to(root).as_posix() for path in paths], [0] * len(paths))
+    dataset = VideoDataset(records, num_frames=FRAMES, frame_stride=STRIDE, transform=TrainTransform(CROP))
+    wanted, clips = [], []
+    for index, path in enumerate(paths):
+        with open_video(path) as video:
+            # the clip that the data set chooses: its first draw
+            numbers = random_clip(video.num_frames, FRAMES, STRIDE, np.random.default_rng((0, 0, index)))
+            wanted.append(numbers)
+            clips.append(tuple((video.times_s[numbers[[0, -1]]] + np.array([-0.3, 0.3]) / video.info.fps).tolist()))
+
+    subsample = ptv.UniformTemporalSubsample(FRAMES)
+
+    def subsampled(item: dict[str, Any]) -> dict[str, Any]:
+        return item | {"video": subsample(item["video"])}
+
+    args = [(str(path), {"label": 0}) for path in paths], GivenClips(clips), SequentialSampler
+    theirs = ptv.LabeledVideoDataset(*args, transform=subsampled, decode_audio=False, decoder="pyav")
+    ours = ptv.labeled_video_dataset(root, GivenClips(clips), SequentialSampler, num_frames=FRAMES)
+    jobs: dict[str, Callable[[], Any]] = {
+        "pytorchvideo, decode": lambda: [item["video"] for item in theirs],
+        "our reader in pytorchvideo, decode": lambda: [item["video"] for item in ours],
+        "plain PyAV loop, decode": lambda: [lean(*job) for job in zip(paths, wanted, strict=True)],
+        "our data set, decode + crop + batch": lambda: collate([dataset[0, i] for i in range(len(paths))]),
+    }
+    for decoder in ("pyav", "torchcodec", "decord"):
+        try:
+            resolve_decoder(decoder)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        jobs[f"read_frames with {decoder}, decode"] = lambda decoder=decoder: [
+            read_frames(path, numbers, decoder=decoder) for path, numbers in zip(paths, wanted, strict=True)
+        ]
+    reference = jobs["plain PyAV loop, decode"]()
+    for name, job in jobs.items():
+        if "data set" not in name:
+            for frames, expected in zip(job(), reference, strict=True):
+                clip = np.asarray(frames)
+                clip = clip if clip.shape == expected.shape else clip.transpose(1, 2, 3, 0)
+                assert np.array_equal(clip, expected), f"{name}: other frames"
+    return {"clips": len(paths), "seconds": interleaved(jobs, rounds)}
+
+
+def test_views(root: Path, rounds: int) -> dict[str, Any]:
+    """Time the four test clips of every video: from one opening, and from one each."""
+    paths = sorted(root.glob("*/*.mp4"))
+    chosen = {}
+    for path in paths:
+        with open_video(path) as video:
+            chosen[path] = spread_clips(video.num_frames, FRAMES, STRIDE, 4)
+    jobs = {
+        "one opening": lambda: [read_frames(path, clips.ravel()) for path, clips in chosen.items()],
+        "four openings": lambda: [read_frames(path, clip) for path, clips in chosen.items() for clip in clips],
+    }
+    return {"videos": len(paths), "seconds": interleaved(jobs, rounds)}
+
+
+def memory(path: Path, what: str) -> None:
+    """Print by how much reading one clip raises this process' memory at its peak, in MiB."""
+    records = Records.build(path.parent.parent, ["all"], [f"{path.parent.name}/{path.name}"], [0])
+    clip = {"num_frames": FRAMES, "frame_stride": STRIDE}
+    with open_video(path) as video:  # what loads late is no clip's memory
+        numbers = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
+        video.read([0])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    if what == "training clip":
+        VideoDataset(records, transform=TrainTransform(CROP), **clip)[0]
+    elif what == "4 x 3 test views":
+        VideoDataset(records, transform=TestTransform(CROP, 3), num_clips=4, **clip)[0]
+    else:
+        read_frames(path, numbers)
+    print((_status("VmHWM") - before) / 1024)
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))  # KiB
+
+
+def environment(videos: Path) -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {each.name: each.version for each in distributions() if each.name in packages},
+        "commit": commit,
+        "videos": sorted(path.name for path in videos.glob("*.mp4")),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Medians, in Markdown."""
+    environment = results["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    lines = [
+        f"Clips of {FRAMES} x {STRIDE} frames from random places in {len(environment['videos'])} videos, the same clips"
+        f" for all; one core of {environment['cpu']}; {versions}; commit {environment['commit'][:7]}.",
+        "Ratios are medians over the rounds, each within one round.",
+        "",
+    ]
+    for name, run in results["training"].items():
+        lines += [f"| {name} | ms a clip | clips/s | pytorchvideo's time / this | the loop's time / this |"]
+        lines += ["|---|---|---|---|---|"]
+        seconds = run["seconds"]
+        for job, times in seconds.items():
+            per_clip = median(times) / run["clips"]
+            ratios = [_ratio(seconds[base], times) for base in ("pytorchvideo, decode", "plain PyAV loop, decode")]
+            lines += [f"| {job} | {1e3 * per_clip:.1f} | {1 / per_clip:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"]
+        lines += [""]
+    lines += ["| four test clips of a video | one opening, ms | four openings, ms | ratio |", "|---|---|---|---|"]
+    for name, run in results["test"].items():
+        one, four = run["seconds"].values()
+        ms = [1e3 * median(times) / run["videos"] for times in (one, four)]
+        lines += [f"| {name} | {ms[0]:.0f} | {ms[1]:.0f} | {_ratio(one, four):.2f} |"]
+    lines += ["", "| of one 1280x720 video | peak memory above the process's own, MiB |", "|---|---|"]
+    lines += [f"| {what} | {median(peaks):.0f} |" for what, peaks in results["memory_mib"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def main() -> None:
+    """Make the files, run the jobs, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        memory(args.videos, args.memory)
+        return
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    results: dict[str, Any] = {"environment": environment(args.videos), "training": {}, "test": {}, "memory_mib": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for (size_name, size), gop in itertools.product(SIZES.items(), GOPS):
+            name, root = f"{size_name}, a keyframe every {gop}", Path(folder) / f"{size_name}-{gop}"
+            (root / "all").mkdir(parents=True)
+            for path in sorted(args.videos.glob("*.mp4")):
+                transcode(path, root / "all" / path.name, size, gop)
+            results["training"][name] = training_clips(root, args.rounds)
+            if size_name == "340x256":
+                results["test"][name] = test_views(root, args.rounds)
+        large = next(root.glob("all/*.mp4"))
+        for what in ("training clip", "4 x 3 test views", "read_frames of a clip, full size"):
+            command = [sys.executable, __file__, str(large), "-", "--memory", what]
+            runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+            results["memory_mib"][what] = [float(run.stdout) for run in runs]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "data.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "data.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
