@@ -45,7 +45,7 @@ def transcode(source: Path, target: Path, size: tuple[int, int], gop: int) -> No
     """Make a copy of another size: H.264 as x264 makes it by default, with B-frames, of the same frames."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         rate = reader.streams.video[0].average_rate
-        stream = writer.add_stream("libx264", rate=rate, options={"crf": "20", "g": str(gop)})
+        stream = writer.add_stream("libx264", rate=rate, options={"g": str(gop)})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number, frame in enumerate(reader.decode(video=0)):
             copy = frame.reformat(*size, format="yuv420p")

@@ -378,9 +378,10 @@ def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (..., height, width, 3) uint8, a copy.
     """
-    dense = images.copy()  # numpy calls a single pixel contiguous whatever its strides, torch does not
     if images.shape[-3:-1] == size:
-        return dense
+        return images.copy()
+    # Numpy calls a single pixel contiguous whatever its strides, torch does not.
+    dense = np.ascontiguousarray(images) if min(images.strides) > 0 else images.copy()
     # Four dimensions with the channels last in memory: what torch's fast path for bytes asks for.
     pixels = torch.from_numpy(dense.reshape(-1, *dense.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
     result = F.interpolate(pixels, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
