@@ -1,5 +1,6 @@
 """Settings to objects; the only file that knows both."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
 from sparsevideo.data import loader, mixing, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.index import INDEX, read_index
+from sparsevideo.data.index import INDEX, Index, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.zoo import LoadReport, create_model, load_weights
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
@@ -104,7 +107,6 @@ def build_test_loader(
 def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> ImageDataset | VideoDataset:
     if ndim == 2:
         return ImageDataset(records, **args)
-    index = Path(config.index) if config.index else Path(config.root) / INDEX
     return VideoDataset(
         records,
         num_frames=config.num_frames,
@@ -113,9 +115,22 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
         target_fps=config.target_fps,
         short_side=config.short_side,
         decoder=config.decoder,
-        index=read_index(index, map(records.name, range(len(records)))) if config.index or index.exists() else None,
+        index=_index(config, records),
         **args,
     )
+
+
+def _index(config: DataConfig, records: Records) -> Index | None:
+    """What a scan knows of the videos; one that lies in the root unasked stops nobody."""
+    names = map(records.name, range(len(records)))
+    if config.index:
+        return read_index(config.index, names)
+    index = Path(config.root) / INDEX
+    try:
+        return read_index(index, names) if index.exists() else None
+    except ValueError as error:
+        logger.warning("%s; going on without it", error)
+        return None
 
 
 def build_prepare(

@@ -1,10 +1,12 @@
 """The command line: each verb does its job, and bad input gets one clear line and a non-zero exit."""
 
+import io
 import json
 import pickle
 import shlex
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -341,6 +343,55 @@ def test_training_goes_on_over_a_torn_video_up_to_the_allowed_fraction(with_a_to
     assert "data.max_bad_fraction" in line
     assert main([*base, f"--out={tmp_path / 'lenient'}", "--data.max_bad_fraction=0.05"]) == OK
     assert "up/0000.mp4" in (tmp_path / "lenient" / "log.txt").read_text()
+
+
+def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_path, capsys):
+    test = ["test", str(trained / "checkpoints" / "last.pt"), f"--data.root={with_a_torn_video}", f"--out={tmp_path}"]
+    assert main(["data", "scan", str(with_a_torn_video)]) == INCOMPLETE
+    assert main(test) == INCOMPLETE
+    said = capsys.readouterr().err
+    assert "sparsevideo-index.jsonl: knows 24 of 24 files, 1 of them bad" in said
+    (failed,) = json.loads((tmp_path / "results.json").read_text())["failed"]
+    assert failed["name"] == "videos/test/up/0000.mp4" and "marked bad by the scan" in failed["reason"]
+
+    index = with_a_torn_video / "sparsevideo-index.jsonl"
+    index.write_text(index.read_text().replace("videos/", "others/"))
+    assert main(test) == INCOMPLETE  # an index that lies about is a help, no condition
+    assert "knows none of the 24 videos listed" in capsys.readouterr().err
+    assert main([*test, f"--data.index={index}"]) == FAILED  # one that was asked for is
+    assert "knows none of the 24 videos listed" in error(capsys)
+
+
+def test_a_kinetics_csv_is_joined_with_the_files_and_says_what_is_missing(trained, digits, tmp_path, capsys):
+    rows = ["label,youtube_id,time_start,time_end,split"]
+    for number, video in enumerate(sorted((digits / "videos" / "test").rglob("*.mp4"))):
+        name = f"-abcdefg{number:03d}"
+        rows.append(f"{video.parent.name},{name},5,15,validate")
+        (tmp_path / video.parent.name).mkdir(exist_ok=True)
+        (tmp_path / video.parent.name / f"{name}_000005_000015.mp4").write_bytes(video.read_bytes())
+    rows.append("up,gonegonegon,0,10,validate")
+    (tmp_path / "validate.csv").write_text("\n".join(rows))
+    args = [f"--data.root={tmp_path}", "--data.list=validate.csv", f"--out={tmp_path / 'results'}"]
+    assert main(["test", str(trained / "checkpoints" / "last.pt"), *args]) == OK
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert (results["listed"], results["missing"], results["scored"]) == (24, 1, 24)
+
+
+def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
+    for split in ("train", "val"):
+        files = sorted((digits / "images" / split).rglob("*.jpg"))
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"{split}-{shard:04d}.tar", "w") as tar:
+                for number, file in list(enumerate(files))[shard * len(files) // 2 : (shard + 1) * len(files) // 2]:
+                    label = tarfile.TarInfo(f"{number:05d}.cls")
+                    label.size = len(file.parent.name)
+                    tar.add(file, f"{number:05d}.jpg")
+                    tar.addfile(label, io.BytesIO(file.parent.name.encode()))
+    folders, shards = (tmp_path / name for name in ("folders", "shards"))
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={folders}"]) == OK
+    args = [f"--data.root={tmp_path}", "--data.list={split}-{0000..0001}.tar", "--data.num_workers=2"]
+    assert main(["train", *IMAGE, *args, f"--out={shards}"]) == OK
+    assert_equal_weights(*(zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
 
 
 def test_debug_shows_where_an_error_came_from():

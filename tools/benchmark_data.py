@@ -32,8 +32,10 @@ from sparsevideo.data import ptv
 from sparsevideo.data.clips import random_clip, spread_clips
 from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.decode import open_video, read_frames, resolve_decoder
+from sparsevideo.data.index import INDEX, read_index
 from sparsevideo.data.loader import collate
 from sparsevideo.data.records import Records
+from sparsevideo.data.scan import scan
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
 FRAMES, STRIDE, CROP = 32, 2, 224  # the clip of Kinetics recipes
@@ -103,7 +105,10 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
     """Time one random clip of every video, the same for all jobs, which first prove that its frames are the same."""
     paths = sorted(root.glob("*/*.mp4"))
     records = Records.build(root, ["all"], [path.relative_to(root).as_posix() for path in paths], [0] * len(paths))
-    dataset = VideoDataset(records, num_frames=FRAMES, frame_stride=STRIDE, transform=TrainTransform(CROP))
+    clip: dict[str, Any] = {"num_frames": FRAMES, "frame_stride": STRIDE, "transform": TrainTransform(CROP)}
+    dataset = VideoDataset(records, **clip)
+    scan(root)
+    indexed = VideoDataset(records, **clip, index=read_index(root / INDEX, map(records.name, range(len(records)))))
     wanted, clips = [], []
     for index, path in enumerate(paths):
         with open_video(path) as video:
@@ -125,6 +130,7 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
         "our reader in pytorchvideo, decode": lambda: [item["video"] for item in ours],
         "plain PyAV loop, decode": lambda: [lean(*job) for job in zip(paths, wanted, strict=True)],
         "our data set, decode + crop + batch": lambda: collate([dataset[0, i] for i in range(len(paths))]),
+        "the same with the index of a scan": lambda: collate([indexed[0, i] for i in range(len(paths))]),
     }
     for decoder in ("pyav", "torchcodec", "decord"):
         try:
@@ -137,11 +143,11 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
         ]
     reference = jobs["plain PyAV loop, decode"]()
     for name, job in jobs.items():
-        if "data set" not in name:
+        if "decode + crop" not in name and "index" not in name:
             for frames, expected in zip(job(), reference, strict=True):
-                clip = np.asarray(frames)
-                clip = clip if clip.shape == expected.shape else clip.transpose(1, 2, 3, 0)
-                assert np.array_equal(clip, expected), f"{name}: other frames"
+                array = np.asarray(frames)
+                array = array if array.shape == expected.shape else array.transpose(1, 2, 3, 0)
+                assert np.array_equal(array, expected), f"{name}: other frames"
     return {"clips": len(paths), "seconds": interleaved(jobs, rounds)}
 
 

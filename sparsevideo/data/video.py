@@ -232,7 +232,7 @@ class Video:
         """List the frames from packets alone; False where packets do not tell frames apart."""
         try:
             packets = [
-                _Packet(p.pts, p.dts, p.size, p.is_keyframe, p.is_discard, p.is_corrupt)
+                _Packet(p.pts, p.size, p.is_keyframe, p.is_discard, p.is_corrupt)
                 for p in self._container.demux(self._stream)
                 if p.size
             ]
@@ -361,7 +361,6 @@ class Video:
 
 class _Packet(NamedTuple):
     pts: int | None
-    dts: int | None
     size: int
     key: bool
     discard: bool
