@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
 from sparsevideo.data import loader, mixing, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
+from sparsevideo.data.decode import DecodeError
 from sparsevideo.data.index import INDEX, Index, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.shards import is_shards, read_shards
@@ -66,6 +67,8 @@ def build_train_loader(
         fill=data.mean,
     )
     dataset = _dataset(data, records, ndim, transform=transform, seed=seed, repeats=data.repeats)
+    if isinstance(dataset, VideoDataset):
+        _check_bad(dataset, data.max_bad_fraction)
     sampler = loader.EpochSampler(
         len(records),
         files,
@@ -131,6 +134,24 @@ def _index(config: DataConfig, records: Records) -> Index | None:
     except ValueError as error:
         logger.warning("%s; going on without it", error)
         return None
+
+
+def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
+    """Name what a scan has found to be bad before the first step, and stop there where it is too much."""
+    reasons, index = [], dataset.index
+    for number in range(len(dataset)) if index else ():
+        try:
+            if index and index.error(number):
+                index.look(number, dataset.records.path(number))  # whether it is the same file still
+        except DecodeError as error:
+            reasons.append(str(error))
+    for reason in reasons[:5]:
+        logger.warning("%s (replaced by the next file)", reason)
+    if len(reasons) > max_fraction * len(dataset):
+        raise ValueError(
+            f"{len(reasons)} of {len(dataset)} files to train on are bad, the first one {reasons[0]};"
+            " or raise data.max_bad_fraction"
+        )
 
 
 def build_prepare(

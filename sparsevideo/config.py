@@ -8,10 +8,10 @@ def _check(section: str, settings: object, least: dict[str, float], most: dict[s
     """Refuse values out of range; None is in every range."""
     for name, bound in least.items():
         value = getattr(settings, name)
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:  # nor is nan
             raise ValueError(f"{section}.{name} is {value}; it must be at least {bound}")
     for name, bound in (most or {}).items():
-        if getattr(settings, name) > bound:
+        if not getattr(settings, name) <= bound:
             raise ValueError(f"{section}.{name} is {getattr(settings, name)}; it must be at most {bound}")
 
 
@@ -92,7 +92,8 @@ class DataConfig:
     decoder: str = "auto"
     """Video decoder: pyav, torchcodec, decord, or auto, the fastest that works."""
     index: str | None = None
-    """What `sparsevideo data scan` wrote about the videos; null takes what it left in `root`, if anything."""
+    """Path of what `sparsevideo data scan` wrote about the videos; null takes what it left in `root`, if anything. It
+    spares PyAV the work of finding the frames, and names bad files in advance."""
     num_workers: int = 4
     """Loader processes per device; 0 loads in the main process."""
     timeout_s: float = 120.0
@@ -104,7 +105,8 @@ class DataConfig:
         least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "repeats"), 1.0)
         shares = ("max_bad_fraction", "flip", "erase", "mix_prob")
         least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
-        _check("data", self, least, dict.fromkeys(shares, 1.0))
+        most = dict.fromkeys(shares, 1.0) | {"timeout_s": 1e6, "frame_stride": 1e6, "num_frames": 1e6}
+        _check("data", self, least, most)
         if self.target_fps is not None and self.target_fps <= 0:
             raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0")
         _check_one_of("data.sampling", self.sampling, ("consecutive", "uniform"))

@@ -1,6 +1,7 @@
 """Small real data sets that several tests share."""
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 import pytest
 
 from sparsevideo.data.moving_digits import make_moving_digits
+
+if "forkserver" in multiprocessing.get_all_start_methods():
+    # The server that forks all loader workers imports what they need once, whichever test starts it.
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(["sparsevideo.data.datasets"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

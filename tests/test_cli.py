@@ -354,6 +354,12 @@ def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_
     (failed,) = json.loads((tmp_path / "results.json").read_text())["failed"]
     assert failed["name"] == "videos/test/up/0000.mp4" and "marked bad by the scan" in failed["reason"]
 
+    train = ["train", *VIDEO, f"--data.root={with_a_torn_video}", f"--out={tmp_path / 'run'}"]
+    assert main(train) == FAILED  # before the first step
+    assert "1 of 48 files to train on are bad, the first one" in error(capsys)
+    assert not (tmp_path / "run").exists()
+    assert main([*train, "--data.max_bad_fraction=0.1"]) == OK
+
     index = with_a_torn_video / "sparsevideo-index.jsonl"
     index.write_text(index.read_text().replace("videos/", "others/"))
     assert main(test) == INCOMPLETE  # an index that lies about is a help, no condition

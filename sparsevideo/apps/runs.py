@@ -68,10 +68,11 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
     fabric = launch(config.train.precision)
     fabric.seed_everything(config.train.seed, verbose=False)
     ndim = zoo.preset(config.model.name)["ndim"]
-    train_records = build.build_records(config.data, "train", ndim)
     val_records = None
-    if "{split}" in config.data.list and config.train.validate_every != 0:
-        val_records = build.build_records(config.data, "val", ndim, train_records.classes)
+    with fabric.rank_zero_first():  # what it has found out about tar shards, the others need only read
+        train_records = build.build_records(config.data, "train", ndim)
+        if "{split}" in config.data.list and config.train.validate_every != 0:
+            val_records = build.build_records(config.data, "val", ndim, train_records.classes)
     model, report = build.build_model(config.model, len(train_records.classes))
     optimizer = build.build_optimizer(config.optim, model)
 
@@ -155,8 +156,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
             validate=validate if val_records is not None else None,
             save=save,
             log=log,
-            # A share of the allowance each, so that all processes together stay within it.
-            bad_files=BadFiles(len(train_records), config.data.max_bad_fraction / fabric.world_size),
+            bad_files=BadFiles(len(train_records), config.data.max_bad_fraction),
             start_step=step,
             total_steps=steps,
             steps_per_epoch=steps_per_epoch,
@@ -224,7 +224,8 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         raise ValueError(f"{path}: no class names inside; test a checkpoint that `sparsevideo train` wrote")
     if model.ndim == 2:
         test = replace(test, clips=1)
-    records = build.build_records(config.data, test.split, model.ndim, content["classes"])
+    with fabric.rank_zero_first():
+        records = build.build_records(config.data, test.split, model.ndim, content["classes"])
     scores, predictions = test_model(
         fabric,
         fabric.setup_module(model),
@@ -237,16 +238,20 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     )
     names = [records.name(index) for index in range(len(records))]
     failed = [{"name": names[index], "reason": reason} for index, reason in predictions.failures.items()]
+    uniform = config.data.sampling == "uniform"
     results: dict[str, Any] = {
         **scores,
         "clips": test.clips,
         "crops": test.crops,
-        "convention": test.convention,
+        "convention": None if uniform else test.convention,
         "still": test.still,
         "split": test.split,
         "size": config.data.size,
         "num_frames": config.data.num_frames if model.ndim == 3 else 1,
-        "frame_stride": config.data.frame_stride if model.ndim == 3 else None,
+        "frame_stride": config.data.frame_stride if model.ndim == 3 and not uniform else None,
+        "sampling": config.data.sampling if model.ndim == 3 else None,
+        "target_fps": config.data.target_fps if model.ndim == 3 else None,
+        "short_side": config.data.short_side if model.ndim == 3 else None,
         "decoder": resolve_decoder(config.data.decoder) if model.ndim == 3 else None,
         "precision": test.precision,
         "listed": len(records),
@@ -336,12 +341,13 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings of which training depends that differ, as `train.seed 0 -> 1`."""
+    """Settings on which training depends that differ, as `train.seed 0 -> 1`."""
+    without = {"num_workers", "timeout_s", "max_bad_fraction", "index", "log_every"}  # these change nothing
     return [
         f"{section}.{name} {was[section].get(name)} -> {value}"
         for section in ("model", "data", "optim", "train")
         for name, value in now[section].items()
-        if section in was and was[section].get(name) != value
+        if section in was and was[section].get(name) != value and name not in without
     ]
 
 

@@ -18,6 +18,7 @@ CONVENTIONS = ("ends", "slowfast")
 _SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
 _STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
 _FLOAT_S = 1e-6
+_MAX_TICKS = 20_000_000  # a week at 30 frames a second; a damaged time stamp may say more than memory holds
 
 
 def clip_span(num_frames: int, frame_stride: int) -> int:
@@ -169,6 +170,9 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     Returns:
         (m,) int64 positions in `times_s`, never falling; m >= 1.
 
+    Raises:
+        ValueError: The rate is not above 0, or the times span more than a week.
+
     Example:
         >>> at_fps(np.array([0.0, 0.1, 0.2, 0.3]), 5).tolist(), at_fps(np.array([0.0, 0.1, 0.5]), 10).tolist()
         ([0, 2], [0, 1, 1, 1, 1, 2, 2, 2])
@@ -179,6 +183,10 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     times_s = times_s - times_s[0]
     interval_s = np.median(np.diff(times_s)) if len(times_s) > 1 else 1 / target_fps
     end_s = times_s[-1] + interval_s
+    if end_s * target_fps > _MAX_TICKS:
+        raise ValueError(
+            f"the time stamps say that it lasts {end_s:.0f} s: too long for {target_fps:g} frames a second"
+        )
     ticks_s = np.arange(ceil(end_s * target_fps) + 1) / target_fps * (1 + _SAME_RATE) + min(_STAMP_S, interval_s / 4)
     return np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         failures: list[tuple[int, str, str]] = []
         for number in range(index, index + min(len(self), _MAX_BAD_IN_A_ROW)):
             place = number % len(self)
-            rngs = [np.random.default_rng((self.seed, epoch, index, r)[: 4 if r else 3]) for r in range(self.repeats)]
+            rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.repeats)]
             try:
                 with reading(self.records.path(place)):
                     views = self._views(place, rngs)[:, 0]  # (k, 3, T, S, S)
@@ -79,7 +80,10 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
                 origin = {"label": label, "clip_index": clip_index, "aug_index": 0} | self._origin(place)
                 items.append(self._pixels(pixels) | origin | {"failures": failures if clip_index == 0 else []})
             return items
-        raise DecodeError(f"{len(failures)} files in a row do not decode; the first: {failures[0][-1]}")
+        raise DecodeError(
+            f"{len(failures)} files in a row do not decode (is data.root all there? `sparsevideo data scan` lists what"
+            f" does not decode); the first: {failures[0][-1]}"
+        )
 
     def _test_item(self, index: int) -> Item:
         item = {"label": int(self.records.labels[index])} | self._origin(index)
@@ -173,16 +177,17 @@ class VideoDataset(_LabelledFiles):
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""
         frames, spans = np.arange(video.num_frames), self.records.spans
-        if spans is None and self.target_fps is None:
-            return frames
+        span = (0.0, inf) if spans is None else tuple(spans[index].tolist())
+        if span == (0.0, inf) and self.target_fps is None:
+            return frames  # times may cost the decoding of the whole file
         times_s = video.times_s
-        if spans is not None:
-            try:
-                frames = clips.within(times_s, *spans[index])
-            except ValueError as error:
-                raise DecodeError(f"{video.path}: {error}") from error
-        if self.target_fps is not None:
-            frames = frames[clips.at_fps(times_s[frames], self.target_fps)]
+        try:
+            if span != (0.0, inf):
+                frames = clips.within(times_s, *span)
+            if self.target_fps is not None:
+                frames = frames[clips.at_fps(times_s[frames], self.target_fps)]
+        except ValueError as error:
+            raise DecodeError(f"{video.path}: {error}") from error
         return frames
 
     def _choose(self, total: int, rngs: Rngs) -> np.ndarray:

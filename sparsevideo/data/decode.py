@@ -74,8 +74,10 @@ def _self_test(decoder: str) -> str | None:
         path.write_bytes(_SELF_TEST)
         try:
             with _opened(_DECODERS[decoder][0], path) as video:
-                video.read([0])
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+                images = video.library_images([0]) if isinstance(video, _OtherVideo) else [video.read([0])]
+                if not list(images):
+                    return "it finds another number of frames"
+        except Exception as error:  # whatever a library that does not work here may raise
             return " ".join(str(error).split())[:200]
     return None
 
@@ -166,7 +168,7 @@ class _OtherVideo(Video):
 
     PyAV reads the files of which the library is known to make something else: containers on which it may hang, files
     whose packets are no frames, files where frames are stored behind the keyframe that follows them (open groups of
-    pictures: both libraries give the wrong frame there), and files which it counts differently.
+    pictures: both libraries give the wrong frame there), and files which it counts differently or does not read at all.
     """
 
     module: str
@@ -176,24 +178,27 @@ class _OtherVideo(Video):
         super().__init__(path, verify=verify)  # a table would not tell which of these files it is
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
-        library = import_module(self.module)  # before the errors below: its absence is no fault of the file
-        container = self._container.format.name
+        container, done = self._container.format.name, 0
+        safe = self.containers is None or container in self.containers
         try:
-            count, read = 0, None
-            safe = self.containers is None or container in self.containers
             if safe and self._times is not None and not self._open_gop:
-                count, read = self._reader(library)
-            if read is None or count != self.num_frames:
-                _say_once(self.module, container)
-                yield from super()._images(wanted)
-                return
-            for start in range(0, len(wanted), _AT_ONCE):
-                yield from read(wanted[start : start + _AT_ONCE])
-        except DecodeError:
-            raise
+                for image in self.library_images(wanted):
+                    yield image
+                    done += 1
         except Exception as error:  # torchcodec raises RuntimeError, ValueError, ...; decord an Exception of its own
             reason = " ".join(str(error).split())[:200]
-            raise DecodeError(f"{self.path}: {self.module} does not decode it ({reason}); {ADVICE}") from error
+            if done:
+                raise DecodeError(f"{self.path}: {self.module} does not decode it ({reason}); {ADVICE}") from error
+            logger.debug("%s: %s does not decode it (%s)", self.path, self.module, reason)
+        if done < len(wanted):
+            _say_once(self.module, container)
+            yield from super()._images(wanted)
+
+    def library_images(self, wanted: list[int]) -> Iterator[np.ndarray]:
+        """Yield the wanted frames (H, W, 3), none where the library counts other frames; raises what it raises."""
+        count, read = self._reader(import_module(self.module))
+        for start in range(0, len(wanted) if count == self.num_frames else 0, _AT_ONCE):
+            yield from read(wanted[start : start + _AT_ONCE])
 
     @abstractmethod
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
@@ -226,7 +231,7 @@ class _DecordVideo(_OtherVideo):
 
 @cache
 def _say_once(module: str, container: str) -> None:
-    logger.warning("%s misreads some %s files; PyAV decodes these", module, container)
+    logger.warning("%s does not read some %s files, or not rightly; PyAV decodes these", module, container)
 
 
 _DECODERS: dict[str, tuple[type[Video], str]] = {  # and what each needs

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,7 @@ class _Loader(DataLoader[Any]):
                 yield batch
         except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
             workers = getattr(self._iterator, "_workers", [])
+            wait([worker.sentinel for worker in workers], timeout=1)  # connections may break before the worker is dead
             files = [legible(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
             ends = [(worker.exitcode, file) for worker, file in zip(workers, files, strict=False)]
             dead = [(code, file) for code, file in ends if code is not None]
@@ -244,7 +246,7 @@ class _Loader(DataLoader[Any]):
             for worker in workers:  # of no use any more; others may hang, too
                 worker.kill()
             kind = TimeoutError if all(code == -_ALARM for code, _ in dead) else ChildProcessError
-            raise kind("; ".join(self._obituary(code, file) for code, file in dead)) from error
+            raise kind("; ".join(dict.fromkeys(self._obituary(code, file) for code, file in dead))) from error
 
     def _obituary(self, exitcode: int, file: str) -> str:
         """Say what a dead worker was doing, and what to do about it."""
@@ -253,11 +255,12 @@ class _Loader(DataLoader[Any]):
                 f"{file}: not read within {self.timeout_s:g} s; `sparsevideo data scan` finds such files, remove it, "
                 "or raise data.timeout_s where the disk is that slow"
             )
-        cause = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
+        known = {number.value: number.name for number in signal.Signals}
+        cause = known.get(-exitcode, f"exit code {exitcode}")
         what = f"{file}: a loader worker died while reading it" if file else "a loader worker died between two files"
         advice = (
-            "the memory may be full, try fewer data.num_workers"
-            if cause == "SIGKILL"
+            "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch"
+            if cause in ("SIGKILL", "SIGBUS") or not file
             else "`sparsevideo data scan` finds such files, remove it or make it anew"
         )
         return f"{what} ({cause}); {advice}"

@@ -25,31 +25,24 @@ from sparsevideo.data.records import Records, read_records
 logger = logging.getLogger(__name__)
 
 _OLD_NAME = "torchvision.transforms.functional_tensor"
-# name -> pytorchvideo's module that defines it
-_NAMES = {
-    "ClipInfo": "pytorchvideo.data.clip_sampling",
-    "ConstantClipsPerVideoSampler": "pytorchvideo.data.clip_sampling",
-    "LabeledVideoDataset": "pytorchvideo.data.labeled_video_dataset",
-    "MixVideo": "pytorchvideo.transforms",
-    "Normalize": "pytorchvideo.transforms",
-    "RandAugment": "pytorchvideo.transforms",
-    "RandomClipSampler": "pytorchvideo.data.clip_sampling",
-    "UniformClipSampler": "pytorchvideo.data.clip_sampling",
-    "UniformTemporalSubsample": "pytorchvideo.transforms",
-    "Video": "pytorchvideo.data.video",
-    "make_clip_sampler": "pytorchvideo.data.clip_sampling",
-}
+# pytorchvideo's modules whose names are offered here
+_MODULES = (
+    *("pytorchvideo.transforms", "pytorchvideo.data.clip_sampling"),
+    *("pytorchvideo.data.labeled_video_dataset", "pytorchvideo.data.video"),
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Return any name of pytorchvideo's transforms, clip samplers and data set of labelled videos."""
     try:
         with _old_name_present(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of what pytorchvideo's own imports will lose one day
-            return getattr(import_module(_NAMES[name]), name)
+            for module in () if name.startswith("_") else map(import_module, _MODULES):
+                if hasattr(module, name):
+                    return getattr(module, name)
     except ImportError as error:
         raise ImportError(f"pytorchvideo does not import ({error}); try: pip install 'pytorchvideo>=0.1.5'") from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @contextmanager

@@ -151,6 +151,9 @@ def read_records(
     if not in_folders and form != KINETICS:
         _check_present(root, place, names, lines)
 
+    for label, line in () if in_folders else line_of.items():
+        if re.fullmatch(r"-?\d+\.0*", label) and label not in (classes or ()):
+            raise ValueError(f"{place}, line {line}: {label} is no class number; write {label.partition('.')[0]}")
     known = tuple(classes) if classes is not None else _classes_of(line_of, place, in_folders)
     number_of = {} if in_folders else {str(number): number for number in range(len(known))}
     number_of |= {name: number for number, name in enumerate(known)}  # a class name comes before a number
@@ -182,7 +185,7 @@ def _class_folders(root: Path, place: Path, extensions: tuple[str, ...], kind: s
 def walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield the folders at and below a place, as their names from there, and what they hold, as names from the root."""
     walked: set[tuple[tuple[str, ...], str]] = set()
-    for folder, folders, files in os.walk(place, followlinks=True):
+    for folder, folders, files in os.walk(place, onerror=_stop, followlinks=True):
         inside = Path(folder).relative_to(place).parts
         here = inside[:1], os.path.realpath(folder)
         if inside and (here in walked or here[1] == os.path.realpath(place)):
@@ -193,6 +196,10 @@ def walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple
         found = sorted(f for f in files if f.lower().endswith(extensions) and not f.startswith("."))
         base = Path(os.path.relpath(folder, root))
         yield inside, [(base / name).as_posix() for name in found]
+
+
+def _stop(error: OSError) -> None:
+    raise type(error)(f"{error.filename}: cannot be read ({error.strerror}); its files would be missing") from error
 
 
 def _check_present(root: Path, place: Path, names: Sequence[str], lines: Sequence[int]) -> None:

@@ -167,7 +167,7 @@ class Video:
             ValueError: There is no such frame.
             DecodeError: A wanted frame does not decode.
         """
-        numbers = np.asarray(indices, dtype=np.int64)
+        numbers = np.asarray(indices)
         images: np.ndarray | None = None
         for number, image in self.frames(numbers, short_side):
             if images is None:  # filled frame by frame: no second copy of a large clip
@@ -188,8 +188,15 @@ class Video:
         Yields:
             Numbers, rising, with frames (H, W, 3) uint8, as in `read`; all have the size of the first.
         """
-        wanted = np.unique(np.asarray(indices, dtype=np.int64)).tolist()
-        if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_frames:
+        wanted = np.unique(np.asarray(indices)).tolist()
+        if short_side is not None and short_side < 1:
+            raise ValueError(f"{self.path}: a short side has at least one pixel, got {short_side}")
+        if (
+            not wanted
+            or not all(isinstance(number, int) for number in wanted)
+            or wanted[0] < 0
+            or wanted[-1] >= self.num_frames
+        ):
             raise ValueError(f"{self.path}: asked for frames {np.asarray(indices).tolist()} of {self.num_frames}")
         with _naming(self.path):
             size: tuple[int, int] | None = None  # of the first; frames may change theirs on the way

@@ -72,6 +72,8 @@ def train(
     for step in range(start_step, total_steps):
         batch = next(iterator)
         bad_files.add(batch["failures"])
+        if fabric.world_size == 1 or (step + 1) % log_every == 0 or step + 1 == total_steps:
+            bad_files.check(fabric)
         data_s = perf_counter() - waiting
 
         torch.manual_seed(hash((seed, step, fabric.global_rank)))
@@ -131,27 +133,34 @@ class BadFiles:
 
     Args:
         listed: Files in the training list.
-        max_fraction: Largest part of them that may fail.
+        max_fraction: Largest part of them that may fail, over all processes and since the run started or was resumed.
     """
 
     def __init__(self, listed: int, max_fraction: float):
         self.listed, self.max_fraction = listed, max_fraction
-        self.reasons: dict[str, str] = {}
+        self.bad = torch.zeros(listed, dtype=torch.int32)
+        self.last = ""
 
     def add(self, failures: Iterable[tuple[int, str, str]]) -> None:
-        """Take note of (index, name, reason).
+        """Take note of (index, name, reason)."""
+        for index, name, reason in failures:
+            if self.bad[index]:
+                continue
+            self.bad[index] = 1
+            self.last = f", the last one {name}: {reason}"
+            if self.bad.sum() <= 5:
+                logger.warning("could not read %s: %s (replaced by the next file)", name, reason)
+
+    def check(self, fabric: Fabric) -> None:
+        """Count what all processes have met; all call this in the same step, so all stop in it.
 
         Raises:
             ValueError: More files than allowed have failed by now.
         """
-        for _, name, reason in failures:
-            if name in self.reasons:
-                continue
-            self.reasons[name] = reason
-            if len(self.reasons) <= 5:
-                logger.warning("could not read %s: %s (replaced by the next file)", name, reason)
-            if len(self.reasons) > self.max_fraction * self.listed:
-                raise ValueError(
-                    f"{len(self.reasons)} of {self.listed} files could not be read, the last one {name}: {reason};"
-                    " repair or remove them, or raise data.max_bad_fraction"
-                )
+        met = cast(Tensor, fabric.all_reduce(self.bad.to(fabric.device), reduce_op="sum"))
+        count = int(met.count_nonzero())
+        if count > self.max_fraction * self.listed:
+            raise ValueError(
+                f"{count} of {self.listed} files could not be read{self.last}; repair or remove them (`sparsevideo data"
+                " scan` lists them), or raise data.max_bad_fraction"
+            )

@@ -272,3 +272,8 @@ def test_impossible_clips() -> None:
     for target_fps in (0, -1, np.nan, np.inf):
         with pytest.raises(ValueError, match="target_fps must be above 0"):
             at_fps(np.array([0.0, 0.1]), target_fps)
+
+
+def test_a_time_stamp_that_jumps_fills_no_memory() -> None:
+    with pytest.raises(ValueError, match="too long for 10 frames a second"):
+        at_fps(np.array([0.0, 0.1, 0.2, 1e9]), 10)

@@ -292,7 +292,15 @@ def test_workers_that_die_are_told_by_the_files_they_read(dangerous: Path) -> No
     assert isinstance(error, ChildProcessError)
     first, second = str(error).split(" make it anew; ")
     assert first.startswith(f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); `sparsevideo")
-    assert second.startswith("a loader worker died between two files (SIGKILL); the memory may be full")
+    assert second.startswith("a loader worker died between two files (SIGKILL); the memory or /dev/shm may be full")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_a_file_is_named_whenever_its_worker_is_seen_to_be_dead(dangerous: Path) -> None:
+    """Connections break before exit codes are known."""
+    for _ in range(2):
+        with pytest.raises(ChildProcessError, match=r"crash: a loader worker died while reading it \(SIGSEGV\)"):
+            list(test_loader(Dangerous(dangerous / "crash"), [0], batch_size=1, num_workers=1))
 
 
 def test_an_error_of_the_data_set_stays_what_it_is(dangerous: Path) -> None:

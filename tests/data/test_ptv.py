@@ -284,3 +284,10 @@ def test_impossible_arguments(made: list[Path], tmp_path: Path) -> None:
     stops(ValueError, "'torchvision'", lambda: ours(made, ("random", 1.0), decoder="torchvision"))
     stops(FileNotFoundError, "absent", lambda: kinetics(tmp_path / "absent", sampler, num_frames=4))
     stops(ValueError, "no video in it", lambda: kinetics(tmp_path, sampler, num_frames=4))
+
+
+def test_all_names_that_a_pipeline_needs_are_here() -> None:
+    """Pytorchvideo's own transforms do not import where torchvision has hidden what they want."""
+    names = "ApplyTransformToKey ShortSideScale RandomShortSideScale UniformCropVideo MixUp AugMix Div255 Permute"
+    for name in names.split():
+        assert getattr(ptv, name).__module__.startswith("pytorchvideo.transforms")

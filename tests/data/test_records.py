@@ -475,3 +475,24 @@ def test_a_real_list_is_the_real_folders() -> None:
     by_folder = read_records(REAL / "scfd256", kind="video")
     assert by_list.classes == by_folder.classes == ("fight", "noFight")
     assert len(by_list) == 300 and sorted(table(by_list)) == sorted(table(by_folder))
+
+
+def test_a_folder_that_cannot_be_read_stops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the classes would be other ones."""
+    scandir = os.scandir
+
+    def refused(place):
+        if Path(place).name == "left":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError, match=r"left: cannot be read \(Permission denied\)"):
+        read_records(root, "videos/train", kind="video")
+
+
+def test_labels_that_a_spreadsheet_made_fractions_are_refused(root: Path) -> None:
+    (root / "list.txt").write_text(f"{RIGHT_A},1\n{RIGHT_B},2.0\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: 2\.0 is no class number; write 2"):
+        read_records(root, "list.txt", kind="video")
+    assert read_records(root, "list.txt", kind="video", classes=["1", "2.0"]).labels.tolist() == [0, 1]
