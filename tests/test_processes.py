@@ -45,6 +45,19 @@ def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits,
     assert len(np.load(tmp_path / "results" / "predictions.npz")["scores"]) == 23
 
 
+def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
+    """1 of 48 files is within 3 %, whoever meets it; a run that goes on with other ranks says so."""
+    shutil.copytree(digits / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"torn")
+    args = [*VIDEO, f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", "--data.max_bad_fraction=0.03"]
+    args += ["--train.validate_every=0", "--train.batch_size=6"]
+    done = torchrun(2, "train", *args, "--train.max_steps=16")  # four epochs
+    assert done.returncode == OK, done.stderr[-3000:]
+    assert "could not read videos/train/up/0001.mp4" in done.stderr
+    done = torchrun(1, "train", *args, "--train.max_steps=18", "--resume")
+    assert "global batch 12 (2 x 6) -> 6 (1 x 6)" in done.stderr
+
+
 def test_bad_input_ends_all_ranks(tmp_path):
     done = torchrun(2, "train", *VIDEO, f"--data.root={tmp_path / 'nowhere'}", f"--out={tmp_path / 'run'}")
     assert done.returncode != OK

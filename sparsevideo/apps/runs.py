@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from sparsevideo import build
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.data.decode import resolve_decoder
+from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.evaluate import evaluate
@@ -92,6 +93,12 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
     batches, steps_per_epoch = build.build_train_loader(
         config, train_records, ndim, rank=fabric.global_rank, world_size=fabric.world_size, start_step=step
     )
+    sampler = cast(EpochSampler, batches.batch_sampler)
+    if "sampler" in state:
+        try:
+            sampler.load_state_dict(state["sampler"])
+        except ValueError as error:
+            logger.warning("resumed with other batches, so not the same run: %s", error)
     steps = build.total_steps(config, steps_per_epoch)
     if step > steps:
         raise ValueError(f"{source}: is {step} steps into its run, past the {steps} that are asked for")
@@ -123,6 +130,7 @@ def train_run(config: Config, out: Path, resume: str | None = None) -> None:
             "classes": list(train_records.classes),
             "config": _plain(config),
             "step": done,
+            "sampler": sampler.state_dict(),
             "best_top1": best_top1,
             "scores": scores,
             "version": version("sparsevideo"),
