@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +33,19 @@ GOOD = {
 TORN = "downloads/train/mixing, stirring/tornontheway_0_10.mp4"
 
 
-def prepare(root: Path, *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def prepare(root: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run the tool; an interrupt reaches it even where this process runs in the background, nothing of it is left."""
     command = [sys.executable, str(TOOL), "downloads", "small", "official/train.csv", "official/val.csv"]
     command += ["--short-side=32", "--workers=2", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=root, start_new_session=True, **pipes)
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": root}
+    how |= {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, **how) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -56,8 +67,8 @@ def lacking(path: Path) -> dict[str, str]:
 
 
 def test_lists_and_copies(kinetics: Path) -> None:
-    process = prepare(kinetics)
-    output, errors = process.communicate(timeout=120)
+    with prepare(kinetics) as process:
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
     assert output.splitlines() == [
         "train: 2 of 4 listed are there, 2 are lacking",
@@ -85,20 +96,20 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
     os.mkfifo(kinetics / hangs)
     with (kinetics / "official" / "train.csv").open("a") as file:
         file.write('"mixing, stirring",hangsforever,0,10,train\n')
-    process = prepare(kinetics)
     copies = kinetics / "small" / "32"
-    while len(list(copies.rglob("*.mp4"))) < 2:  # all of train that can be copied
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, errors = process.communicate(timeout=60)
+    with prepare(kinetics) as process:
+        while len(list(copies.rglob("*.mp4"))) < 2:  # all of train that can be copied
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
     assert "KeyboardInterrupt" in errors
     assert "Traceback" not in errors
     copied = {path: path.stat().st_mtime_ns for path in copies.rglob("*.mp4")}
 
-    process = prepare(kinetics, "--time-limit=2")
-    output, errors = process.communicate(timeout=120)
+    with prepare(kinetics, "--time-limit=2") as process:
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
     assert output.splitlines()[0] == "train: 2 of 5 listed are there, 3 are lacking"
     assert lacking(copies / "train.lacking.txt")[hangs] == "took longer than 2 s"
@@ -110,8 +121,8 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
     }  # nothing unfinished
 
     (kinetics / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN[:2]]) + "\n")
-    process = prepare(kinetics)
-    output, errors = process.communicate(timeout=120)
+    with prepare(kinetics) as process:
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert output.splitlines()[0] == "train: 2 of 2 listed are there, 0 are lacking"
 
@@ -120,8 +131,8 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
 def test_what_cannot_be_done(kinetics: Path) -> None:
     (kinetics / "official" / "val.csv").write_text(f"{HEADER}\nyoga,unknown,0,10,val\n")
     (kinetics / "official" / "train.csv").unlink()
-    process = prepare(kinetics)
-    _, errors = process.communicate(timeout=60)
+    with prepare(kinetics) as process:
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("FileNotFoundError: ")
     assert "official/train.csv" in errors
@@ -135,3 +146,29 @@ def test_what_cannot_be_done(kinetics: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "where the copies would be taken for videos" in done.stderr
+
+
+@pytest.mark.parametrize("short_side", ["33", "0"])
+def test_a_short_side_that_cannot_be(short_side: str, tmp_path: Path) -> None:
+    with prepare(tmp_path, f"--short-side={short_side}") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"--short-side is an even number of pixels, got {short_side}" in errors
+    assert not (tmp_path / "small").exists()
+
+
+def test_lists_in_any_letters(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system's own are ASCII, and in a line that other readers take for two."""
+    for variable, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(variable, value)
+    lost, kept = "lost\u2028and,neverfetched,0,10,train", "tr\u00e4l\u00e4,-begins_with,5,15,train"
+    also_lost = "lost,nevereither,0,10,train"
+    (kinetics / "official" / "train.csv").write_text("\n".join([HEADER, lost, kept, also_lost]), encoding="utf-8")
+    with prepare(kinetics) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    copies = kinetics / "small" / "32"
+    rows = (copies / "train.lacking.txt").read_text(encoding="utf-8").split("\n")
+    assert rows == [f"{lost}\tno file", f"{also_lost}\tno file", ""]
+    listed = (copies / "train.csv").read_text(encoding="utf-8")
+    assert listed == "path,label\ntrain/riding a bike/-begins_with_000005_000015.mp4,tr\u00e4l\u00e4\n"

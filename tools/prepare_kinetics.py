@@ -1,18 +1,17 @@
 """From the official Kinetics csv files and a folder of videos to our lists and to small copies, which decode quickly.
 
-    python tools/prepare_kinetics.py downloads kinetics400 train.csv val.csv
+    python tools/prepare_kinetics.py downloads kinetics400 train.csv val.csv; sparsevideo data scan kinetics400/256
 
 Leaves in `kinetics400/256/` copies with a short side of 256 pixels (Kinetics-400 scores are from copies of 256 or 320,
 or of 340x256 whatever the aspect ratio, and depend on it) and for each csv our list `train.csv` of what there is, and
-`train.lacking.txt`: rows without a file and files that do not decode; with any of these the exit code is 3. An
-interrupted run goes on where it was. Then: `sparsevideo data scan kinetics400/256`.
+`train.lacking.txt`: rows without a file and files that do not decode; with any, it exits with 3. It can be resumed.
 """
 
 import argparse
 import csv
 import logging
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.encode import resize_video
@@ -24,17 +23,16 @@ from sparsevideo.data.records import EXTENSIONS, walk
 def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]) -> int:
     """Make the copies and the lists of one csv; returns how much is lacking."""
     rows = list(join_files(listing, read_list(listing, args.videos, EXTENSIONS["video"])[1], names, listing.stem))
-    copy_of = {row.path: (out / row.path).with_suffix(".mp4") for row in rows if row.path}
-    jobs = [(args.videos / name, copy, args.short_side) for name, copy in copy_of.items() if not copy.exists()]
-    limits = {"workers": args.workers, "time_limit": args.time_limit, "done": len(copy_of) - len(jobs)}
-    results = run_all(resize_video, jobs, what=listing.stem, **limits)
-    lacking = [f"{job[0]}\t{result}\n" for job, result in results if isinstance(result, ChildError)]
-    lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    copies = {row.path: PurePosixPath(row.path).with_suffix(".mp4") for row in rows if row.path}
+    jobs = [(args.videos / old, out / new, args.short_side) for old, new in copies.items() if not (out / new).exists()]
+    kw = {"what": listing.stem, "workers": args.workers, "time_limit": args.time_limit, "done": len(copies) - len(jobs)}
+    lacking = [f"{job[0]}\t{end}\n" for job, end in run_all(resize_video, jobs, **kw) if isinstance(end, ChildError)]
+    lines = listing.read_text(encoding="utf-8-sig").split("\n")
     lacking += [f"{lines[row.line - 1]}\tno file\n" for row in rows if not row.path]
-    good = [(copy_of[row.path].relative_to(out), row.label) for row in rows if row.path and copy_of[row.path].exists()]
-    with (out / f"{listing.stem}.csv").open("w", newline="") as file:
+    good = [(copies[row.path], row.label) for row in rows if row.path and (out / copies[row.path]).exists()]
+    with (out / f"{listing.stem}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("path", "label"), *good])
-    (out / f"{listing.stem}.lacking.txt").write_text("".join(lacking))
+    (out / f"{listing.stem}.lacking.txt").write_text("".join(lacking), encoding="utf-8")
     print(f"{listing.stem}: {len(good)} of {len(rows)} listed are there, {len(lacking)} are lacking")
     return len(lacking)
 
@@ -50,6 +48,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.out.resolve().is_relative_to(args.videos.resolve()):
         parser.error(f"{args.out} is in {args.videos}, where the copies would be taken for videos; name another")
+    if args.short_side < 2 or args.short_side % 2:
+        parser.error(f"--short-side is an even number of pixels, got {args.short_side}")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         (out := args.out / str(args.short_side)).mkdir(parents=True, exist_ok=True)

@@ -8,20 +8,25 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 logger = logging.getLogger(__name__)
 
 _LINES = 20  # of progress, where there is no terminal
 _GRACE_S = 10  # after the limit; a child that is still there then has no parent that could kill it
 _TIDY_S = 1  # that a child has to remove what it leaves unfinished
+_START_S = 60  # that a child has at least until it is there
+_LONGEST_S = 2_000_000  # the system counts the milliseconds to a limit in 32 bits
 
 Item = TypeVar("Item", bound=tuple[Any, ...])
 Result = TypeVar("Result")
@@ -29,6 +34,10 @@ Result = TypeVar("Result")
 
 class ChildError(Exception):
     """An item gave no result; the message is the reason."""
+
+
+class _CrashError(ChildError):
+    """It took its child with it, or an earlier item did."""
 
 
 def run_all(
@@ -42,8 +51,9 @@ def run_all(
 ) -> Iterator[tuple[Item, Result | ChildError]]:
     """Call a function for each item, in child processes.
 
-    A child that exceeds the limit is killed, and one that is killed or has crashed is replaced. Progress is shown on a
-    terminal as a bar and elsewhere as lines in the log. Where this process dies, the children end too.
+    A child that exceeds the limit is killed, and one that is killed or has crashed is replaced. An item over which a
+    child crashes that has worked before is given to a new one, for the blame may be an earlier item's. Progress is
+    shown on a terminal as a bar and elsewhere as lines in the log. Where this process dies, the children end too.
 
     Args:
         function: A function of a module: children import it. Its results must pickle.
@@ -63,44 +73,54 @@ def run_all(
     workers = _cores() if workers is None else workers
     if workers < 1 or not 0 < time_limit < math.inf:
         raise ValueError(f"wants at least one worker and a positive time limit, got {workers} and {time_limit:g} s")
+    time_limit = min(time_limit, _LONGEST_S)
     todo = deque(items)
     total = done + len(todo)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     terminal = sys.stderr.isatty()
-    jobs: dict[_Child, tuple[Item, float] | None] = {}  # with the time when it is too late; None: the child starts
+    jobs: dict[_Child, tuple[Item, float]] = {}  # with the time when it is too late
+
+    def start(item: Item) -> None:
+        jobs[_Child(function, time_limit)] = item, monotonic() + max(time_limit, _START_S)
+
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
             task = bar.add_task(what, total=total, completed=done)
             for _ in range(min(workers, len(todo))):
-                jobs[_Child(function, time_limit)] = None
+                start(todo.popleft())
             while jobs:
-                limits = [job[1] for job in jobs.values() if job]
-                ready = wait([child.pipe for child in jobs], max(0, min(limits) - monotonic()) if limits else None)
-                for child, job in list(jobs.items()):
+                soonest = min(limit for _, limit in jobs.values())
+                ready = wait([child.pipe for child in jobs], max(0, soonest - monotonic()))
+                for child, (item, limit) in list(jobs.items()):
+                    starts = not child.messages
                     if child.pipe in ready:
                         result = child.receive()
-                    elif job and job[1] <= monotonic():
+                    elif limit <= monotonic():
                         child.end()
-                        result = ChildError(f"took longer than {time_limit:g} s")
+                        result = ChildError(f"took longer than {max(time_limit, starts * _START_S):g} s")
                     else:
                         continue
                     del jobs[child]
-                    if job:
-                        yield job[0], result
+                    if starts and isinstance(result, ChildError):
+                        raise RuntimeError(f"child processes do not start: one {result}")
+                    if isinstance(result, _CrashError) and child.messages > 1:
+                        start(item)
+                        continue
+                    if not starts:
+                        yield item, result
                         done += 1
                         bar.advance(task)
                         if not terminal and done * _LINES // total > (done - 1) * _LINES // total:
                             logger.info("%s: %d of %d", what, done, total)
-                    elif isinstance(result, ChildError):
-                        raise RuntimeError(f"child processes do not start: one {result}")
-                    if not todo:
-                        child.end()
-                    elif child.process.is_alive():
+                        if not todo:
+                            child.end()
+                            continue
                         item = todo.popleft()
+                    try:
                         child.pipe.send(item)
                         jobs[child] = item, monotonic() + time_limit
-                    else:
-                        jobs[_Child(function, time_limit)] = None
+                    except OSError:  # the child is no more
+                        start(item)
     finally:
         for child in jobs:
             child.end()
@@ -110,13 +130,27 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
+    """Return how to start children that work: forked from a process that runs nothing else, else spawned.
+
+    No threads and no locks of this process are copied.
+
+    Args:
+        preload: A module that the children need; where they are forked it is imported once, not by every child.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    return context
+
+
 class _Child:
     """A process that says when it is there, and then calls the function with one item after the other."""
 
     def __init__(self, function: Callable[..., Any], time_limit: float) -> None:
-        # Forked from a process that runs nothing else, so that no threads and no locks of this one are copied.
-        context = get_context("forkserver")
-        context.set_forkserver_preload([function.__module__])  # imported once, not by every child
+        context = worker_context(function.__module__)
+        self.messages = 0  # the first says that it is there
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(function, theirs, time_limit), daemon=True)
         self.process.start()
@@ -126,10 +160,11 @@ class _Child:
         """Return the result that is there, or why there will be none."""
         try:
             result, reason = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
-            return ChildError(f"crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+            return _CrashError(f"crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+        self.messages += 1
         return result if reason is None else ChildError(reason)
 
     def end(self) -> None:
@@ -150,9 +185,11 @@ def _serve(function: Callable[..., Any], pipe: Connection, time_limit: float) ->
         while True:
             item = pipe.recv()
             # Should the parent die while the function holds Python's lock, the system ends this process.
-            signal.alarm(math.ceil(time_limit) + _GRACE_S)
+            if hasattr(signal, "alarm"):
+                signal.alarm(math.ceil(time_limit) + _GRACE_S)
             outcome = _call(function, item)
-            signal.alarm(0)
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)
             pipe.send(outcome)
 
 
@@ -160,7 +197,7 @@ def _follow_parent() -> None:
     parent = parent_process()
     assert parent is not None  # this is a child
     parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def _call(function: Callable[..., Any], item: tuple[Any, ...]) -> tuple[Any, str | None]:

@@ -16,6 +16,7 @@ from sparsevideo.data.video import DecodeError, FrameTable
 INDEX = "sparsevideo-index.jsonl"  # its name in the folder that was scanned, where no other place was named
 HEADER = "sparsevideo_index"  # the first line is an object with this key, whose value is VERSION
 VERSION = 1
+_FILE, _TABLE = {"path", "bytes", "mtime_ns"}, {"num_frames", "start", "step", "keyframes"}  # keys of a row
 _UNKNOWN, _BAD, _IRREGULAR = -3, -2, -1  # in the place of a step: why there is no table
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ def stamp(path: str | Path) -> tuple[int, int]:
     """Return a file's size in bytes and time of change in ns, which tell whether it is still the same; -1 without."""
     try:
         status = Path(path).stat()
-    except FileNotFoundError:  # a link that leads nowhere
+    except OSError:  # a link that leads nowhere or to itself: decoding tells the reason
         return -1, -1
     return status.st_size, status.st_mtime_ns
 
@@ -49,11 +50,13 @@ def read_rows(path: str | Path) -> Iterator[tuple[bytes, Row]]:
                 row = json.loads(line)
             except ValueError:
                 row = None
-            if not line.endswith(b"\n"):
+            if number > 1 and not line.endswith(b"\n"):
                 return
-            if number == 1 and (not isinstance(row, dict) or row.get(HEADER) != VERSION):
+            keys = row.keys() if isinstance(row, dict) else set()
+            if number == 1 and (HEADER not in keys or row[HEADER] != VERSION):
                 raise ValueError(f"{path}: is no index of version {VERSION}; remove it and scan again")
-            if not isinstance(row, dict) or (number > 1 and "path" not in row):
+            whole = "decoders" in keys if number == 1 else keys >= _FILE and ("error" in keys or keys >= _TABLE)
+            if not whole:
                 raise ValueError(f"{path}, line {number}: is damaged; remove this line and scan again")
             yield line, row
 

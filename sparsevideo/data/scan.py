@@ -1,6 +1,5 @@
 """Every video below a folder is decoded once, to know in advance which are bad, and where the others' frames are."""
 
-import fcntl
 import json
 import logging
 import os
@@ -8,12 +7,12 @@ import posixpath
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -69,9 +68,9 @@ def scan(
     if not stamps:
         raise ValueError(f"{root}: no video in it; looked for {' '.join(EXTENSIONS['video'])}")
     with _locked(index):
+        known = _prune(index, stamps, retry_bad)
         for stale in (_bad_list(index), _summary_file(index)):
             stale.unlink(missing_ok=True)
-        known = _prune(index, stamps, retry_bad)
         todo = [(str(root), name) for name in stamps if name not in known]
         done = len(known)
         try:
@@ -136,15 +135,24 @@ def _decode(root: str, name: str) -> Row:
 @contextmanager
 def _locked(index: Path) -> Iterator[None]:
     """Keep other scans off an index; the system lets go of the lock even where this process is killed."""
-    try:
-        file = index.with_name(f".{index.name}.lock").open("ab")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{index}: another scan is writing it; wait for its end, or name another --index") from None
-    except OSError as error:
-        raise OSError(f"{index}: cannot be written ({error.strerror}); name another place with --index") from error
-    with file:
+    with ExitStack() as files:
+        try:
+            _lock(files.enter_context(index.with_name(f".{index.name}.lock").open("ab")))
+        except BlockingIOError:
+            raise ValueError(
+                f"{index}: another scan is writing it; wait for its end, or name another --index"
+            ) from None
+        except OSError as error:
+            raise OSError(f"{index}: cannot be written ({error.strerror}); name another place with --index") from error
         yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where nothing keeps a second scan off
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _prune(index: Path, stamps: Mapping[str, tuple[int, int]], retry_bad: bool) -> set[str]:

@@ -7,14 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import pytest
 
+from sparsevideo.data import children
 from sparsevideo.data.children import ChildError, run_all
+
+poisoned = False
 
 
 def work(what: str, path: str = "") -> str:
+    global poisoned
+    if poisoned:
+        what = "crash"
     if what == "hang":
         time.sleep(1000)
     elif what == "hang in the system":
@@ -35,6 +45,11 @@ def work(what: str, path: str = "") -> str:
     elif what == "raise what does not pickle":
         raise type("Local", (Exception,), {})("here")
     elif what == "say who you are":
+        return str(os.getpid())
+    elif what == "poison":
+        poisoned = True
+    elif what == "say who you were":
+        Timer(0.1, os._exit, (0,)).start()
         return str(os.getpid())
     return what
 
@@ -69,6 +84,20 @@ def test_a_child_that_is_lost_is_replaced() -> None:
     assert results == ["crashed (SIGSEGV)", "1", "crashed (exit code 7)", "2"]
 
 
+def test_a_crash_is_blamed_on_the_item_that_a_new_child_crashes_over() -> None:
+    items = [(what,) for what in ("1", "poison", "2", "crash", "3", "poison", "4")]
+    results = [str(result) for _, result in run_all(work, items, what="task", workers=1)]
+    assert results == ["1", "poison", "2", "crashed (SIGSEGV)", "3", "poison", "4"]
+
+
+def test_a_child_that_dies_unasked_costs_no_item() -> None:
+    results = run_all(work, [("say who you were",), ("1",)], what="task", workers=1)
+    _, child = next(results)
+    while Path("/proc", str(child)).exists():
+        time.sleep(0.02)
+    assert list(results) == [(("1",), "1")]
+
+
 def test_healthy_children_are_kept() -> None:
     results = [result for _, result in run_all(work, [("say who you are",)] * 12, what="task", workers=2)]
     assert len(set(results)) <= 2 < len(results)
@@ -80,6 +109,38 @@ def test_nothing_to_do_and_bad_limits() -> None:
     for wrong in ({"workers": 0}, {"time_limit": 0}, {"time_limit": float("nan")}, {"time_limit": float("inf")}):
         with pytest.raises(ValueError, match="at least one worker and a positive time limit"):
             list(run_all(work, [("1",)], what="task", **wrong))
+
+
+def test_a_limit_of_years() -> None:
+    assert list(run_all(work, [("1",)], what="task", time_limit=1e12)) == [(("1",), "1")]
+
+
+@pytest.mark.parametrize(
+    ("at_start", "reason"), [("time.sleep(1000)", "took longer than 1 s"), ("os._exit(3)", r"crashed \(exit code 3\)")]
+)
+def test_children_that_do_not_start(
+    at_start: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"module_{len(reason)}"
+    script = f"import os, time\nif os.getpid() != {os.getpid()}:\n    {at_start}\n"
+    (tmp_path / f"{name}.py").write_text(f"{script}def work(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(children, "_START_S", 1)
+    with pytest.raises(RuntimeError, match=f"do not start: one {reason}"):
+        list(run_all(__import__(name).work, [()], what="task", time_limit=0.5))
+
+
+@contextmanager
+def interruptible(command: list[str], **options: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process that an interrupt reaches even where this one runs in the background; nothing of it is left."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, **pipes, **heed, **options) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 SCRIPT = """
@@ -99,17 +160,16 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, time_limit: float, how: str = "sleep") -> "subprocess.Popen[str]":
+@contextmanager
+def start(folder: Path, time_limit: float, how: str = "sleep") -> "Iterator[subprocess.Popen[str]]":
     """Start a script whose children are all at work, or have been."""
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(folder / "script.py"), str(folder), str(time_limit), how]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not all((folder / what).exists() and (folder / what).read_text() for what in ("hang", "short again")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    return process
+    with interruptible(command) as process:
+        while not all((folder / what).exists() and (folder / what).read_text() for what in ("hang", "short again")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        yield process
 
 
 def wait_for_the_end_of(folder: Path) -> None:
@@ -121,20 +181,20 @@ def wait_for_the_end_of(folder: Path) -> None:
 
 
 def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
-    process = start(tmp_path, 600)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=60)
+    with start(tmp_path, 600) as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=60)
+        wait_for_the_end_of(tmp_path)
     assert process.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert errors.count("Traceback") == 1
     assert "Process" not in errors  # which is how a child begins to complain
-    wait_for_the_end_of(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["sleep", pytest.param("hold", marks=pytest.mark.slow)])
 def test_children_end_when_the_parent_is_killed(how: str, tmp_path: Path) -> None:
     """At once, or where a function holds Python's lock, after the limit."""
-    process = start(tmp_path, 1 if how == "hold" else 600, how)
-    process.kill()
-    process.communicate(timeout=60)  # until nobody holds its output
-    wait_for_the_end_of(tmp_path)
+    with start(tmp_path, 1 if how == "hold" else 600, how) as process:
+        process.kill()
+        process.communicate(timeout=60)  # until nobody holds its output
+        wait_for_the_end_of(tmp_path)

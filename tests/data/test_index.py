@@ -117,15 +117,27 @@ def test_many_videos_take_little_memory(last: int, tmp_path: Path) -> None:
     assert table.keyframes.tolist() == keyframes
 
 
+BEGIN = '{"sparsevideo_index": 1, "decoders": []}\n'
+BAD = '{"path": "other.mp4", "bytes": 1, "mtime_ns": 2, "error": "is odd"}'
+GOOD = '{"path": "a.mp4", "bytes": 1, "mtime_ns": 2, "num_frames": 3, "start": 0, "step": 1, "keyframes": [0]}'
+
+
+def without(key: str, row: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(row).items() if name != key})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("path,label\n", "is no index of version 1"),
         ('{"sparsevideo_index": 99}\n', "is no index of version 1"),
         ("", "knows none of the 1 videos listed; scan the folder that data.root names"),
-        ('{"sparsevideo_index": 1}\n{"path": "other.mp4"}\n', "knows none of the 1 videos"),
-        ('{"sparsevideo_index": 1}\n\0\0\0\n{"path": "other.mp4"}\n', "line 2: is damaged"),
-        ('{"sparsevideo_index": 1}\n[1]\n', "line 2: is damaged"),
+        (f"{BEGIN}{BAD}\n", "knows none of the 1 videos"),
+        (f"{BEGIN}\0\0\0\n{BAD}\n", "line 2: is damaged"),
+        (f"{BEGIN}[1]\n", "line 2: is damaged"),
+        ('{"sparsevideo_index": 1}\n', "line 1: is damaged"),
+        *((f"{BEGIN}{BAD}\n{without(key, BAD)}\n", "line 3: is damaged") for key in json.loads(BAD)),
+        *((f"{BEGIN}{GOOD}\n{without(key, GOOD)}\n", "line 3: is damaged") for key in json.loads(GOOD)),
     ],
 )
 def test_what_is_no_index_says_so(content: str, message: str, tmp_path: Path) -> None:

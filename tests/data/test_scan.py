@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from numbered import write_numbered
+from test_children import interruptible
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.data.decode import open_video
 from sparsevideo.data.index import stamp
+from sparsevideo.data.scan import _locked
 
 INDEX = "sparsevideo-index.jsonl"
 LATIN_1 = os.fsdecode(b"caf\xe9.mp4")  # a name that is no UTF-8
@@ -149,27 +152,26 @@ def test_a_second_scan_does_what_is_left(video: bytes, tmp_path: Path, capsys: p
     assert (tmp_path / "sparsevideo-index.bad.txt").read_bytes() == b""
 
 
-def start(root: Path, known: int) -> "subprocess.Popen[str]":
+@contextmanager
+def start(root: Path, known: int) -> "Iterator[subprocess.Popen[str]]":
     """Start a scan that comes to a file that hangs; it goes on, and knows the others."""
     os.mkfifo(root / "c" / "hangs.mp4")
     command = [sys.executable, "-m", "sparsevideo", "data", "scan", str(root), "--workers=2", "--time-limit=1000"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not (root / INDEX).exists() or len((root / INDEX).read_text().splitlines()) < 1 + known:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    return process
+    with interruptible(command) as process:
+        while not (root / INDEX).exists() or len((root / INDEX).read_text().splitlines()) < 1 + known:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        yield process
 
 
 def test_an_interrupted_scan_goes_on(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, *(f"c/{number}.mp4" for number in range(8)), content=video)
     put(tmp_path, "sparsevideo-index.bad.txt", content=b"of an earlier scan")
-    process = start(tmp_path, known=8)
-    assert scan(tmp_path) == FAILED  # two at once would write into each other's lines
-    assert f"error: {tmp_path / INDEX}: another scan is writing it" in capsys.readouterr().err
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, errors = process.communicate(timeout=60)
+    with start(tmp_path, known=8) as process:
+        assert scan(tmp_path) == FAILED  # two at once would write into each other's lines
+        assert f"error: {tmp_path / INDEX}: another scan is writing it" in capsys.readouterr().err
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (130, "")
     assert f"{tmp_path / INDEX}: knows 8 of 9 files; the same command goes on from there" in errors
     assert "Traceback" not in errors
@@ -184,9 +186,9 @@ def test_an_interrupted_scan_goes_on(video: bytes, tmp_path: Path, capsys: pytes
 def test_a_killed_scan_goes_on(video: bytes, tmp_path: Path) -> None:
     """Also where the kill, or a full disk, has torn the last line."""
     put(tmp_path, *(f"c/{number}.mp4" for number in range(4)), content=video)
-    process = start(tmp_path, known=4)
-    process.kill()
-    process.communicate(timeout=60)
+    with start(tmp_path, known=4) as process:
+        process.kill()
+        process.communicate(timeout=60)
     (tmp_path / "c" / "hangs.mp4").unlink()
     whole = (tmp_path / INDEX).read_bytes()
     (tmp_path / INDEX).write_bytes(whole[:-30])
@@ -196,6 +198,40 @@ def test_a_killed_scan_goes_on(video: bytes, tmp_path: Path) -> None:
         os.utime(tmp_path / f"c/{number}.mp4", ns=(then, then))
     assert scan(tmp_path) == INCOMPLETE
     assert sorted("error" in row for row in rows(tmp_path / INDEX).values()) == [False, False, False, True]
+
+
+WITHOUT = """
+import multiprocessing, signal, sys
+
+sys.modules["fcntl"] = None
+if hasattr(signal, "alarm"):
+    del signal.alarm
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+from sparsevideo.data.children import worker_context
+from sparsevideo.data.scan import scan
+
+if __name__ == "__main__":
+    print(scan(sys.argv[1], workers=1)["good"], worker_context("json").get_start_method())
+"""
+
+
+def test_a_system_that_has_less(video: bytes, tmp_path: Path) -> None:
+    """As Windows, without file locks, alarms and forks."""
+    put(tmp_path, "c/a.mp4", "c/b.mp4", content=video)
+    (tmp_path / "script.py").write_text(WITHOUT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("2 spawn\n", "")
+
+
+def test_the_lock_is_let_go_of(tmp_path: Path) -> None:
+    with _locked(tmp_path / INDEX):
+        with pytest.raises(ValueError, match="another scan is writing it") as refused, _locked(tmp_path / INDEX):
+            pass
+        open_files = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        assert open_files.count(tmp_path / f".{INDEX}.lock") == 1, refused  # which holds on to what was refused
+    with _locked(tmp_path / INDEX):
+        pass
 
 
 def without_privileges() -> None:
@@ -285,3 +321,23 @@ def test_an_index_is_not_found_by_accident(video: bytes, tmp_path: Path) -> None
     shutil.copytree(tmp_path / "a", tmp_path / "b")  # keeps the times
     put(tmp_path / "b", "c/a.mp4", content=video[:1000])
     assert scan(tmp_path / "b") == INCOMPLETE
+
+
+def test_a_link_to_itself_is_one_bad_file(video: bytes, tmp_path: Path) -> None:
+    put(tmp_path, "a/good.mp4", content=video)
+    (tmp_path / "a/x.mp4").symlink_to("x.mp4")
+    assert scan(tmp_path) == INCOMPLETE
+    assert {name: "error" in row for name, row in rows(tmp_path / INDEX).items()} == {
+        "a/good.mp4": False,
+        "a/x.mp4": True,
+    }
+
+
+def test_a_mistyped_index_costs_nothing(video: bytes, tmp_path: Path) -> None:
+    put(tmp_path, "a/good.mp4", content=video)
+    for name in ("notes.txt", "notes.summary.json", "notes.bad.txt"):
+        (tmp_path / name).write_text("precious")
+    assert scan(tmp_path, "--index", tmp_path / "notes.txt") == FAILED
+    assert all(
+        (tmp_path / f"notes{ending}").read_text() == "precious" for ending in (".txt", ".summary.json", ".bad.txt")
+    )
