@@ -1,6 +1,5 @@
 """From data sets to batches, the same ones whatever the number of workers and ranks."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from sparsevideo.data.children import worker_context
 from sparsevideo.data.lists import legible
 
 Item = dict[str, Any]
@@ -214,11 +214,7 @@ class _Loader(DataLoader[Any]):
         self.timeout_s = timeout_s
         self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # a row for each worker
         if num_workers > 0:
-            # Torch has running threads here, which a plain fork would leave behind, locks held. The server that forks
-            # the workers runs none, and imports what they need once for all of them.
-            methods = multiprocessing.get_all_start_methods()
-            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-            context.set_forkserver_preload(["sparsevideo.data.datasets"])
+            context = worker_context("sparsevideo.data.datasets")
             kwargs |= {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
         super().__init__(
             dataset,
