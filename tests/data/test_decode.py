@@ -95,25 +95,31 @@ def test_irregular_times_and_the_shortest_gops(gop: int, tmp_path: Path) -> None
         assert numbers(video.read(indices)) == indices.tolist()
 
 
-def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "video.mp4"
-    write_numbered(path, 300, options={"g": "12", "bf": "0", "sc_threshold": "0"})
-    decoded = []
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of all frames that are decoded, needed or not, as it happens."""
+    seen = []
     numbered = decode.Video._numbered
 
     def watched(self: decode.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
         for found in numbered(self, packet):
-            decoded.append(found[0])
+            seen.append(found[0])
             yield found
 
     monkeypatch.setattr(decode.Video, "_numbered", watched)
+    return seen
+
+
+def test_only_what_is_needed_is_decoded(tmp_path: Path, decoded: list[int]) -> None:
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 300, options={"g": "12", "bf": "0", "sc_threshold": "0"})
     with open_video(path) as video:
         assert numbers(video.read([290, 5, 150, 5])) == [290, 5, 150, 5]
     assert sorted(decoded) == [*range(6), *range(144, 151), *range(288, 291)]  # from the keyframe before each
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
-def test_frames_left_out_change_no_pixel(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_left_out_change_no_pixel(codec: str, tmp_path: Path, decoded: list[int]) -> None:
     """The decoder leaves out frames that nobody needs; what it then gives is what plain decoding gives."""
     rng = np.random.default_rng(0)
     scene = rng.integers(256, size=(96, 400, 3), dtype=np.uint8).repeat(2, axis=0)  # noise that moves
@@ -128,15 +134,6 @@ def test_frames_left_out_change_no_pixel(codec: str, tmp_path: Path, monkeypatch
         container.mux(stream.encode())
     with av.open(str(path)) as container:
         plain = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    decoded = []
-    numbered = decode.Video._numbered
-
-    def watched(self: decode.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
-        for found in numbered(self, packet):
-            decoded.append(found[0])
-            yield found
-
-    monkeypatch.setattr(decode.Video, "_numbered", watched)
     with open_video(path) as video:
         for indices in (range(0, 90, 2), range(1, 90, 4), [17], [88, 89], rng.integers(90, size=12)):
             np.testing.assert_array_equal(video.read(indices), plain[np.asarray(indices)])
