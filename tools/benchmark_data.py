@@ -12,10 +12,12 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
@@ -39,8 +41,16 @@ from sparsevideo.data.scan import scan
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
 FRAMES, STRIDE, CROP = 32, 2, 224  # the clip of Kinetics recipes
-SIZES = {"340x256": (340, 256), "1280x720": (1280, 720)}
-GOPS = (250, 30)  # x264's own choice, as most copies of Kinetics have it, and a keyframe a second, as cameras write
+THEIRS, LOOP, DECODING = "pytorchvideo, decode", "plain PyAV loop, decode", "nothing but decoding"
+DRAWS = 2  # random clips of each video
+# Size and frames between keyframes: x264 writes one every 250 unless told otherwise, as most copies of Kinetics have
+# them; cameras write one a second. None: the files as they are.
+CASES: dict[str, tuple[tuple[int, int], int] | None] = {
+    "as they are": None,
+    "340x256, a keyframe every 30": ((340, 256), 30),
+    "1280x720, a keyframe every 250": ((1280, 720), 250),
+    "1280x720, a keyframe every 30": ((1280, 720), 30),
+}
 
 
 def transcode(source: Path, target: Path, size: tuple[int, int], gop: int) -> None:
@@ -89,32 +99,52 @@ def lean(path: Path, wanted: np.ndarray) -> np.ndarray:
     return np.stack(images)
 
 
-def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round; jobs take turns, and a first round warms up."""
+def decoding_alone(path: Path, wanted: np.ndarray) -> None:
+    """What no reader can do without: decode the wanted frames and those that they or others refer to, and drop them."""
+    numbers = set(wanted.tolist())
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        step = round(1 / stream.average_rate / stream.time_base)
+        container.seek(int(wanted[0]) * step, stream=stream)
+        left = set(numbers)
+        for packet in container.demux(stream):
+            number = round(packet.pts / step)
+            stream.codec_context.skip_frame = "DEFAULT" if number in numbers else "NONREF"
+            packet.decode()
+            left.discard(number)
+            if not left:
+                break
+        stream.codec_context.decode(None)
+
+
+def interleaved(jobs: dict[str, Callable[[], Iterable[Any]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round, one result in memory at a time; jobs take turns, a first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
             before = perf_counter()
-            job()
+            deque(job(), maxlen=0)
             if turn:
                 times[name].append(round(perf_counter() - before, 5))
     return times
 
 
 def training_clips(root: Path, rounds: int) -> dict[str, Any]:
-    """Time one random clip of every video, the same for all jobs, which first prove that its frames are the same."""
+    """Time random clips of every video, the same for all jobs, which first prove that their frames are the same."""
     paths = sorted(root.glob("*/*.mp4"))
     records = Records.build(root, ["all"], [path.relative_to(root).as_posix() for path in paths], [0] * len(paths))
     clip: dict[str, Any] = {"num_frames": FRAMES, "frame_stride": STRIDE, "transform": TrainTransform(CROP)}
     dataset = VideoDataset(records, **clip)
     scan(root)
     indexed = VideoDataset(records, **clip, index=read_index(root / INDEX, map(records.name, range(len(records)))))
+    keys = list(itertools.product(range(DRAWS), range(len(paths))))
     wanted, clips = [], []
-    for index, path in enumerate(paths):
-        with open_video(path) as video:
+    for epoch, index in keys:
+        with open_video(paths[index]) as video:
             # the clip that the data set chooses: its first draw
-            numbers = random_clip(video.num_frames, FRAMES, STRIDE, np.random.default_rng((0, 0, index)))
-            wanted.append(numbers)
+            numbers = random_clip(video.num_frames, FRAMES, STRIDE, np.random.default_rng((0, epoch, index, 0)))
+            wanted.append((paths[index], numbers))
             clips.append(tuple((video.times_s[numbers[[0, -1]]] + np.array([-0.3, 0.3]) / video.info.fps).tolist()))
 
     subsample = ptv.UniformTemporalSubsample(FRAMES)
@@ -122,15 +152,18 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
     def subsampled(item: dict[str, Any]) -> dict[str, Any]:
         return item | {"video": subsample(item["video"])}
 
-    args = [(str(path), {"label": 0}) for path in paths], GivenClips(clips), SequentialSampler
+    args = [(str(path), {"label": 0}) for path in paths] * DRAWS, GivenClips(clips), SequentialSampler
     theirs = ptv.LabeledVideoDataset(*args, transform=subsampled, decode_audio=False, decoder="pyav")
-    ours = ptv.labeled_video_dataset(root, GivenClips(clips), SequentialSampler, num_frames=FRAMES)
-    jobs: dict[str, Callable[[], Any]] = {
-        "pytorchvideo, decode": lambda: [item["video"] for item in theirs],
-        "our reader in pytorchvideo, decode": lambda: [item["video"] for item in ours],
-        "plain PyAV loop, decode": lambda: [lean(*job) for job in zip(paths, wanted, strict=True)],
-        "our data set, decode + crop + batch": lambda: collate([dataset[0, i] for i in range(len(paths))]),
-        "the same with the index of a scan": lambda: collate([indexed[0, i] for i in range(len(paths))]),
+    listed = root / "draws.csv"
+    listed.write_text("".join(f"{path},0\n" for path, _ in wanted))
+    ours = ptv.labeled_video_dataset(listed, GivenClips(clips), SequentialSampler, num_frames=FRAMES)
+    jobs: dict[str, Callable[[], Iterable[Any]]] = {
+        THEIRS: lambda: (item["video"] for item in theirs),
+        "our reader in pytorchvideo, decode": lambda: (item["video"] for item in ours),
+        LOOP: lambda: (lean(*job) for job in wanted),
+        DECODING: lambda: (decoding_alone(*job) for job in wanted),
+        "our data set, decode + crop + batch": lambda: [collate([dataset[key] for key in keys])],
+        "the same with the index of a scan": lambda: [collate([indexed[key] for key in keys])],
     }
     for decoder in ("pyav", "torchcodec", "decord"):
         try:
@@ -138,17 +171,17 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        jobs[f"read_frames with {decoder}, decode"] = lambda decoder=decoder: [
-            read_frames(path, numbers, decoder=decoder) for path, numbers in zip(paths, wanted, strict=True)
-        ]
-    reference = jobs["plain PyAV loop, decode"]()
+        jobs[f"read_frames with {decoder}, decode"] = lambda decoder=decoder: (
+            read_frames(path, numbers, decoder=decoder) for path, numbers in wanted
+        )
+    reference = list(jobs[LOOP]())
     for name, job in jobs.items():
-        if "decode + crop" not in name and "index" not in name:
+        if name.endswith(", decode"):
             for frames, expected in zip(job(), reference, strict=True):
                 array = np.asarray(frames)
                 array = array if array.shape == expected.shape else array.transpose(1, 2, 3, 0)
                 assert np.array_equal(array, expected), f"{name}: other frames"
-    return {"clips": len(paths), "seconds": interleaved(jobs, rounds)}
+    return {"clips": len(keys), "seconds": interleaved(jobs, rounds)}
 
 
 def test_views(root: Path, rounds: int) -> dict[str, Any]:
@@ -158,9 +191,13 @@ def test_views(root: Path, rounds: int) -> dict[str, Any]:
     for path in paths:
         with open_video(path) as video:
             chosen[path] = spread_clips(video.num_frames, FRAMES, STRIDE, 4)
-    jobs = {
-        "one opening": lambda: [read_frames(path, clips.ravel()) for path, clips in chosen.items()],
-        "four openings": lambda: [read_frames(path, clip) for path, clips in chosen.items() for clip in clips],
+    jobs: dict[str, Callable[[], Iterable[Any]]] = {
+        "one opening": lambda: (read_frames(path, clips.ravel()) for path, clips in chosen.items()),
+        "four openings": lambda: (read_frames(path, clip) for path, clips in chosen.items() for clip in clips),
+        f"{DECODING}, once": lambda: (decoding_alone(path, clips.ravel()) for path, clips in chosen.items()),
+        f"{DECODING}, four times": lambda: (
+            decoding_alone(path, clip) for path, clips in chosen.items() for clip in clips
+        ),
     }
     return {"videos": len(paths), "seconds": interleaved(jobs, rounds)}
 
@@ -208,8 +245,8 @@ def table(results: dict[str, Any]) -> str:
     environment = results["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     lines = [
-        f"Clips of {FRAMES} x {STRIDE} frames from random places in {len(environment['videos'])} videos, the same clips"
-        f" for all; one core of {environment['cpu']}; {versions}; commit {environment['commit'][:7]}.",
+        f"Clips of {FRAMES} x {STRIDE} frames from {DRAWS} random places in each of {len(environment['videos'])} videos,",
+        f"the same clips for all; one core of {environment['cpu']}; {versions}; commit {environment['commit'][:7]}.",
         "Ratios are medians over the rounds, each within one round.",
         "",
     ]
@@ -219,14 +256,15 @@ def table(results: dict[str, Any]) -> str:
         seconds = run["seconds"]
         for job, times in seconds.items():
             per_clip = median(times) / run["clips"]
-            ratios = [_ratio(seconds[base], times) for base in ("pytorchvideo, decode", "plain PyAV loop, decode")]
+            ratios = [_ratio(seconds[base], times) for base in (THEIRS, LOOP)]
             lines += [f"| {job} | {1e3 * per_clip:.1f} | {1 / per_clip:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"]
         lines += [""]
-    lines += ["| four test clips of a video | one opening, ms | four openings, ms | ratio |", "|---|---|---|---|"]
+    lines += ["| four test clips of a video | one opening, ms | four openings, ms | ratio | of nothing but decoding |"]
+    lines += ["|---|---|---|---|---|"]
     for name, run in results["test"].items():
-        one, four = run["seconds"].values()
+        one, four, *bounds = run["seconds"].values()
         ms = [1e3 * median(times) / run["videos"] for times in (one, four)]
-        lines += [f"| {name} | {ms[0]:.0f} | {ms[1]:.0f} | {_ratio(one, four):.2f} |"]
+        lines += [f"| {name} | {ms[0]:.0f} | {ms[1]:.0f} | {_ratio(one, four):.2f} | {_ratio(*bounds):.2f} |"]
     lines += ["", "| of one 1280x720 video | peak memory above the process's own, MiB |", "|---|---|"]
     lines += [f"| {what} | {median(peaks):.0f} |" for what, peaks in results["memory_mib"].items()]
     return "\n".join(lines) + "\n"
@@ -252,13 +290,13 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results: dict[str, Any] = {"environment": environment(args.videos), "training": {}, "test": {}, "memory_mib": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for (size_name, size), gop in itertools.product(SIZES.items(), GOPS):
-            name, root = f"{size_name}, a keyframe every {gop}", Path(folder) / f"{size_name}-{gop}"
+        for number, (name, copy) in enumerate(CASES.items()):
+            root = Path(folder) / str(number)
             (root / "all").mkdir(parents=True)
             for path in sorted(args.videos.glob("*.mp4")):
-                transcode(path, root / "all" / path.name, size, gop)
+                transcode(path, root / "all" / path.name, *copy) if copy else shutil.copy(path, root / "all")
             results["training"][name] = training_clips(root, args.rounds)
-            if size_name == "340x256":
+            if not name.startswith("1280"):
                 results["test"][name] = test_views(root, args.rounds)
         large = next(root.glob("all/*.mp4"))
         for what in ("training clip", "4 x 3 test views", "read_frames of a clip, full size"):
