@@ -245,8 +245,9 @@ def table(results: dict[str, Any]) -> str:
     environment = results["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     lines = [
-        f"Clips of {FRAMES} x {STRIDE} frames from {DRAWS} random places in each of {len(environment['videos'])} videos,",
-        f"the same clips for all; one core of {environment['cpu']}; {versions}; commit {environment['commit'][:7]}.",
+        f"Clips of {FRAMES} x {STRIDE} frames from {DRAWS} random places in each of",
+        f"{len(environment['videos'])} videos, the same for all; one core of {environment['cpu']}; {versions};"
+        f" commit {environment['commit'][:7]}.",
         "Ratios are medians over the rounds, each within one round.",
         "",
     ]
