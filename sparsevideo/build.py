@@ -44,9 +44,9 @@ def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[s
 
 
 def build_train_loader(
-    config: Config, records: Records, ndim: int, *, rank: int, world_size: int, start_step: int
-) -> tuple[DataLoader, int]:
-    """This process' share of endless training batches from `start_step` on, and the steps of one epoch."""
+    config: Config, records: Records, ndim: int, *, rank: int, world_size: int
+) -> tuple[DataLoader, loader.EpochSampler]:
+    """This process' share of endless training batches, and what chooses them."""
     data, seed = config.data, config.train.seed
     files, rest = divmod(config.train.batch_size, data.repeats)
     if rest:
@@ -72,14 +72,14 @@ def build_train_loader(
     sampler = loader.EpochSampler(
         len(records),
         files,
+        accumulate=config.train.accumulate,
         shuffle=True,
         seed=seed,
         rank=rank,
         world_size=world_size,
-        start_step=start_step,
     )
     batches = loader.train_loader(dataset, sampler, num_workers=data.num_workers, timeout_s=data.timeout_s)
-    return batches, sampler.steps_per_epoch
+    return batches, sampler
 
 
 def build_test_loader(
@@ -179,21 +179,29 @@ def build_prepare(
     return prepare
 
 
+def choose_trained(config: OptimConfig, model: SparseFormer) -> None:
+    """Freeze what is not to learn."""
+    optim.train_only(model, config.train_only)
+
+
 def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Optimizer:
-    """AdamW with weight decay where it belongs."""
+    """AdamW with weight decay and learning rates where they belong."""
     return optim.adamw(
         model,
         lr=config.lr,
         weight_decay=config.weight_decay,
         betas=config.betas,
         no_decay=model.no_weight_decay(),
+        layer_decay=config.layer_decay,
+        lr_scale=config.lr_scale,
     )
 
 
-def build_schedule(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Learning rate by step."""
-    shape = {name: asdict(config)[name] for name in ("lr", "min_lr", "warmup_lr", "warmup_ratio")}
-    return optim.warmup_cosine(total_steps, **shape)
+def build_schedule(config: OptimConfig, total_steps: int, global_batch: int) -> Callable[[int], float]:
+    """Learning rate by step, in proportion to the global batch where the settings say for which batch they are."""
+    factor = global_batch / config.lr_base_size if config.lr_base_size else 1.0
+    rates = {name: factor * asdict(config)[name] for name in ("lr", "min_lr", "warmup_lr")}
+    return optim.warmup_cosine(total_steps, **rates, warmup_ratio=config.warmup_ratio)
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:

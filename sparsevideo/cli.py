@@ -20,6 +20,7 @@ from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, Tes
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
+REQUEUE = 75  # asked to end by SIGUSR1 or SIGTERM, saved, and ready to go on; sysexits.h calls it EX_TEMPFAIL
 
 
 class UsageError(Exception):
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The command line without the program's name; None takes the process' own.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 misused, 3 done although some files could not be read.
+        The exit code: 0 done, 1 failed, 2 misused, 3 done although some files could not be read, 75 ended by a
+        signal and ready to be resumed.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -179,12 +181,23 @@ def quickstart(parser: Parser, argv: Sequence[str]) -> int:
 def train(parser: Parser, argv: Sequence[str]) -> int:
     """Train an image or a video network; the run file decides which."""
     _add_run_file(parser)
-    parser.add_argument("--out", required=True, help="run folder")
-    parser.add_argument("--resume", nargs="?", const="auto", help="go on from the run folder's last.pt")
+    parser.add_argument("--out", help="run folder")
+    parser.add_argument("--resume", nargs="?", const="auto", help="go on from the run folder's last checkpoint, if any")
+    parser.add_argument("--allow-changes", action="store_true", help="resume although the schedule has changed")
+    parser.add_argument("--dry-run", action="store_true", help="do one step, describe the run and leave nothing")
     config, args = _parse_run(parser, argv)
-    from sparsevideo.apps.runs import train_run
+    from sparsevideo.apps.training import Interrupted, dry_run, train_run
 
-    train_run(config, Path(args.out), resume=args.resume)
+    if args.dry_run:
+        print(dry_run(config))
+        return OK
+    if args.out is None:
+        raise UsageError("--out is missing: the folder for the run")
+    try:
+        train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes)
+    except Interrupted as interruption:
+        print(f"{interruption}; the same command with --resume goes on", file=sys.stderr)
+        return REQUEUE
     return OK
 
 
@@ -234,6 +247,18 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
     ):
         print(f"{name:32s} {before!s:18s} -> {after!s:22s} {what}")
     print(f"wrote {args.out}")
+    return OK
+
+
+def convert(parser: Parser, argv: Sequence[str]) -> int:
+    """Write weights as one file of ours: a checkpoint's, the shards of one, or published ones."""
+    parser.add_argument("weights", help="checkpoint, sharded or not, or a published file")
+    parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
+    parser.add_argument("--model", help="name of the model, for files of bare tensors")
+    args = parser.parse(argv)
+    from sparsevideo.apps.runs import convert_weights
+
+    print(convert_weights(Path(args.weights), Path(args.out), name=args.model))
     return OK
 
 
@@ -304,6 +329,7 @@ VERBS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "train": train,
     "test": test,
     "inflate": inflate,
+    "convert": convert,
     "data make-digits": make_digits,
     "data scan": scan,
     "models list": models_list,

@@ -1,6 +1,7 @@
 """Every setting: its name, type, default, unit and meaning. The only place."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 
@@ -125,6 +126,9 @@ class OptimConfig:
     """Learning rate at the last step."""
     warmup_lr: float = 5e-7
     """Learning rate at the first step."""
+    lr_base_size: int | None = None
+    """Global batch for which the three rates above are meant: each is multiplied by the run's global batch over this.
+    null takes them as they are."""
     warmup_ratio: float = 0.05
     """Part of all steps that the warm-up takes."""
     weight_decay: float = 0.05
@@ -133,10 +137,20 @@ class OptimConfig:
     """AdamW's running averages."""
     clip_grad: float = 5.0
     """Largest norm of the whole gradient."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below it, the head's being 1."""
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate of parts of the network, such as `head: 10` for what is new after inflation; the
+    longest name that fits a parameter counts."""
+    train_only: list[str] = field(default_factory=list)
+    """The parts of the network that learn, such as `[head]` or `[cortex, norm, head]`; empty for all of it."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("lr", "min_lr", "warmup_lr", "warmup_ratio", "weight_decay"), 0.0)
-        _check("optim", self, {**least, "clip_grad": 1e-6}, {"warmup_ratio": 1})
+        least = dict.fromkeys(("lr", "min_lr", "warmup_lr", "warmup_ratio", "weight_decay", "layer_decay"), 0.0)
+        _check("optim", self, {**least, "clip_grad": 1e-6, "lr_base_size": 1}, {"warmup_ratio": 1, "layer_decay": 1})
+        for part, factor in self.lr_scale.items():
+            if not 0 <= factor < inf:
+                raise ValueError(f"optim.lr_scale.{part} is {factor}; it must be at least 0")
 
 
 @dataclass
@@ -148,11 +162,21 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps of the whole run, in place of `epochs`."""
     batch_size: int = 8
-    """Samples per device and step."""
+    """Samples per device that go through the network together."""
+    accumulate: int = 1
+    """Such batches per device in one optimizer step: the global batch is devices x `accumulate` x `batch_size`."""
     label_smoothing: float = 0.1
     """Part of the target that is spread over all classes."""
+    ema: float | None = None
+    """Decay per step of an exponential moving average of the weights, which is what is validated; null for none. In
+    step t of its beginning it is (1 + t) / (10 + t) where that is less."""
     precision: str = "32-true"
     """32-true or bf16-mixed. No fp16: its loss scaling would be undone by the clamp on the points' gradient."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps."""
+    strategy: str = "auto"
+    """How several devices share the work: ddp (each has the whole network), fsdp (each has a shard of it), or auto: ddp
+    where there are several."""
     seed: int = 0
     """Decides weights, order, crops and drop path; the same seed gives the same run."""
     log_every: int = 50
@@ -161,12 +185,19 @@ class TrainConfig:
     """Steps between two validations, beside that at the end; null is an epoch, 0 asks for no validation at all."""
     checkpoint_every: int | None = None
     """Steps between two writes of `last.pt`, beside those after every validation and at the end."""
+    wandb: str | None = None
+    """Project at Weights & Biases that gets the numbers too; wants `pip install wandb`."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("max_steps", "batch_size", "log_every", "checkpoint_every"), 1.0)
+        least = dict.fromkeys(("max_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"), 1.0)
         least |= dict.fromkeys(("epochs", "seed", "validate_every", "label_smoothing"), 0.0)
         _check("train", self, least, {"label_smoothing": 1})
+        if self.epochs == 0 and self.max_steps is None:
+            raise ValueError("train.epochs is 0; it must be above 0, or train.max_steps be given")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema}; it must be above 0 and below 1, such as 0.9999, or null")
         _check_one_of("train.precision", self.precision, ("32-true", "bf16-mixed"))
+        _check_one_of("train.strategy", self.strategy, ("auto", "ddp", "fsdp"))
 
 
 @dataclass

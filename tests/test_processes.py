@@ -55,7 +55,7 @@ def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
     assert done.returncode == OK, done.stderr[-3000:]
     assert "could not read videos/train/up/0001.mp4" in done.stderr
     done = torchrun(1, "train", *args, "--train.max_steps=18", "--resume")
-    assert "global batch 12 (2 x 6) -> 6 (1 x 6)" in done.stderr
+    assert "global batch 12 (2 processes x 1 x 6) -> 6 (1 processes x 1 x 6)" in done.stderr
 
 
 def test_bad_input_ends_all_ranks(tmp_path):

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights, test_run, train_run
+from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights, test_run
+from sparsevideo.apps.training import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.encode import write_video
@@ -73,7 +74,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
         results["video_still"] = _test(video_run, still=True)
     with clock.stage("pictures"):
         _draw(out, results)
-    results |= {"data": data, "seconds": clock.seconds, "peak_memory_gb": round(peak_memory_gb(), 2)}
+    results |= {"data": data, "seconds": clock.seconds, "peak_memory_gb": round(peak_memory_gb(torch.device("cpu")), 2)}
     (out / "results.json").write_text(json.dumps(results, indent=2))
     _write_page(out, results)
     _print_table(out, results)

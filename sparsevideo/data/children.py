@@ -7,10 +7,10 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -143,6 +143,25 @@ def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
     context = get_context("forkserver")
     context.set_forkserver_preload([preload])
     return context
+
+
+@contextmanager
+def sparing_children() -> Iterator[None]:
+    """Processes started within this block ignore the requests to end that this one handles.
+
+    A cluster sends them to all processes of a run at once; the main one still needs its children to end in good order.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
+    handled = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    if current_thread() is not main_thread():  # no other may touch signals
+        handled = {}
+    for number in handled:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
 
 
 class _Child:

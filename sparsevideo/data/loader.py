@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sparsevideo.data.children import worker_context
+from sparsevideo.data.children import sparing_children, worker_context
 from sparsevideo.data.lists import legible
 
 Item = dict[str, Any]
@@ -32,15 +32,17 @@ _limit_s = 0.0  # in a loader worker: how long a file may take
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for training, for ever.
 
-    The order is a function of (seed, epoch). A global batch is the next `batch_size * world_size` entries, of which a
-    rank takes its slice: two ranks with half the batch each see what one rank sees.
+    The order is a function of (seed, epoch). A global batch is the next `world_size * accumulate * batch_size` entries,
+    of which a rank takes its slice, in `accumulate` batches: two ranks with half the batch each, or one that
+    accumulates two halves, see what one rank sees.
 
     `step` is where the training loop stands: global batches that a loader has handed out, over all epochs. Batches
     that workers have made ahead of it do not count. A new iteration goes on from there.
 
     Args:
         num_samples: Entries in the data set.
-        batch_size: Of one rank.
+        batch_size: Of one rank, at once.
+        accumulate: Batches of a rank in one global batch.
         shuffle: False keeps the order of the data set.
         seed: Of the order.
         rank: Of this process.
@@ -54,6 +56,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         num_samples: int,
         batch_size: int,
         *,
+        accumulate: int = 1,
         shuffle: bool = True,
         seed: int = 0,
         rank: int = 0,
@@ -61,26 +64,42 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         start_step: int = 0,
         pad: bool = False,
     ) -> None:
-        if batch_size < 1 or num_samples < (1 if pad else batch_size * world_size):
+        self.num_samples, self.batch_size, self.accumulate = num_samples, batch_size, accumulate
+        self.shuffle, self.seed, self.rank, self.world_size, self.pad = shuffle, seed, rank, world_size, pad
+        self.batches = start_step * accumulate  # handed out to this rank
+        if batch_size < 1 or accumulate < 1 or num_samples < (1 if pad else self.global_batch):
             raise ValueError(
-                f"a batch of {batch_size} on each of {world_size} processes, from {num_samples} samples: "
-                "train.batch_size wants at least 1 and no more than there are"
+                f"a global batch of {self.split} from {num_samples} samples: train.batch_size and train.accumulate want"
+                " at least 1, and together no more samples than there are"
             )
-        self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
-        self.rank, self.world_size, self.step, self.pad = rank, world_size, start_step, pad
+
+    @property
+    def step(self) -> int:
+        """Global batches handed out."""
+        return self.batches // self.accumulate
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a global batch."""
+        return self.world_size * self.accumulate * self.batch_size
+
+    @property
+    def split(self) -> str:
+        """How a global batch is made up, for messages."""
+        return f"{self.global_batch} ({self.world_size} processes x {self.accumulate} x {self.batch_size})"
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        steps, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        steps, rest = divmod(self.num_samples, self.global_batch)
         return steps + (1 if self.pad and rest else 0)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Tell where the training loop stands, and in which stream of batches; the same on all ranks."""
-        names = ("step", "num_samples", "batch_size", "world_size", "seed", "shuffle", "pad")
+        names = ("step", "num_samples", "global_batch", "split", "seed", "shuffle", "pad")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another sampler stood, with any split of the same global batch over ranks.
 
         Raises:
@@ -94,15 +113,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             for name in ("num_samples", "seed", "shuffle", "pad")
             if state[name] != now[name]
         ]
-        was, wanted = (each["batch_size"] * each["world_size"] for each in (state, now))
-        if was != wanted:
-            changed.append(
-                f"global batch {was} ({state['world_size']} x {state['batch_size']})"
-                f" -> {wanted} ({self.world_size} x {self.batch_size})"
-            )
+        if state["global_batch"] != self.global_batch:
+            changed.append(f"global batch {state['split']} -> {self.split}")
         if changed:
             raise ValueError(f"the sampler's state is of other batches, go on with the same: {', '.join(changed)}")
-        self.step = state["step"]
+        self.batches = state["step"] * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first_step = divmod(self.step, self.steps_per_epoch)
@@ -111,10 +126,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             if self.shuffle:
                 order = np.random.default_rng((self.seed, epoch)).permutation(order)
             if self.pad:
-                order = np.resize(order, self.steps_per_epoch * self.batch_size * self.world_size)  # wraps around
+                order = np.resize(order, self.steps_per_epoch * self.global_batch)  # wraps around
+            share = self.accumulate * self.batch_size
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
-                start = (step * self.world_size + self.rank) * self.batch_size
-                yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+                first = (step * self.world_size + self.rank) * share
+                for start in range(first, first + share, self.batch_size):
+                    yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
 def shard(num_samples: int, rank: int, world_size: int, *, pad: bool = False) -> Sequence[int]:
@@ -227,9 +244,11 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         try:
-            for batch in super().__iter__():
+            with sparing_children():
+                batches = super().__iter__()
+            for batch in batches:
                 if isinstance(self.batch_sampler, EpochSampler):
-                    self.batch_sampler.step += 1
+                    self.batch_sampler.batches += 1
                 yield batch
         except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
             workers = getattr(self._iterator, "_workers", [])

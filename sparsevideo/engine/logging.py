@@ -1,14 +1,16 @@
-"""What a run says: metrics.jsonl, log.txt, TensorBoard, and a bar or lines on the terminal."""
+"""What a run says: numbers as JSON lines and on boards, log.txt, and a bar or lines on the terminal."""
 
 import json
 import logging
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger("sparsevideo")
@@ -26,15 +28,21 @@ def progress_bar(description: str, total: int, completed: int = 0, show: bool = 
 class RunLog:
     """The log of one run folder; on other ranks than 0 it does nothing.
 
+    `metrics.jsonl` has what the settings decide alone, so a resumed run ends with the same file as one that was never
+    interrupted; how long things took stands in `speed.jsonl`. TensorBoard, and W&B if asked for, get both.
+
     Args:
         folder: The run folder; None on other ranks than 0.
         start_step: Where the run goes on; what an earlier try logged beyond it is taken back.
+        wandb: Project at Weights & Biases; None for none. The run there is named after the folder and goes on with it.
     """
 
-    def __init__(self, folder: Path | None, start_step: int = 0):
-        self.folder = folder
+    def __init__(self, folder: Path | None, start_step: int = 0, wandb: str | None = None):
+        self.folder, self._wandb = folder, None
         if folder is None:
             return
+        if wandb is not None:
+            self._wandb = _wandb_run(wandb, folder)
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,20 +51,28 @@ class RunLog:
         logger.addHandler(self._text)
         if logger.level == logging.NOTSET:  # used from Python, where nobody has asked for these lines yet
             logger.setLevel(logging.INFO)
-        metrics = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] <= start_step]
-        metrics.write_text("".join(kept))
-        self._metrics = metrics.open("a")
+        self._metrics = _continued(folder / "metrics.jsonl", start_step)
+        self._speed = _continued(folder / "speed.jsonl", start_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def metrics(self, split: str, step: int, **values: float) -> None:
         """Add one line of numbers; `step` counts the optimizer steps that are done."""
         if self.folder is None:
             return
-        self._metrics.write(json.dumps({"split": split, "step": step, **values}) + "\n")
-        self._metrics.flush()
+        self._add(self._metrics, split, step, values)
+
+    def speed(self, step: int, **values: float) -> None:
+        """Add one line of what differs from run to run."""
+        if self.folder is not None:
+            self._add(self._speed, "speed", step, values)
+
+    def _add(self, file: TextIO, split: str, step: int, values: dict[str, float]) -> None:
+        file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+        file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -67,9 +83,30 @@ class RunLog:
         if error is not None:
             logger.error("stopped by %s: %s", type(error).__name__, error)
         self._metrics.close()
+        self._speed.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
         logger.removeHandler(self._text)
         self._text.close()
+
+
+def _continued(path: Path, start_step: int) -> TextIO:
+    """Open a file of JSON lines to add to, without those beyond a step."""
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start_step]
+    path.write_text("".join(kept))
+    return path.open("a")
+
+
+def _wandb_run(project: str, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"train.wandb is {project!r}, but wandb does not import ({error}); pip install wandb"
+        ) from error
+    name = folder.resolve().name
+    return wandb.init(project=project, name=name, id=name, resume="allow", dir=folder)
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -106,8 +143,20 @@ class Meter:
         self._sums, self._count, self._start = {}, 0, now
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """What stands between two calls of `read`: a resumed run logs the averages of an uninterrupted one."""
+        sums = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": sums, "count": self._count, "elapsed_s": time.perf_counter() - self._start}
 
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another meter stood."""
+        self._sums, self._count = dict(state["sums"]), state["count"]
+        self._start = time.perf_counter() - state["elapsed_s"]
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory so far, in GB: the device's allocated, on a CPU this process' resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -355,6 +355,20 @@ class SparseFormer(nn.Module):
         """Names of the matrices that are no weights and so do not decay: embeddings, boxes and point offsets."""
         return {"token_embedding", "token_roi", "focus.offset.bias", "cortex.0.offset.bias"}
 
+    @staticmethod
+    def group_matcher(coarse: bool = False) -> dict[str, str]:
+        """Layers from the input to the head, as patterns of parameter names: timm's convention.
+
+        Args:
+            coarse: The cortex transformer is one layer, instead of one for each block.
+        """
+        return {
+            "stem": r"stem\.|token_",
+            "focus": r"focus\.|transition\.",  # one layer, however often it runs
+            "cortex": r"cortex\." if coarse else r"cortex\.(\d+)",
+            "head": r"norm\.|head\.",
+        }
+
     def forward_features(self, x: Tensor) -> Features:
         """Look at images (B, 3, H, W) or clips (B, 3, T, H, W); float, normalised.
 

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
 # Keys under which trainers keep the weights, and prefixes that wrappers leave in names.
-_WRAPPERS = ("model", "state_dict", "model_state", "module", "model_ema", "state_dict_ema")
+_WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 # What a weights file of ours says beside its tensors. safetensors is imported where it is used: torch is enough here.
 _INFO = ("hparams", "classes")
@@ -136,15 +137,18 @@ def load_weights(
     *,
     strict: bool = False,
     new_head: bool = False,
+    name: str | None = None,
 ) -> LoadReport:
     """Load weights of ours or of the published networks, by name.
 
     Args:
         model: The network to fill.
         weights: A `.safetensors` or torch file (read with `weights_only`), a state dict, or a checkpoint that holds
-            one under `model`, `state_dict`, `model_state`, `module`, `model_ema` or `state_dict_ema`.
+            one under `model_ema`, `state_dict_ema`, `model`, `state_dict`, `model_state` or `module`: averaged weights,
+            where there are some, for these were validated. A folder is a sharded checkpoint (its index is a pickle).
         strict: Refuse missing and unexpected names instead of reporting them.
         new_head: Keep the model's fresh head where its number of classes differs.
+        name: What errors call the weights; None takes the file's path.
 
     Returns:
         What was matched, missing, unexpected, reshaped and replaced.
@@ -154,6 +158,7 @@ def load_weights(
         ValueError: The file is no plain tensors, not one name fits, a shape differs, or `strict` finds a difference.
     """
     told, source = (weights, "these weights") if isinstance(weights, Mapping) else (read_weights(weights), str(weights))
+    source = name or source
     report = _fill(model, unwrap(told, source), source, strict, new_head)
     for name in _SHAPELESS:
         was = told["hparams"].get(name) if isinstance(told.get("hparams"), dict) else None
@@ -220,6 +225,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         ValueError: The file is torn, or holds more than tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_sharded(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
@@ -238,6 +245,20 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def _read_sharded(folder: Path) -> dict[str, Any]:
+    """Put together what the processes of a run have written, tensors and plain values."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # half a second to import
+
+    try:
+        with TemporaryDirectory() as temporary:
+            dcp_to_torch_save(folder, Path(temporary) / "whole.pt")
+            tensors = torch.load(Path(temporary) / "whole.pt", map_location="cpu", weights_only=True)
+        return {**tensors, **torch.load(folder / "plain.pt", weights_only=True)}
+    except Exception as error:  # torch raises many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{folder}: not a readable sharded checkpoint ({reason})") from error
 
 
 def unwrap(checkpoint: Mapping[str, Any], source: str = "these weights") -> dict[str, Tensor]:

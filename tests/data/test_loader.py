@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -76,20 +76,24 @@ def test_padding_wraps_to_the_start_of_the_same_epoch(world_size: int) -> None:
 def test_a_state_goes_on_with_any_split_over_ranks() -> None:
     whole = batches(9, 50, 12, seed=3)
     state = EpochSampler(50, 12, seed=3, start_step=5).state_dict()
-    for world_size in (1, 2, 3):
-        samplers = [
-            EpochSampler(50, 12 // world_size, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)
-        ]
+    for world_size, accumulate in product((1, 2, 3), (1, 2)):
+        size = {"accumulate": accumulate, "seed": 3, "world_size": world_size}
+        samplers = [EpochSampler(50, 12 // world_size // accumulate, rank=rank, **size) for rank in range(world_size)]
         for sampler in samplers:
             sampler.load_state_dict(state)
-        parts = zip(*(islice(sampler, 4) for sampler in samplers), strict=True)
-        assert [list(chain(*part)) for part in parts] == whole[5:]
+            assert sampler.step == 5
+        shares = [[list(islice(each, accumulate)) for _ in range(4)] for each in map(iter, samplers)]
+        parts = [list(chain(*chain(*share))) for share in zip(*shares, strict=True)]
+        assert parts == whole[5:]
 
 
 def test_a_state_of_other_batches_is_refused() -> None:
     state = EpochSampler(50, 4, seed=3, world_size=2, start_step=5).state_dict()
     for sampler, message in [
-        (EpochSampler(50, 4, seed=3, world_size=3), r"global batch 8 \(2 x 4\) -> 12 \(3 x 4\)$"),
+        (
+            EpochSampler(50, 4, seed=3, world_size=3),
+            r"global batch 8 \(2 processes x 1 x 4\) -> 12 \(3 processes x 1 x 4\)$",
+        ),
         (EpochSampler(50, 8, seed=4), "go on with the same: seed 3 -> 4$"),
         (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51$"),
         (EpochSampler(50, 8, seed=3, shuffle=False, pad=True), "shuffle True -> False, pad False -> True$"),
@@ -105,7 +109,7 @@ def test_a_batch_larger_than_the_data_stops() -> None:
     assert EpochSampler(24, 8, world_size=3).steps_per_epoch == 1
     for batch_size in (9, 0):
         with pytest.raises(
-            ValueError, match=rf"batch of {batch_size} on each of 3 processes, from 24 samples: train\."
+            ValueError, match=rf"global batch of {3 * batch_size} \(3 .* x 1 x {batch_size}\) from 24 samples: train\."
         ):
             EpochSampler(24, batch_size, world_size=3)
 
