@@ -189,7 +189,9 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.apps.training import Interrupted, dry_run, train_run
 
     if args.dry_run:
-        print(dry_run(config))
+        said = dry_run(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(said)
         return OK
     if args.out is None:
         raise UsageError("--out is missing: the folder for the run")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from time import sleep
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from sparsevideo.cli import OK, main
 from sparsevideo.models import zoo
 
 
-def torchrun(processes, *argv):
+def torchrun(processes, *argv, wait=True):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "sparsevideo", *map(str, argv)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    if wait:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
     assert done.returncode == OK, done.stderr[-3000:]
     assert "could not read videos/train/up/0001.mp4" in done.stderr
     done = torchrun(1, "train", *args, "--train.max_steps=18", "--resume")
-    assert "global batch 12 (2 processes x 1 x 6) -> 6 (1 processes x 1 x 6)" in done.stderr
+    assert "global batch 12 (2 x 1 x 6) -> 6 (1 x 1 x 6)" in done.stderr
 
 
 def test_bad_input_ends_all_ranks(tmp_path):
@@ -77,13 +80,66 @@ def test_every_number_of_processes_gives_the_same_scores(processes, one_process,
     assert results["top1"] == json.loads((one_process / "test" / "results.json").read_text())["top1"]
 
 
-def test_two_ranks_with_half_the_batch_train_as_one(digits, one_process, tmp_path):
-    args = [*VIDEO, f"--data.root={digits}", "--data.flip=0", "--train.batch_size=2", f"--out={tmp_path / 'run'}"]
-    done = torchrun(2, "train", *args)
+CURVE = [*VIDEO, "--data.flip=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]
+CURVE += ["--train.ema=0.9"]
+GLOBAL_BATCH = 12
+
+
+@pytest.fixture(scope="module")
+def curve(digits, tmp_path_factory):
+    """Twenty steps of one process."""
+    out = tmp_path_factory.mktemp("curve") / "run"
+    done = torchrun(1, "train", *CURVE, f"--train.batch_size={GLOBAL_BATCH}", f"--data.root={digits}", f"--out={out}")
     assert done.returncode == OK, done.stderr[-3000:]
-    alone, together = (
-        zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (one_process, tmp_path / "run")
-    )
-    for name, tensor in alone.items():
-        assert torch.allclose(tensor, together[name], rtol=1e-4, atol=1e-5), name
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # rank 0 alone writes
+    return out
+
+
+def assert_same_curve(run, curve):
+    """Losses, gradient norms and validation scores, to 1e-5; rank 0 alone has written them."""
+    ours, theirs = ([json.loads(line) for line in (out / "metrics.jsonl").open()] for out in (run, curve))
+    assert len(ours) == len(theirs) == 22
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line.pop("split") == expected.pop("split")
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "accumulate"),
+    [
+        ("ddp", 2, 1),
+        ("fsdp", 2, 3),
+        *(pytest.param(s, n, a, marks=pytest.mark.slow) for s in ("ddp", "fsdp") for n, a in ((2, 2), (3, 1), (3, 2))),
+    ],
+)
+def test_every_split_of_the_global_batch_trains_as_one_process(
+    strategy, processes, accumulate, curve, digits, tmp_path
+):
+    batch_size = GLOBAL_BATCH // processes // accumulate
+    args = [f"--train.strategy={strategy}", f"--train.batch_size={batch_size}", f"--train.accumulate={accumulate}"]
+    done = torchrun(processes, "train", *CURVE, *args, f"--data.root={digits}", f"--out={tmp_path / 'run'}")
+    assert done.returncode == OK, done.stderr[-3000:]
+    assert_same_curve(tmp_path / "run", curve)
+    last = zoo.read_weights(tmp_path / "run" / "checkpoints" / "last.pt")
+    for name, tensor in zoo.read_weights(curve / "checkpoints" / "last.pt")["model_ema"].items():
+        assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
+
+
+def test_shards_are_put_together_on_request_and_go_on_in_one_process(curve, digits, tmp_path, capsys):
+    """Two ranks, asked to end on the way; the rest of the run is another number of processes' and unsharded."""
+    out = tmp_path / "run"
+    args = [*CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=6", "--train.strategy=fsdp"]
+    process = torchrun(2, "train", *args, wait=False)
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 5:
+        assert process.poll() is None, process.stderr.read()
+        sleep(0.05)
+    process.terminate()  # torchrun hands it on
+    assert "saved at step" in process.communicate(timeout=60)[1]
+    last = out / "checkpoints" / "last.pt"
+    assert last.is_dir()
+    assert main(["convert", str(last), f"--out={tmp_path / 'whole.safetensors'}"]) == OK
+    assert "averaged weights, 0.0" in capsys.readouterr().out
+    _, content = zoo.load_model(tmp_path / "whole.safetensors")
+    averaged = zoo.read_weights(last)["model_ema"]
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in content["model"].items())
+    assert main(["train", *CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=12", "--resume"]) == OK
+    assert_same_curve(out, curve)

@@ -165,15 +165,19 @@ def dry_run(config: Config) -> str:
     norm = clip(run.fabric, run.model, run.raw_optimizer, config.optim.clip_grad)
     run.optimizer.step()
     lines.append(f"one step: loss {passed.loss.item():.4f}, gradient norm {norm.item():.3g}")
+    if run.val_records is not None:
+        batch = next(iter(build.build_test_loader(config, run.val_records, run.raw_model.ndim, rank=0, world_size=1)))
+        with torch.no_grad():
+            lines.append(f"a validation batch: scores {tuple(run.model(run.prepare(batch)[0]).shape)}")
     lines.append(f"peak memory of this process: {peak_memory_gb(run.fabric.device):.2f} GB")
     names = {id(parameter): name for name, parameter in run.raw_model.named_parameters()}
     lines.append("parameter groups:")
     for group in run.raw_optimizer.param_groups:
         parameters = group["params"]
-        shown = ", ".join(names[id(parameter)] for parameter in parameters[:3])
+        shown = ", ".join([*(names[id(parameter)] for parameter in parameters[:3]), *["..."][: len(parameters) > 3]])
         lines.append(
             f"  learning rate x {group['lr_scale']:.4g}, weight decay {group['weight_decay']:g}:"
-            f" {len(parameters)} tensors, {sum(p.numel() for p in parameters) / 1e6:.3f} M ({shown}, ...)"
+            f" {sum(p.numel() for p in parameters) / 1e6:.3f} M in {len(parameters)} ({shown})"
         )
     return "\n".join(lines)
 
@@ -319,8 +323,8 @@ def _described(config: Config, run: _Run) -> list[str]:
         + (f", of which {learning / 1e6:.3f} M learn" if learning < total else "")
         + f"; {len(run.records.classes)} classes; {len(run.records)} files to train on"
         + (f", {len(run.val_records)} to validate on" if run.val_records is not None else ""),
-        f"global batch {samples} = {run.fabric.world_size} processes x {config.train.accumulate} x"
-        f" {config.train.batch_size}; {run.steps} steps, {run.sampler.steps_per_epoch} an epoch"
+        f"global batch {samples} = {run.fabric.world_size} x {config.train.accumulate} x {config.train.batch_size}"
+        f" (processes x accumulate x batch_size); {run.steps} steps, {run.sampler.steps_per_epoch} an epoch"
         + (f"; going on from step {run.step}" if run.step else ""),
         f"learning rate {run.schedule(min(warmup, run.steps - 1)):.3g} = {optim.lr:g}{rule} after {warmup} steps of"
         f" warm-up from {run.schedule(0):.3g}, then a cosine down to {run.schedule(run.steps - 1):.3g}",

@@ -85,8 +85,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def split(self) -> str:
-        """How a global batch is made up, for messages."""
-        return f"{self.global_batch} ({self.world_size} processes x {self.accumulate} x {self.batch_size})"
+        """How a global batch is made up, for messages: processes x batches accumulated x samples at once."""
+        return f"{self.global_batch} ({self.world_size} x {self.accumulate} x {self.batch_size})"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -118,9 +118,9 @@ def train(
             log.speed(done, data_s=data_s, iter_s=iter_s, samples_per_s=rate, memory_gb=memory)
             logger.info(
                 "epoch %.2f  %d/%d  loss %.3f  lr %.2e  grad_norm %.2f  top1 %.1f | data %.3f s  iter %.3f s"
-                "  %.1f samples/s  mem %.2f GB  eta %.0f s",
+                "  %.1f %s/s  mem %.2f GB  eta %.0f s",
                 done / steps_per_epoch, done, total_steps, means["loss"], lr, means["grad_norm"], means["top1"],
-                data_s, iter_s, rate, memory, (total_steps - done) * iter_s,
+                data_s, iter_s, rate, passed.kind, memory, (total_steps - done) * iter_s,
             )  # fmt: skip
             if waited > _MUCH_WAITING * log_every * iter_s and not told:
                 told = True
@@ -156,6 +156,7 @@ class Passed:
         loss: Their mean, detached.
         top1: Percentage of samples whose likeliest class is right; where samples are mixed, the greater part's.
         samples: How many there were.
+        kind: Of what: images or clips.
         data_s: Time that the step waited for them.
         names: Their files.
         failures: Files that could not be read: (index, name, reason).
@@ -164,6 +165,7 @@ class Passed:
     loss: Tensor
     top1: Tensor
     samples: int = 0
+    kind: str = "images"
     data_s: float = 0.0
     names: list[str] = field(default_factory=list)
     failures: list[tuple[int, str, str]] = field(default_factory=list)
@@ -205,6 +207,7 @@ def forward_backward(
         passed.loss += loss.detach()
         passed.top1 += 100 / accumulate * (logits.detach().argmax(-1) == likeliest).float().mean()
         passed.samples += len(labels)
+        passed.kind = "clips" if inputs.ndim == 5 else "images"
         passed.names += batch["video_name"]
         passed.failures += batch["failures"]
     return passed

@@ -92,7 +92,7 @@ def test_a_state_of_other_batches_is_refused() -> None:
     for sampler, message in [
         (
             EpochSampler(50, 4, seed=3, world_size=3),
-            r"global batch 8 \(2 processes x 1 x 4\) -> 12 \(3 processes x 1 x 4\)$",
+            r"global batch 8 \(2 x 1 x 4\) -> 12 \(3 x 1 x 4\)$",
         ),
         (EpochSampler(50, 8, seed=4), "go on with the same: seed 3 -> 4$"),
         (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51$"),
@@ -109,7 +109,7 @@ def test_a_batch_larger_than_the_data_stops() -> None:
     assert EpochSampler(24, 8, world_size=3).steps_per_epoch == 1
     for batch_size in (9, 0):
         with pytest.raises(
-            ValueError, match=rf"global batch of {3 * batch_size} \(3 .* x 1 x {batch_size}\) from 24 samples: train\."
+            ValueError, match=rf"global batch of {3 * batch_size} \(3 x 1 x {batch_size}\) from 24 samples: train\."
         ):
             EpochSampler(24, batch_size, world_size=3)
 

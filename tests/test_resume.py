@@ -1,0 +1,191 @@
+"""A run that is killed, torn, asked to end or short of disk loses nothing: real processes, real signals."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from time import monotonic, sleep
+
+import pytest
+import torch
+from toy_runs import AUGMENTED, VIDEO
+
+from sparsevideo.cli import FAILED, OK, REQUEUE, main
+from sparsevideo.models import zoo
+
+STEPS = 16
+RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=3", "--train.validate_every=8"]
+RUN += ["--train.checkpoint_every=2", "--train.ema=0.9", "--train.accumulate=2", "--train.batch_size=2"]
+
+
+def start(*argv, **options):
+    """A process group of its own, as a cluster's step is."""
+    command = [sys.executable, "-m", "sparsevideo", "train", *map(str, argv)]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams, **options)
+
+
+def finish(*argv):
+    """Go on to the end, with as many threads as before: the order of sums is part of their result."""
+    process = start(*argv, "--resume")
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == OK, said
+    return said
+
+
+def wait_for_step(process, out, step):
+    """Until the log has a line of that step or a later one."""
+    end = monotonic() + 60
+    while monotonic() < end and process.poll() is None:
+        if any(line["step"] >= step for line in logged(out)):
+            return
+        sleep(0.02)
+    raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
+
+
+def logged(out):
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def assert_same_end(run, whole):
+    """All that a run is: weights, their average, the optimizer, where it stands, what it has logged."""
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (flat(zoo.read_weights(folder / "checkpoints" / name)) for folder in (run, whole))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if not key.endswith(("elapsed_s", "data_s")):
+                same = torch.equal(ours[key], value) if isinstance(value, torch.Tensor) else ours[key] == value
+                assert same, (name, key)
+
+
+def flat(content, prefix=""):
+    if not isinstance(content, dict | list | tuple) or not content:
+        return {prefix: content}
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    return {name: value for key, each in entries for name, value in flat(each, f"{prefix}.{key}").items()}
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish(*RUN, f"--data.root={digits}", f"--out={out}")
+    return out
+
+
+def test_killed_again_and_again_it_ends_as_if_nothing_had_been(whole, digits, tmp_path):
+    """SIGKILL while a step, a validation or a checkpoint is under way; loader processes in every other try."""
+    args = [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
+    for number, step in enumerate((3, 6, 9)):
+        process = start(*args, "--resume", f"--data.num_workers={number % 2 * 2}")
+        wait_for_step(process, tmp_path / "run", step)
+        sleep(0.05 * number)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(*args)
+    assert_same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 6, 9, 12])
+def test_killed_with_every_augmentation(step, digits, tmp_path):
+    args = [*RUN, *AUGMENTED, f"--data.root={digits}"]
+    process = start(*args, f"--out={tmp_path / 'run'}", "--data.num_workers=1")
+    wait_for_step(process, tmp_path / "run", step)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(*args, f"--out={tmp_path / 'run'}", "--data.num_workers=2")
+    finish(*args, f"--out={tmp_path / 'whole'}")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_to_all_processes_saves_the_next_step_and_asks_to_be_run_again(number, whole, digits, tmp_path):
+    """As Slurm sends it before the time is up: to the loader's processes, too."""
+    args = [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}", "--train.checkpoint_every=1000"]
+    process = start(*args, "--data.num_workers=2")
+    wait_for_step(process, tmp_path / "run", 3)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == REQUEUE, said
+    assert f"asked to end by {number.name}, saved at step" in said
+    stands = zoo.read_weights(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
+    assert 3 <= stands < STEPS
+    finish(*args)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed(digits, tmp_path_factory):
+    """The folder of a run that was killed between two checkpoints, with two of them."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    process = start(*RUN, f"--data.root={digits}", f"--out={out}")
+    wait_for_step(process, out, 6)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return out
+
+
+@pytest.fixture
+def interrupted(killed, digits, tmp_path):
+    """The command line of a run that was killed."""
+    shutil.copytree(killed, tmp_path / "run")
+    return [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_taken(interrupted, whole, tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    said = finish(*interrupted)
+    assert "last.pt: not a readable weights file" in said
+    assert f"going on from {last.with_name('previous.pt')}" in said
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_killed_between_two_renames_the_one_before_is_there(interrupted, whole, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+    assert main(["train", *interrupted]) == FAILED  # no new run over an old one
+    finish(*interrupted)
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    before = {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")}
+
+    def little_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start(*interrupted, "--resume", preexec_fn=little_disk)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == FAILED
+    assert "last.pt: could not be written" in said
+    assert "what was there before is whole" in said
+    assert {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")} == before
+    assert list(checkpoints.glob(f".*{process.pid}*")) == []
+
+
+def test_a_changed_schedule_is_refused_with_both_values_unless_allowed(interrupted, capsys):
+    changed = ["--train.max_steps=20", "--train.batch_size=4", "--optim.lr=1e-4"]
+    assert main(["train", *interrupted, "--resume", *changed]) == FAILED
+    said = capsys.readouterr().err
+    assert "train.max_steps 16 -> 20" in said
+    assert "global batch 4 (1 x 2 x 2) -> 8 (1 x 2 x 4)" in said
+    assert "optim.lr 0.001 -> 0.0001" in said
+    assert main(["train", *interrupted, "--resume", *changed, "--allow-changes"]) == OK
+    assert "so not the same run: optim.lr 0.001 -> 0.0001" in capsys.readouterr().err
+
+
+def test_the_same_global_batch_split_otherwise_is_the_same_run(interrupted, whole, tmp_path, capsys):
+    assert main(["train", *interrupted, "--resume", "--train.batch_size=4", "--train.accumulate=1"]) == OK
+    assert "not the same run" not in capsys.readouterr().err
+    ours, theirs = (
+        [line["loss"] for line in logged(out) if line["split"] == "train"] for out in (tmp_path / "run", whole)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5)
