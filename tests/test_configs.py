@@ -1,0 +1,249 @@
+"""The run files below configs/: each says only what it must, builds its network, trains, and keeps its head's word."""
+
+import contextlib
+import io
+import json
+import math
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.distributed.run import get_args_parser
+from toy_runs import NANO_ARGS
+
+from sparsevideo import build, cli
+from sparsevideo import config as sections
+from sparsevideo.apps.runs import plain
+from sparsevideo.cli import OK, main
+from sparsevideo.data.loader import EpochSampler
+from sparsevideo.models import zoo
+
+ROOT = Path(__file__).parents[1]
+RUN_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+IMAGENET = [name for name in RUN_FILES if "/imagenet/" in name]
+KINETICS = [name for name in RUN_FILES if "/kinetics400/video_" in name]
+RECIPES = [*IMAGENET, *KINETICS, "configs/kinetics400/linear_probe.yaml", "configs/finetune/own_videos.yaml"]
+
+CLASSES = {"imagenet": 1000, "kinetics400": 400, "finetune": 400}  # by folder; one's own videos have any number
+MILLIONS = {"sparseformer_tiny": 31.5, "sparseformer_small": 47.6, "sparseformer_base": 81.1}  # published
+MILLIONS |= {"video_sparseformer_tiny": 31.3, "video_sparseformer_small": 47.4, "video_sparseformer_base": 80.9}
+# Lines that repeat a default for the reader's sake.
+REPEATED = {"configs/quickstart/video_nano.yaml": {"data.frame_stride", "data.flip"}}
+
+each_run_file = pytest.mark.parametrize("name", RUN_FILES)
+
+
+def leaves(tree, prefix=""):
+    """Settings by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@cache
+def shown(name):
+    """What `sparsevideo config show` prints of a run file."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["config", "show", "--config", str(ROOT / name)]) == OK
+    return yaml.safe_load(said.getvalue())
+
+
+def settings(name):
+    built = {key: getattr(sections, f"{key.title()}Config")(**values) for key, values in shown(name).items()}
+    return sections.Config(**built)
+
+
+@cache
+def network(name, num_classes):
+    """The network of a run file, without memory for its weights."""
+    with torch.device("meta"):
+        return build.build_model(settings(name).model, num_classes)[0]
+
+
+def header(name):
+    """The comment above the first key, without its signs."""
+    lines = (ROOT / name).read_text().splitlines()
+    return [line[1:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+
+
+def commands(name):
+    """Commands in the header, as (devices, arguments of `sparsevideo`): indented lines, which a backslash continues."""
+    text = re.sub(r"\\\n\s*", "", "\n".join(header(name)))
+    for line in re.findall(r"^   ((?:sparsevideo|torchrun) .*)$", text, flags=re.MULTILINE):
+        program, *words = shlex.split(line)
+        if program == "sparsevideo":
+            yield 1, words
+            continue
+        launched = get_args_parser().parse_args(words)
+        assert launched.module and launched.training_script == "sparsevideo", line
+        yield int(launched.nnodes.rpartition(":")[2]) * int(launched.nproc_per_node), launched.training_script_args
+
+
+class Parsed(Exception):
+    """Parsing went well: what came out of it, and nothing is done with it."""
+
+
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """Read a command line as its verb reads it."""
+    original = cli.Parser.parse
+
+    def stop_after(parser, argv):
+        raise Parsed(original(parser, argv))
+
+    def parse(argv):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(cli.Parser, "parse", stop_after)
+        with pytest.raises(Parsed) as parsed:
+            pytest.fail(f"sparsevideo {shlex.join(argv)} ended with {main(argv)}: {capsys.readouterr().err}")
+        return parsed.value.args[0]
+
+    return parse
+
+
+def test_every_folder_has_its_run_files():
+    assert [len(names) for names in (IMAGENET, KINETICS, RECIPES)] == [3, 3, 8]
+    assert set(RECIPES) < set(RUN_FILES)
+
+
+@each_run_file
+def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
+    preset = {**network(name, 10).hparams, **zoo.preset(settings(name).model.name)}
+    defaults = plain(sections.Config())
+    defaults["model"]["args"] = preset
+    defaults = dict(leaves(defaults))
+    told, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
+    assert "weights" not in told.get("model", {}), "weights are given on the command line"
+    # An empty section has no resolved value of its own.
+    repeated = {key for key, _ in leaves(told) if key not in resolved or resolved[key] == defaults.get(key, math.nan)}
+    assert repeated <= REPEATED.get(name, set())
+
+
+@each_run_file
+def test_the_network_is_that_of_the_paper(name):
+    model = network(name, CLASSES.get(Path(name).parent.name, 10))
+    expected = MILLIONS.get(settings(name).model.name)
+    if expected:
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(1e6 * expected, rel=0.01)
+
+
+def shrunk(name, digits):
+    """Options that make a run small, and leave its recipe as it is."""
+    config, kind = settings(name), "videos" if "video_" in settings(name).model.name else "images"
+    args = [*NANO_ARGS, "--data.size=32", "--data.num_workers=0", "--train.max_steps=2"]
+    args += [f"--train.batch_size={2 * config.data.repeats}", f"--data.root={digits}", f"--data.list={kind}/{{split}}"]
+    return args + (["--data.num_frames=4", "--model.args.num_tubes=2"] if kind == "videos" else [])
+
+
+@each_run_file
+def test_two_steps_of_the_recipe_train(name, digits, tmp_path):
+    args, config = shrunk(name, digits), settings(name)
+    assert main(["train", "--config", str(ROOT / name), *args, f"--out={tmp_path}"]) == OK
+    (train, val) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (train["split"], train["step"], val["split"]) == ("train", 2, "val")
+    assert math.isfinite(train["loss"]) and math.isfinite(train["grad_norm"])
+    assert 0 <= val["top1"] <= 100
+
+    ran = dict(leaves(yaml.safe_load((tmp_path / "config.yaml").read_text())))
+    changed = {key for key, value in leaves(shown(name)) if key != "model.args" and ran[key] != value}
+    assert changed <= {arg[2:].partition("=")[0] for arg in args}
+    checkpoint = zoo.read_weights(tmp_path / "checkpoints" / "last.pt")
+    assert ("model_ema" in checkpoint) == (config.train.ema is not None)
+    learning = re.findall(r"of which ([\d.]+) M learn", (tmp_path / "log.txt").read_text())
+    assert len(learning) == bool(config.optim.train_only)
+
+
+def test_a_dry_run_describes_fine_tuning_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/finetune/own_videos.yaml"
+    assert main(["train", "--config", str(ROOT / name), *shrunk(name, digits), "--dry-run"]) == OK
+    said = capsys.readouterr().out
+    assert "global batch 16 = 1 x 8 x 2" in said
+    groups = dict(re.findall(r"learning rate x ([\d.]+), weight decay 0.05: .*\((.*)\)", said))
+    scales = {"0.3164": "stem.conv.weight", "0.4219": "focus.", "0.5625": "cortex.0.", "0.75": "cortex.1."}
+    assert all(groups[scale].startswith(first) for scale, first in {**scales, "10": "head.weight"}.items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def schedule(name, devices, files):
+    """Samples in a global batch, optimizer steps, learning rate by step."""
+    config = settings(name)
+    repeats, batch_size = config.data.repeats, config.train.batch_size
+    assert batch_size % repeats == 0
+    sampler = EpochSampler(files, batch_size // repeats, accumulate=config.train.accumulate, world_size=devices)
+    steps = build.total_steps(config, sampler.steps_per_epoch)
+    rate = build.build_schedule(config.optim, steps, sampler.global_batch * repeats)
+    return sampler.global_batch * repeats, steps, [rate(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_batch_rate_and_steps_are_what_the_header_says(name):
+    config = settings(name)
+    told = re.search(
+        r"Global batch (\d+) = (\d+) x (\d+) x (\d+) \(devices x accumulate x batch_size\), peak learning rate (\S+), "
+        r"([\d,]+) steps with ([\d,]+) (?:images|videos)",
+        " ".join(" ".join(header(name)).split()),
+    )
+    assert told, "the header says no global batch, peak learning rate and steps"
+    batch, devices, accumulate, batch_size = (int(number) for number in told.groups()[:4])
+    files, expected_steps = (int(told[group].replace(",", "")) for group in (7, 6))
+    assert (accumulate, batch_size) == (config.train.accumulate, config.train.batch_size)
+    assert devices == (1 if "finetune" in name else 8)
+    samples, steps, rates = schedule(name, devices, files)
+    assert (samples, steps) == (batch, expected_steps)
+    assert f"{max(rates):.3g}" == f"{float(told[5]):.3g}"
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "batch", "epochs", "warmup_epochs"),
+    [(IMAGENET, 1_281_167, 1024, 300, 20), (KINETICS, 240_000, 64, 50, 5)],
+    ids=["imagenet", "kinetics400"],
+)
+def test_the_schedule_is_the_published_one(names, files, batch, epochs, warmup_epochs):
+    """An epoch of the papers is as many samples as there are files, repeated augmentation or not."""
+    for name in names:
+        samples, steps, rates = schedule(name, 8, files)
+        assert samples == pytest.approx(batch, rel=0.02)
+        assert steps * samples / files == pytest.approx(epochs, rel=1e-3)
+        assert rates.index(max(rates)) * samples / files == pytest.approx(warmup_epochs, rel=1e-3)
+        per_512 = [rate * 512 / samples for rate in (rates[0], max(rates), rates[-1])]
+        assert per_512 == pytest.approx([5e-7, 5e-4, 5e-6])
+
+
+@pytest.mark.parametrize("names", [IMAGENET, KINETICS], ids=["imagenet", "kinetics400"])
+def test_the_sizes_share_one_recipe(names):
+    recipes = [{**shown(name), "model": {**shown(name)["model"], "name": None}} for name in names]
+    assert recipes[1:] == recipes[:-1]
+    assert [shown(name)["model"]["name"].rpartition("_")[2] for name in names] == ["base", "small", "tiny"]
+
+
+@each_run_file
+def test_the_commands_in_a_header_are_understood(name, parse):
+    trains = 0
+    for devices, argv in commands(name):
+        args = parse(argv)
+        if argv[0] != "train":
+            continue
+        assert argv[argv.index("--config") + 1] == name, argv
+        trains += 1
+        with torch.device("meta"):
+            zoo.create_model(args.model.name, **args.model.args)  # refuses unknown arguments
+        if name in RECIPES:  # on fewer devices, or with less memory, the global batch stays
+            usual = settings(name).train
+            batch = usual.batch_size * usual.accumulate * (1 if "finetune" in name else 8)
+            assert devices * args.train.accumulate * args.train.batch_size == batch, argv
+    assert trains
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_tells_how_to_train_on_one_or_two_machines_and_how_to_test(name):
+    text, verbs = " ".join(header(name)), [(devices, argv[0]) for devices, argv in commands(name)]
+    assert {"train", "test"} <= {verb for _, verb in verbs}
+    assert (8, "train") in verbs and (1, "train") in verbs and "--nnodes 2" in text
+    assert all((ROOT / tool).exists() for tool in re.findall(r"tools/\w+\.py", text))
