@@ -28,6 +28,7 @@ def launch(precision: str, strategy: str = "auto") -> Fabric:
         strategy: "auto" is "ddp" where there are several processes; "fsdp" shards weights and optimizer over them.
     """
     nodes, local = _nodes_and_processes_on_each()
+    by_srun = nodes * local > 1 and "LOCAL_WORLD_SIZE" not in os.environ
     chosen: str | Strategy = strategy if strategy != "auto" else "ddp" if nodes * local > 1 else "auto"
     if strategy == "fsdp":  # FSDPStrategy knows no CPUs
         chosen = ModelParallelStrategy(_shard, data_parallel_size=nodes * local, tensor_parallel_size=1)
@@ -36,6 +37,8 @@ def launch(precision: str, strategy: str = "auto") -> Fabric:
         num_nodes=nodes,
         strategy=chosen,
         precision=precision,  # type: ignore[arg-type]  # a string that config.py has checked
+        # Of itself Fabric takes the tasks of a job called "bash" or "interactive", salloc's, for single processes.
+        plugins=[SLURMEnvironment()] if by_srun else None,
     )
     fabric.launch()
     return fabric
@@ -46,9 +49,15 @@ def _nodes_and_processes_on_each() -> tuple[int, int]:
     if "LOCAL_WORLD_SIZE" in told:  # torchrun, in or outside of Slurm
         local = int(told["LOCAL_WORLD_SIZE"])
         return int(told["WORLD_SIZE"]) // local, local
-    if SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in told:  # within srun
-        nodes = int(told.get("SLURM_STEP_NUM_NODES", 1))
-        return nodes, int(told["SLURM_STEP_NUM_TASKS"]) // nodes
+    if "SLURM_STEP_NUM_TASKS" in told:  # within srun
+        nodes, tasks = int(told.get("SLURM_STEP_NUM_NODES", 1)), int(told["SLURM_STEP_NUM_TASKS"])
+        if "," in (on_each := told.get("SLURM_STEP_TASKS_PER_NODE", "")):  # such as 3,1; else 2(x2)
+            raise ValueError(f"srun has started {on_each} tasks on {nodes} nodes; see to it that each has as many")
+        # Fabric goes by what the job was asked for, of which this step may be a part.
+        told["SLURM_NTASKS_PER_NODE"] = str(tasks // nodes)
+        if "SLURM_STEP_NODELIST" in told:
+            told["SLURM_NODELIST"] = told["SLURM_STEP_NODELIST"]
+        return nodes, tasks // nodes
     return 1, 1
 
 
