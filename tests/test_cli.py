@@ -3,7 +3,9 @@
 import io
 import json
 import pickle
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -89,6 +91,82 @@ def test_with_every_augmentation_too_and_with_loader_processes(kind, digits, tmp
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
     resumed = interrupted_and_resumed([*args, "--data.num_workers=2"], tmp_path / "resumed")
     assert_equal_weights(resumed, zoo.read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
+
+
+def test_a_dry_run_describes_the_run_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dry = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr_base_size=64", "--optim.layer_decay=0.5"]
+    assert main([*dry, "--train.accumulate=3", "--dry-run"]) == OK
+    said = capsys.readouterr().out
+    assert "global batch 12 = 1 x 3 x 4 (processes x accumulate x batch_size); 4 steps, 4 an epoch" in said
+    assert "learning rate 0.000188 = 0.001 x global batch 12 / 64" in said
+    assert "a batch of one process: (4, 3, 4, 32, 32) torch.uint8" in said
+    assert "a validation batch: scores (8, 8)" in said
+    assert "learning rate x 0.125, weight decay 0.05" in said  # three layers below the head
+    assert list(tmp_path.iterdir()) == []
+    assert main(["train", *VIDEO, f"--data.root={digits}"]) == USAGE
+    assert "--out is missing" in error(capsys)
+
+
+def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, tmp_path, capsys):
+    """The first step's rate is far too high, so the second one's loss is to blame."""
+    args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
+    assert main([*args, "--train.checkpoint_every=1"]) == FAILED
+    said = error(capsys)
+    assert re.search(r"step [123], learning rate \S+: the loss is not finite \(loss nan", said)
+    assert said.count("videos/train/") == 4
+    last = zoo.read_weights(tmp_path / "checkpoints" / "last.pt")
+    assert all(torch.isfinite(tensor).all() for tensor in last["model"].values())
+
+
+def test_the_average_is_what_is_validated_tested_and_kept_as_the_best(digits, tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.ema=0.9", "--optim.lr=0.1"]) == OK
+    best, last = (zoo.read_weights(out / "checkpoints" / name) for name in ("best.pt", "last.pt"))
+    assert_equal_weights(best["model"], last["model_ema"])
+    assert not torch.equal(last["model"]["head.weight"], last["model_ema"]["head.weight"])
+    assert_equal_weights(zoo.load_model(out / "checkpoints" / "last.pt")[0].state_dict(), last["model_ema"])
+
+
+def test_parts_that_are_not_to_learn_stay_as_they_are(trained, digits, tmp_path):
+    start = trained / "checkpoints" / "last.pt"
+    args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", f"--model.weights={start}"]
+    assert main([*args, "--optim.train_only=[norm, head]", "--train.ema=0.5"]) == OK
+    before, after = (zoo.read_weights(path)["model"] for path in (start, tmp_path / "checkpoints" / "last.pt"))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+
+
+def test_eight_clips_are_learnt_by_heart_in_less_than_sixty_steps(digits, tmp_path):
+    (tmp_path / "eight.csv").write_text(
+        "".join(f"{sorted(folder.iterdir())[0]},{folder.name}\n" for folder in (digits / "videos" / "train").iterdir())
+    )
+    args = ["--config", "quickstart/video_nano.yaml", f"--data.root={tmp_path}", "--data.list=eight.csv"]
+    args += ["--data.num_workers=0", "--data.flip=0", "--data.crop_scale=[1,1]", "--data.crop_ratio=[1,1]"]
+    args += ["--train.batch_size=8", "--train.max_steps=58", "--train.log_every=8", "--optim.lr=2e-3"]
+    assert main(["train", *args, f"--out={tmp_path / 'run'}"]) == OK
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["top1"] == 100
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_it_is(digits, tmp_path):
+    if not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("torch.compile wants a C++ compiler")
+    args = ["train", *VIDEO, f"--data.root={digits}", "--data.flip=0"]
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        assert main([*args, f"--out={tmp_path / name}", f"--train.compile={compiled}", "--train.log_every=1"]) == OK
+    plain, compiled = (
+        [json.loads(line).get("loss", 0.0) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "compiled")
+    )
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_wandb_that_is_not_there_is_told(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--train.wandb=project"]) == FAILED
+    assert "pip install wandb" in error(capsys)
 
 
 def test_a_run_is_never_overwritten_by_chance(trained, digits, capsys):

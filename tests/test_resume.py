@@ -100,7 +100,7 @@ def test_killed_with_every_augmentation(step, digits, tmp_path):
     wait_for_step(process, tmp_path / "run", step)
     os.killpg(process.pid, signal.SIGKILL)
     finish(*args, f"--out={tmp_path / 'run'}", "--data.num_workers=2")
-    finish(*args, f"--out={tmp_path / 'whole'}")
+    finish(*args, f"--out={tmp_path / 'whole'}", "--data.num_workers=2")
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 

@@ -145,16 +145,21 @@ def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
     return context
 
 
+def handled_stop_signals() -> list[int]:
+    """Those of the requests to end a run, SIGUSR1 and SIGTERM, that this process handles itself."""
+    numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
+    return [number for number in numbers if callable(signal.getsignal(number))]
+
+
 @contextmanager
 def sparing_children() -> Iterator[None]:
     """Processes started within this block ignore the requests to end that this one handles.
 
     A cluster sends them to all processes of a run at once; the main one still needs its children to end in good order.
     """
-    numbers = [getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name)]
-    handled = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    if current_thread() is not main_thread():  # no other may touch signals
-        handled = {}
+    # No other thread may touch signals.
+    numbers = handled_stop_signals() if current_thread() is main_thread() else []
+    handled = {number: signal.getsignal(number) for number in numbers}
     for number in handled:
         signal.signal(number, signal.SIG_IGN)
     try:

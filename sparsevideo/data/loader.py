@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sparsevideo.data.children import sparing_children, worker_context
+from sparsevideo.data.children import handled_stop_signals, sparing_children, worker_context
 from sparsevideo.data.lists import legible
 
 Item = dict[str, Any]
@@ -238,7 +238,7 @@ class _Loader(DataLoader[Any]):
             num_workers=num_workers,  # each runs torch on one thread
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(_enter_worker, self.table, timeout_s),
+            worker_init_fn=partial(_enter_worker, self.table, timeout_s, handled_stop_signals()),
             **kwargs,
         )
 
@@ -281,11 +281,13 @@ class _Loader(DataLoader[Any]):
         return f"{what} ({cause}); {advice}"
 
 
-def _enter_worker(table: Tensor, limit_s: float, worker: int) -> None:
+def _enter_worker(table: Tensor, limit_s: float, spared: Sequence[int], worker: int) -> None:
     global _row, _limit_s
     _row, _limit_s = _files(table)[worker], limit_s
     if _ALARM:
         signal.signal(_ALARM, signal.SIG_DFL)
+    for number in spared:  # torch has given workers a handler that ends them
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _files(table: Tensor) -> np.ndarray:

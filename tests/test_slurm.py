@@ -1,0 +1,198 @@
+"""Under Slurm: the variables that srun sets make real processes one run, and the script has a saved run queued again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+import torch
+from toy_runs import VIDEO
+
+from sparsevideo.cli import FAILED, OK, REQUEUE, main
+from sparsevideo.models import zoo
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "slurm_train.sh"
+STEPS = 16
+RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=1", "--train.validate_every=8"]
+
+
+def srun(*argv, nodes=1, on_each=2):
+    """Start tasks as srun does; each with its children is a process group, which gets a signal as a whole.
+
+    They are a step that has only some of its job's nodes, in a job that salloc has made.
+    """
+    tasks = nodes * on_each
+    told = {
+        "SLURM_JOB_ID": f"1{free_port() - 15000:04}",  # the port follows from it
+        "SLURM_JOB_NAME": "interactive",
+        "SLURM_JOB_NODELIST": "elsewhere[1-8]",
+        "SLURM_NODELIST": "elsewhere[1-8]",
+        "SLURM_NTASKS_PER_NODE": "8",
+        "SLURM_NNODES": nodes,
+        "SLURM_NTASKS": tasks,
+        "SLURM_STEP_ID": 3,
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": nodes,
+        "SLURM_STEP_NUM_TASKS": tasks,
+        "SLURM_STEP_TASKS_PER_NODE": f"{on_each}(x{nodes})" if nodes > 1 else on_each,
+        "OMP_NUM_THREADS": 1,  # the order of sums is part of their result
+    }
+    command = [sys.executable, "-m", "sparsevideo", "train", *map(str, argv)]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = []
+    for rank in range(tasks):
+        own = {"SLURM_PROCID": rank, "SLURM_NODEID": rank // on_each, "SLURM_LOCALID": rank % on_each}
+        environment = {**os.environ, **{name: str(value) for name, value in {**told, **own}.items()}}
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
+    return started
+
+
+def free_port():
+    """One that Fabric may take: 15000 and the last four digits of the job's number."""
+    for port in range(15000 + os.getpid() % 5000, 25000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def ends(tasks):
+    """Exit codes and what was said, of tasks that end by themselves."""
+    try:
+        said = [task.communicate(timeout=60)[1] for task in tasks]
+    finally:
+        for task in tasks:
+            with suppress(ProcessLookupError):
+                os.killpg(task.pid, signal.SIGKILL)
+    return [task.returncode for task in tasks], said
+
+
+def weights(out):
+    return zoo.read_weights(out / "checkpoints" / "last.pt")["model"]
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """A run of two tasks on one node that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    codes, said = ends(srun(*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}"))
+    assert codes == [OK, OK], said
+    return out
+
+
+def test_tasks_of_srun_train_as_one_process_with_twice_the_batch(whole, digits, tmp_path):
+    assert main(["train", *RUN, "--train.batch_size=4", f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == OK
+    alone = weights(tmp_path / "run")
+    assert all(torch.allclose(tensor, alone[name], rtol=1e-5, atol=1e-5) for name, tensor in weights(whole).items())
+
+
+def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_had_been(whole, digits, tmp_path):
+    """On one node before and on two afterwards; the signal comes to loader processes, too."""
+    out = tmp_path / "run"
+    args = [*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}", "--resume"]
+    tasks = srun(*args, "--data.num_workers=1")
+    metrics, end = out / "metrics.jsonl", monotonic() + 60
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert monotonic() < end
+        assert all(task.poll() is None for task in tasks), ends(tasks)
+        sleep(0.02)
+    for task in tasks:
+        os.killpg(task.pid, signal.SIGUSR1)
+    codes, said = ends(tasks)
+    assert codes == [REQUEUE, REQUEUE], said
+    stands = zoo.read_weights(out / "checkpoints" / "last.pt")["step"]
+    assert all(f"asked to end by SIGUSR1, saved at step {stands}" in text for text in said)
+    assert 3 <= stands < STEPS
+
+    codes, said = ends(srun(*args, nodes=2, on_each=1))
+    assert codes == [OK, OK], said
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
+    assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_nodes_with_different_numbers_of_tasks_are_refused(monkeypatch, digits, tmp_path, capsys):
+    for name, value in {"NUM_TASKS": "4", "NUM_NODES": "2", "TASKS_PER_NODE": "3,1", "NODELIST": "n[1-2]"}.items():
+        monkeypatch.setenv(f"SLURM_STEP_{name}", value)
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == FAILED
+    assert "srun has started 3,1 tasks on 2 nodes" in capsys.readouterr().err
+
+
+RUNNING, CANCELLED = "JobState=RUNNING Reason=None", "JobState=COMPLETING Reason=None"
+TIME_LIMIT = "JobState=COMPLETING Reason=TimeLimit"
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Run the script where srun and scontrol are stand-ins that write down how they were called."""
+    calls = tmp_path / "calls"
+
+    def executable(name, *lines):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            "\n".join(["#!/bin/bash", f'printf -v call "<%s>" {name} "$@"; echo "$call" >> {calls}', *lines])
+        )
+        path.chmod(0o755)
+
+    def run(code, state, *argv, before="", installed=True, **variables):
+        executable("srun", before, f"exit {code}")
+        executable("scontrol", f'[[ $1 != show ]] || echo "JobId=7 JobName=sparsevideo {state} Dependency=(null)"')
+        if installed:
+            executable("sparsevideo")
+        environment = {"PATH": str(tmp_path / "bin"), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", **variables}
+        done = subprocess.run([SCRIPT, *argv], env=environment, capture_output=True, text=True, timeout=20, check=False)
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [
+        (0, RUNNING, False),
+        (1, RUNNING, False),
+        (137, RUNNING, False),
+        (75, RUNNING, True),
+        (75, TIME_LIMIT, True),
+        (75, CANCELLED, False),
+    ],
+)
+def test_the_script_has_only_a_saved_run_queued_again_which_nobody_has_cancelled(code, state, requeued, submit):
+    done, calls = submit(code, state, "--out", "run")
+    assert done.returncode == code
+    assert calls.count("<scontrol><requeue><7>") == requeued
+    assert ("submit the same command again" in done.stderr) == (code == 75 and not requeued)
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_the_script_outlives_the_signals_to_its_tasks(name, submit):
+    done, calls = submit(75, TIME_LIMIT, before=f"kill -{name} $PPID")
+    assert (done.returncode, calls[-1]) == (75, "<scontrol><requeue><7>")
+
+
+def test_the_script_hands_on_what_it_was_given(submit):
+    before = 'echo "$SRUN_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads"'
+    done, calls = submit(0, RUNNING, "--out", "a run", "--data.flip=0", before=before, SLURM_CPUS_PER_TASK="6")
+    assert calls[0].endswith("<sparsevideo><train><--out><a run><--data.flip=0><--resume>")
+    assert "6 CPUs, 6 threads" in done.stdout
+
+
+def test_the_script_says_that_the_environment_is_not_active(submit):
+    done, calls = submit(0, RUNNING, installed=False)
+    assert (done.returncode, calls) == (127, [])
+    assert "activate" in done.stderr
+
+
+def test_the_script_parses_and_sbatch_reads_all_its_options():
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    head = re.match(r"(#.*\n|\n)*", SCRIPT.read_text())[0]  # at the first command sbatch stops reading
+    options = re.findall(r"^#SBATCH (.*)$", head, re.MULTILINE)
+    assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= set(options)
+    assert SCRIPT.read_text().count("\n#SBATCH") == len(options)
