@@ -1,4 +1,4 @@
-"""Under Slurm: the variables that srun sets make real processes one run, and the script has a saved run queued again."""
+"""Under Slurm: the variables that srun sets make real processes one run, and the script requeues a saved run."""
 
 import os
 import re
