@@ -1,10 +1,12 @@
 """The `sparsevideo` command: one verb, one function."""
 
+import atexit
 import difflib
 import json
 import logging
 import os
 import re
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -134,9 +136,14 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def _first() -> bool:
+    """Whether this is the run's first process, or its only one: torchrun and srun number them."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def _log_to_console() -> None:
     log = logging.getLogger("sparsevideo")
-    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    log.setLevel(logging.INFO if _first() else logging.WARNING)
     log.propagate = False
     if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
         log.addHandler(ConsoleHandler())
@@ -190,12 +197,16 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
 
     if args.dry_run:
         said = dry_run(config)
-        if os.environ.get("RANK", "0") == "0":
+        if _first():
             print(said)
         return OK
     if args.out is None:
         raise UsageError("--out is missing: the folder for the run")
     try:
+        # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.
+        for name in ("SIGUSR1", "SIGTERM"):
+            if hasattr(signal, name):
+                atexit.register(signal.signal, getattr(signal, name), signal.SIG_IGN)
         train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes)
     except Interrupted as interruption:
         print(f"{interruption}; the same command with --resume goes on", file=sys.stderr)
@@ -221,7 +232,7 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     if args.views:
         config.test.clips, config.test.crops = int(views[1]), int(views[2])
     results = test_run(path, config, Path(args.out) if args.out else None)
-    first = os.environ.get("RANK", "0") == "0"
+    first = _first()
     if args.json and first:
         print(json.dumps(results, indent=2))
     return INCOMPLETE if results["failed"] and first else OK

@@ -1,4 +1,4 @@
-"""Under Slurm: the variables that srun sets make real processes one run, and the script requeues a saved run."""
+"""Under Slurm: what srun tells makes its tasks one run, and the script has a saved run queued again."""
 
 import os
 import re
@@ -15,22 +15,24 @@ import torch
 from toy_runs import VIDEO
 
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
+from sparsevideo.data.loader import EpochSampler, train_loader
+from sparsevideo.engine.launch import StopSignal
 from sparsevideo.models import zoo
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "slurm_train.sh"
-STEPS = 16
-RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=1", "--train.validate_every=8"]
+STEPS = 12
+RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=1", "--train.validate_every=0"]
 
 
-def srun(*argv, nodes=1, on_each=2):
+def srun(*argv, nodes=1, on_each=2, job="sparsevideo"):
     """Start tasks as srun does; each with its children is a process group, which gets a signal as a whole.
 
-    They are a step that has only some of its job's nodes, in a job that salloc has made.
+    They are a step that has only some of its job's nodes.
     """
     tasks = nodes * on_each
     told = {
         "SLURM_JOB_ID": f"1{free_port() - 15000:04}",  # the port follows from it
-        "SLURM_JOB_NAME": "interactive",
+        "SLURM_JOB_NAME": job,
         "SLURM_JOB_NODELIST": "elsewhere[1-8]",
         "SLURM_NODELIST": "elsewhere[1-8]",
         "SLURM_NTASKS_PER_NODE": "8",
@@ -93,10 +95,10 @@ def test_tasks_of_srun_train_as_one_process_with_twice_the_batch(whole, digits, 
 
 
 def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_had_been(whole, digits, tmp_path):
-    """On one node before and on two afterwards; the signal comes to loader processes, too."""
+    """In a job that salloc has made before, on two nodes afterwards; the signal comes to loader processes, too."""
     out = tmp_path / "run"
     args = [*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}", "--resume"]
-    tasks = srun(*args, "--data.num_workers=1")
+    tasks = srun(*args, "--data.num_workers=1", job="interactive")
     metrics, end = out / "metrics.jsonl", monotonic() + 60
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert monotonic() < end
@@ -108,6 +110,7 @@ def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_
     assert codes == [REQUEUE, REQUEUE], said
     stands = zoo.read_weights(out / "checkpoints" / "last.pt")["step"]
     assert all(f"asked to end by SIGUSR1, saved at step {stands}" in text for text in said)
+    assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in said] == [["0"], ["1"]]  # none has started others
     assert 3 <= stands < STEPS
 
     codes, said = ends(srun(*args, nodes=2, on_each=1))
@@ -115,6 +118,24 @@ def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
     assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+class Blank:
+    def __getitem__(self, key):
+        return {"image": torch.zeros(3, 8, 8), "label": 0, "video_index": 0, "video_name": "blank", "failures": []}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_loader_process_outlives_what_asks_the_run_to_end(number):
+    """The rest of the step, a validation and the save may need it yet."""
+    with StopSignal().noted():
+        loader = train_loader(Blank(), EpochSampler(64, 4), num_workers=1)
+        batches = iter(loader)
+        next(batches)
+        os.kill(loader._iterator._workers[0].pid, number)
+        for _ in range(40):  # more than were ready
+            next(batches)
+        assert loader._iterator._workers[0].is_alive()
 
 
 def test_nodes_with_different_numbers_of_tasks_are_refused(monkeypatch, digits, tmp_path, capsys):
@@ -136,9 +157,8 @@ def submit(tmp_path):
     def executable(name, *lines):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            "\n".join(["#!/bin/bash", f'printf -v call "<%s>" {name} "$@"; echo "$call" >> {calls}', *lines])
-        )
+        note = f'printf -v call "<%s>" {name} "$@"; echo "$call" >> {calls}'
+        path.write_text("\n".join(["#!/bin/bash", note, *lines]))
         path.chmod(0o755)
 
     def run(code, state, *argv, before="", installed=True, **variables):
@@ -188,6 +208,12 @@ def test_the_script_says_that_the_environment_is_not_active(submit):
     done, calls = submit(0, RUNNING, installed=False)
     assert (done.returncode, calls) == (127, [])
     assert "activate" in done.stderr
+
+
+def test_the_script_says_that_a_process_must_see_all_gpus_of_its_node(submit):
+    done, calls = submit(0, RUNNING, SLURM_GPUS_PER_TASK="1")
+    assert (done.returncode, calls) == (2, [])
+    assert "ask for --gpus-per-node" in done.stderr
 
 
 def test_the_script_parses_and_sbatch_reads_all_its_options():

@@ -4,7 +4,7 @@
 #   sbatch --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-task 12 --time 8:00:00 \
 #       tools/slurm_train.sh --config CONFIG --out RUN
 #
-# What follows the script goes to `sparsevideo train`. A task is a process of the run, with one GPU or with none.
+# What follows the script goes to `sparsevideo train`. A task is a process of the run, with one GPU of its node or none.
 #
 #SBATCH --job-name=sparsevideo
 #SBATCH --ntasks-per-node=1
@@ -17,6 +17,11 @@
 command -v sparsevideo > /dev/null || {
     echo "no sparsevideo on PATH: activate its environment, then call sbatch" >&2
     exit 127
+}
+
+[[ -z ${SLURM_GPUS_PER_TASK-} ]] || {
+    echo "--gpus-per-task hides from each task the GPUs of the others: ask for --gpus-per-node" >&2
+    exit 2
 }
 
 # At the time limit this shell, too, gets SIGTERM. It stays, to see how the tasks end.
@@ -34,11 +39,12 @@ srun --kill-on-bad-exit=0 --wait=120 sparsevideo train "$@" --resume
 code=$?
 ((code == 75)) || exit $code
 
-# 75: asked to end, and saved. Go on, unless the one who asked was a person: scancel's SIGTERM, with no time limit near.
+# 75: asked to end, and saved. Go on, unless the job is being ended for another reason than its time: a person has
+# cancelled it, or Slurm needs its nodes for others and requeues it by itself.
 job=$(scontrol show job "$SLURM_JOB_ID")
 if [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then
     scontrol requeue "$SLURM_JOB_ID" || echo "not requeued: submit the same command again to go on" >&2
 else
-    echo "cancelled: submit the same command again to go on" >&2
+    echo "cancelled, or preempted: where Slurm has not requeued it, submit the same command again to go on" >&2
 fi
 exit $code
