@@ -179,11 +179,6 @@ def build_prepare(
     return prepare
 
 
-def choose_trained(config: OptimConfig, model: SparseFormer) -> None:
-    """Freeze what is not to learn."""
-    optim.train_only(model, config.train_only)
-
-
 def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Optimizer:
     """AdamW with weight decay and learning rates where they belong."""
     return optim.adamw(

@@ -193,7 +193,8 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--allow-changes", action="store_true", help="resume although the schedule has changed")
     parser.add_argument("--dry-run", action="store_true", help="do one step, describe the run and leave nothing")
     config, args = _parse_run(parser, argv)
-    from sparsevideo.apps.training import Interrupted, dry_run, train_run
+    from sparsevideo.apps.training import dry_run, train_run
+    from sparsevideo.engine.launch import STOP_SIGNALS, Interrupted
 
     if args.dry_run:
         said = dry_run(config)
@@ -204,9 +205,8 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
         raise UsageError("--out is missing: the folder for the run")
     try:
         # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.
-        for name in ("SIGUSR1", "SIGTERM"):
-            if hasattr(signal, name):
-                atexit.register(signal.signal, getattr(signal, name), signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            atexit.register(signal.signal, number, signal.SIG_IGN)
         train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes)
     except Interrupted as interruption:
         print(f"{interruption}; the same command with --resume goes on", file=sys.stderr)

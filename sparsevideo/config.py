@@ -158,7 +158,7 @@ class TrainConfig:
     """How long, how often, how exactly."""
 
     epochs: float = 50
-    """Passes over the training list; fractions of an epoch count."""
+    """Passes over the training list, with `data.repeats` samples of each file in each; fractions of an epoch count."""
     max_steps: int | None = None
     """Optimizer steps of the whole run, in place of `epochs`."""
     batch_size: int = 8

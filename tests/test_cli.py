@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import shlex
@@ -167,6 +168,31 @@ def test_wandb_that_is_not_there_is_told(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--train.wandb=project"]) == FAILED
     assert "pip install wandb" in error(capsys)
+
+
+def test_wandb_gets_what_the_log_gets_and_a_resumed_run_goes_on_there(digits, tmp_path):
+    """Offline, in processes of their own: it leaves a file that `wandb sync` would send."""
+    pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "sparsevideo",
+        "train",
+        *VIDEO,
+        f"--data.root={digits}",
+        f"--out={tmp_path / 'run'}",
+    ]
+    command += ["--train.wandb=digits", "--train.log_every=2"]
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    for more in ([], ["--resume", "--train.max_steps=8", "--allow-changes"]):
+        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == OK, done.stderr
+    folders = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # one run, by its identity
+    for folder in folders:
+        (sent,) = folder.glob("*.wandb")
+        assert all(name in sent.read_bytes() for name in (b"train/loss", b"val/top1", b"speed/iter_s"))
 
 
 def test_a_run_is_never_overwritten_by_chance(trained, digits, capsys):

@@ -31,8 +31,6 @@ RECIPES = [*IMAGENET, *KINETICS, "configs/kinetics400/linear_probe.yaml", "confi
 CLASSES = {"imagenet": 1000, "kinetics400": 400, "finetune": 400}  # by folder; one's own videos have any number
 MILLIONS = {"sparseformer_tiny": 31.5, "sparseformer_small": 47.6, "sparseformer_base": 81.1}  # published
 MILLIONS |= {"video_sparseformer_tiny": 31.3, "video_sparseformer_small": 47.4, "video_sparseformer_base": 80.9}
-# Lines that repeat a default for the reader's sake.
-REPEATED = {"configs/quickstart/video_nano.yaml": {"data.frame_stride", "data.flip"}}
 
 each_run_file = pytest.mark.parametrize("name", RUN_FILES)
 
@@ -122,7 +120,7 @@ def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
     assert "weights" not in told.get("model", {}), "weights are given on the command line"
     # An empty section has no resolved value of its own.
     repeated = {key for key, _ in leaves(told) if key not in resolved or resolved[key] == defaults.get(key, math.nan)}
-    assert repeated <= REPEATED.get(name, set())
+    assert repeated == set()
 
 
 @each_run_file

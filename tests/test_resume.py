@@ -104,7 +104,8 @@ def test_killed_with_every_augmentation(step, digits, tmp_path):
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_slurm.py has the same for two ranks
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_the_next_step_and_asks_to_be_run_again(number, whole, digits, tmp_path):
     """As Slurm sends it before the time is up: to the loader's processes, too."""
     args = [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}", "--train.checkpoint_every=1000"]

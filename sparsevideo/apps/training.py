@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,14 +20,12 @@ from sparsevideo.config import Config
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
-from sparsevideo.engine.launch import Interrupted, StopSignal, launch
+from sparsevideo.engine.launch import StopSignal, launch
 from sparsevideo.engine.logging import Meter, RunLog, peak_memory_gb
-from sparsevideo.engine.optim import Ema
-from sparsevideo.engine.train import BadFiles, clip, forward_backward, train
+from sparsevideo.engine.optim import Ema, train_only
+from sparsevideo.engine.train import BadFiles, Prepare, clip, forward_backward, train
 from sparsevideo.models import zoo
 from sparsevideo.models.sparseformer import SparseFormer
-
-__all__ = ["Interrupted", "dry_run", "train_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,6 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
                 "classes": list(run.records.classes),
                 "config": plain(config),
                 "step": done,
-                "total_steps": run.steps,
                 "best_top1": best_top1,
                 "scores": scores,
                 "version": version("sparsevideo"),
@@ -114,6 +112,7 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
                 checkpoint.save(last, {**state, **content, **going_on}, keep=previous)
             if fabric.is_global_zero and (is_best or best_top1 < 0):  # without any validation the best is the last
                 checkpoint.save(best, {"model": state.get("model_ema", state["model"]), **content})
+            fabric.barrier()  # where one process ends while another writes, torchrun soon ends that, too
 
         with RunLog(out if fabric.is_global_zero else None, run.step, config.train.wandb) as log:
             if fabric.is_global_zero:
@@ -166,9 +165,14 @@ def dry_run(config: Config) -> str:
     run.optimizer.step()
     lines.append(f"one step: loss {passed.loss.item():.4f}, gradient norm {norm.item():.3g}")
     if run.val_records is not None:
-        batch = next(iter(build.build_test_loader(config, run.val_records, run.raw_model.ndim, rank=0, world_size=1)))
-        with torch.no_grad():
-            lines.append(f"a validation batch: scores {tuple(run.model(run.prepare(batch)[0]).shape)}")
+        ndim, device = run.raw_model.ndim, run.fabric.device
+        batch = next(iter(build.build_test_loader(config, run.val_records, ndim, rank=0, world_size=1)))
+        for _, name, reason in batch["failures"]:
+            lines.append(f"could not read {name}: {reason}")
+        if len(batch["video_index"]):
+            inputs, _ = build.build_prepare(config.data, ndim, device)(batch)
+            with torch.no_grad():
+                lines.append(f"a validation batch: scores {tuple(run.model(inputs).shape)}")
     lines.append(f"peak memory of this process: {peak_memory_gb(run.fabric.device):.2f} GB")
     names = {id(parameter): name for name, parameter in run.raw_model.named_parameters()}
     lines.append("parameter groups:")
@@ -196,14 +200,14 @@ class _Run:
     ema: Ema | None
     loader: DataLoader
     sampler: EpochSampler
-    prepare: Any
+    prepare: Prepare
     steps: int
     step: int
     meter: Meter
     bad_files: BadFiles
     best_top1: float
     report: zoo.LoadReport | None
-    schedule: Any
+    schedule: Callable[[int], float]
 
 
 def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run:
@@ -216,7 +220,7 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
         if "{split}" in config.data.list and config.train.validate_every != 0:
             val_records = build.build_records(config.data, "val", ndim, records.classes)
     raw_model, report = build.build_model(config.model, len(records.classes))
-    build.choose_trained(config.optim, raw_model)
+    train_only(raw_model, config.optim.train_only)
     loader, sampler = build.build_train_loader(
         config, records, ndim, rank=fabric.global_rank, world_size=fabric.world_size
     )
@@ -229,7 +233,7 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
         _check_same_run(source, state, config, records, sampler, steps, allow_changes)
         # Where there is an average it goes first: `Ema` clones the parameters where they will be. The weights follow.
         weights = state["model_ema"] if config.train.ema and "model_ema" in state else state["model"]
-        zoo.load_weights(raw_model, {"model": weights, "hparams": state["hparams"]}, strict=True, name=str(source))
+        zoo.load_weights(raw_model, {"model": weights, "hparams": state["hparams"]}, strict=True, source=str(source))
         bad_files.load_state_dict(state["bad_files"])
         if len(state["meters"]) == fabric.world_size:
             meter.load_state_dict(state["meters"][fabric.global_rank])

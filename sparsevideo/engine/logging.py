@@ -1,7 +1,9 @@
 """What a run says: numbers as JSON lines and on boards, log.txt, and a bar or lines on the terminal."""
 
+import hashlib
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -105,8 +107,9 @@ def _wandb_run(project: str, folder: Path) -> Any:
         raise ValueError(
             f"train.wandb is {project!r}, but wandb does not import ({error}); pip install wandb"
         ) from error
-    name = folder.resolve().name
-    return wandb.init(project=project, name=name, id=name, resume="allow", dir=folder)
+    # A resumed run is the same one there, and another folder of the same name is not.
+    identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return wandb.init(project=project, name=folder.resolve().name, id=identity, resume="allow", dir=folder)
 
 
 def _whole_lines(path: Path) -> list[str]:

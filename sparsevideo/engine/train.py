@@ -93,7 +93,7 @@ def train(
             fabric, model, iterator, prepare, accumulate, label_smoothing=label_smoothing, seed=(seed, step)
         )
         bad_files.add(passed.failures)
-        if fabric.world_size == 1 or (step + 1) % log_every == 0 or step + 1 == total_steps:
+        if (fabric.world_size == 1 and passed.failures) or (step + 1) % log_every == 0 or step + 1 == total_steps:
             bad_files.check(fabric)
         grad_norm = clip(fabric, model, optimizer, clip_grad)
         stopping = _check(fabric, passed, grad_norm, f"step {step}, learning rate {lr:.3g}", stop)

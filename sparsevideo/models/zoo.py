@@ -137,7 +137,7 @@ def load_weights(
     *,
     strict: bool = False,
     new_head: bool = False,
-    name: str | None = None,
+    source: str | None = None,
 ) -> LoadReport:
     """Load weights of ours or of the published networks, by name.
 
@@ -148,7 +148,7 @@ def load_weights(
             where there are some, for these were validated. A folder is a sharded checkpoint (its index is a pickle).
         strict: Refuse missing and unexpected names instead of reporting them.
         new_head: Keep the model's fresh head where its number of classes differs.
-        name: What errors call the weights; None takes the file's path.
+        source: What errors call the weights; None takes the file's path.
 
     Returns:
         What was matched, missing, unexpected, reshaped and replaced.
@@ -157,8 +157,8 @@ def load_weights(
         FileNotFoundError: No such file.
         ValueError: The file is no plain tensors, not one name fits, a shape differs, or `strict` finds a difference.
     """
-    told, source = (weights, "these weights") if isinstance(weights, Mapping) else (read_weights(weights), str(weights))
-    source = name or source
+    told = weights if isinstance(weights, Mapping) else read_weights(weights)
+    source = source or ("these weights" if told is weights else str(weights))
     report = _fill(model, unwrap(told, source), source, strict, new_head)
     for name in _SHAPELESS:
         was = told["hparams"].get(name) if isinstance(told.get("hparams"), dict) else None

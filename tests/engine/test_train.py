@@ -1,0 +1,88 @@
+"""The loop says where its time goes, and what it could not read, as soon as it matters."""
+
+import logging
+from itertools import repeat
+from time import sleep
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from sparsevideo.engine.launch import StopSignal
+from sparsevideo.engine.logging import Meter, RunLog
+from sparsevideo.engine.optim import adamw, warmup_cosine
+from sparsevideo.engine.train import BadFiles, train
+
+BATCH = {"video_name": ["a", "b"], "failures": []}
+
+
+def run(batches, *, steps=8, log_every=4):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model = torch.nn.Linear(2, 3)
+    optimizer = adamw(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+
+    def prepare(batch):
+        sleep(0.01)  # what a step takes
+        return torch.ones(2, 2), torch.tensor([0, 1])
+
+    train(
+        fabric,
+        fabric.setup_module(model),
+        fabric.setup_optimizers(optimizer),
+        batches,
+        prepare=prepare,
+        schedule=warmup_cosine(steps, lr=0.1, min_lr=0.0, warmup_lr=0.0, warmup_ratio=0.0),
+        validate=None,
+        save=lambda done, scores: None,
+        log=RunLog(None),
+        meter=Meter(),
+        bad_files=BadFiles(10, 0.1),
+        stop=StopSignal(),
+        ema=None,
+        start_step=0,
+        total_steps=steps,
+        steps_per_epoch=steps,
+        accumulate=1,
+        log_every=log_every,
+        validate_every=steps,
+        checkpoint_every=None,
+        label_smoothing=0.0,
+        clip_grad=1.0,
+        seed=0,
+    )
+
+
+def waiting(*seconds):
+    for pause in seconds:
+        sleep(pause)
+        yield BATCH
+
+
+@pytest.mark.parametrize(
+    ("pauses", "told"),
+    [
+        ((0.1,) * 8, 1),  # in both lines of the log, said once
+        ((0.0,) * 8, 0),
+        ((0.5,) + (0.0,) * 7, 0),  # loaders have to start: nothing to advise
+        ((0.0,) * 4 + (0.1,) * 4, 1),
+    ],
+)
+def test_much_waiting_for_data_is_told_once_with_advice(pauses, told, caplog):
+    with caplog.at_level(logging.INFO, "sparsevideo"):
+        run(waiting(*pauses))
+    advice = [line for line in caplog.messages if "of the time goes into waiting for data" in line]
+    assert len(advice) == told
+    assert all("data.num_workers" in line for line in advice)
+
+
+def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed():
+    seen = []
+
+    def failing():
+        for number, batch in enumerate(repeat(BATCH)):
+            seen.append(number)
+            yield {**batch, "failures": [(number, f"{number}.mp4", "torn")]}
+
+    with pytest.raises(ValueError, match=r"2 of 10 files could not be read, the last one 1\.mp4: torn"):
+        run(failing())
+    assert seen == [0, 1]
