@@ -1,0 +1,139 @@
+"""What a network said of every file of a list: `predictions.npz` and `predictions.csv`.
+
+Letters: n files, K classes.
+"""
+
+import csv
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+KINDS = ("softmax", "logits")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The scores of every listed file, those that failed included.
+
+    Attributes:
+        names: n paths as they are listed, relative to `root`.
+        labels: (n,) int64 true classes, 0 to K-1.
+        scores: (n, K) float32 mean over the views; zeros where a file failed.
+        failed: (n,) bool, whether the file could not be read.
+        classes: K names.
+        kind: Of what `scores` are the mean: "softmax" or "logits".
+        root: Folder that `names` are relative to.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    scores: np.ndarray
+    failed: np.ndarray
+    classes: Sequence[str]
+    kind: str = "softmax"
+    root: str = "."
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind of scores {self.kind!r}; it is one of {', '.join(KINDS)}")
+        n, k = len(self.names), len(self.classes)
+        told = {"labels": (self.labels, (n,)), "failed": (self.failed, (n,)), "scores": (self.scores, (n, k))}
+        for name, (array, shape) in told.items():
+            if array.shape != shape:
+                raise ValueError(f"{name} have shape {array.shape}; {n} names and {k} classes want {shape}")
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """(n, K) float32 that add up to 1; zeros where a file failed."""
+        if self.kind == "softmax":
+            return self.scores
+        powers = np.exp(self.scores - self.scores.max(axis=1, keepdims=True))
+        return np.where(self.failed[:, None], 0, powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def save_predictions(folder: Path, predictions: Predictions) -> None:
+    """Write `predictions.npz`, and `predictions.csv` for people and spreadsheets, into a folder that exists.
+
+    The csv has a row for each file: path, true class, predicted class ("failed" where there is none), then the score
+    of every class.
+    """
+    unfinished = folder / ".predictions.npz"
+    np.savez_compressed(
+        unfinished,
+        names=np.array(predictions.names, dtype=np.str_),
+        labels=predictions.labels,
+        scores=predictions.scores,
+        failed=predictions.failed,
+        classes=np.array(predictions.classes, dtype=np.str_),
+        kind=np.array(predictions.kind),
+        root=np.array(predictions.root),
+    )
+    unfinished.replace(folder / "predictions.npz")
+    unfinished = folder / ".predictions.csv"
+    with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "predicted", *predictions.classes])
+        first = predictions.scores.argmax(axis=1)
+        for index, name in enumerate(predictions.names):
+            said = "failed" if predictions.failed[index] else predictions.classes[first[index]]
+            numbers = [f"{score:.6g}" for score in predictions.scores[index].tolist()]
+            writer.writerow([name, predictions.classes[predictions.labels[index]], said, *numbers])
+    unfinished.replace(folder / "predictions.csv")
+
+
+def load_predictions(path: str | Path) -> Predictions:
+    """Read a `predictions.npz`, or the one in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The file is torn, or holds something else.
+    """
+    path = Path(path)
+    path = path / "predictions.npz" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of predictions; `sparsevideo test` writes predictions.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Predictions(
+                names=file["names"].tolist(),
+                labels=file["labels"],
+                scores=file["scores"],
+                failed=file["failed"],
+                classes=file["classes"].tolist(),
+                kind=str(file["kind"]),
+                root=str(file["root"]),
+            )
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not the predictions of a test ({reason}); test the checkpoint again") from error
+
+
+def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
+    """See that files of predictions are about the same files, labels and classes, in the same order.
+
+    Args:
+        predictions: What to call each, and it.
+
+    Raises:
+        ValueError: They are not; the message names the first difference.
+    """
+    (first_name, first), *others = predictions
+    for name, other in others:
+        for what, ours, theirs in (
+            ("class", list(first.classes), list(other.classes)),
+            ("file", list(first.names), list(other.names)),
+            ("label", first.labels.tolist(), other.labels.tolist()),
+        ):
+            if ours == theirs:
+                continue
+            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+            if at is None:
+                said = f"{len(ours)} against {len(theirs)} of them"
+            else:
+                said = f"{what} {at} is {ours[at]!r} against {theirs[at]!r}"
+                said += f" (of {first.names[at]})" if what == "label" else ""
+            raise ValueError(f"{first_name} and {name} are predictions of different lists: {said}")
