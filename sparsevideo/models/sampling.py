@@ -1,8 +1,9 @@
 """Read a feature map at continuous points.
 
-Letters: B batch, C channels, N tokens, P points a token reads; S are the map's cells, (H, W) or (T, H, W).
+Letters: B batch, C channels, N tokens, P points a token reads, V views; S are the map's cells, (H, W) or (T, H, W).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,38 @@ from torch import Tensor
 PADDINGS = ("zeros", "border")
 
 
-def read(feat: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
+@dataclass(frozen=True)
+class Views:
+    """Parts of a batch's maps, each of which is read as if it were a whole map.
+
+    Attributes:
+        source: (V,) int64 number of the map in its batch.
+        boxes: (V, 4) low and high corners (x, y), fractions of the map. They may lie between cells; so do the readings
+            then.
+        frames: (V, T) int64 numbers of the map's frames that make up the view, in order; None for images.
+    """
+
+    source: Tensor
+    boxes: Tensor
+    frames: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, part: Tensor) -> "Views":
+        frames = None if self.frames is None else self.frames[part]
+        return Views(self.source[part], self.boxes[part], frames)
+
+    def spans(self, cells: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Where views begin, and how many cells long they are: (V,) each, for every axis of S reversed, x first."""
+        low, high = (corner * corner.new_tensor(cells[:-3:-1]) for corner in self.boxes.chunk(2, dim=-1))  # (V, 2)
+        spans = list(zip(low.unbind(-1), (high - low).clamp(min=1).unbind(-1), strict=True))
+        if self.frames is not None:
+            spans.append((torch.zeros_like(low[:, 0]), torch.full_like(low[:, 0], self.frames.shape[1])))
+        return spans
+
+
+def read(feat: Tensor, points: Tensor, padding: str = "zeros", views: Views | None = None) -> Tensor:
     """Interpolate a feature map (bi- or trilinearly) at points.
 
     A point's 2^ndim surrounding cells are rows of C contiguous values in a channels-last map, so reading is a weighted
@@ -23,9 +55,10 @@ def read(feat: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
         points: (B, N, P, ndim) fractions of the map, x first; a cell's centre lies at (i + 0.5) / size.
         padding: What lies outside in x and y: "zeros", or "border" for the nearest cell. In time it is always the
             nearest frame: zeros would fade the readings near the first and the last one.
+        views: Read these instead of the whole maps; points are (V, N, P, ndim) fractions of them.
 
     Returns:
-        (B, N, P, C) readings in the dtype of `feat`.
+        (B, N, P, C) readings in the dtype of `feat`; (V, N, P, C) of views.
 
     Example:
         >>> ramp = torch.arange(4.0).view(1, 1, 1, 4)
@@ -34,17 +67,25 @@ def read(feat: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """
     batch, channels, *cells = feat.shape
     rows = feat.movedim(1, -1).reshape(-1, channels)  # (B*S, C)
-    index = torch.arange(batch, device=feat.device).view(-1, 1, 1, 1)  # (B, N, P, corners so far)
+    source = torch.arange(batch, device=feat.device) if views is None else views.source
+    spans: list[Any] = [(0, size) for size in reversed(cells)]
+    if views is not None:
+        spans = [(begin.view(-1, 1, 1), size.view(-1, 1, 1)) for begin, size in views.spans(tuple(cells))]
+    index = source.view(-1, 1, 1, 1)  # (B, N, P, corners so far)
     weight = points.new_ones(())
     # From the slowest axis (the frames of a clip) to x: the flat index grows by one axis, the corners double.
     for axis, size in zip(reversed(range(len(cells))), cells, strict=True):
-        at = points[..., axis] * size - 0.5  # in cells, 0 at the first cell's centre
-        if axis == 2 or padding == "border":
-            at = at.clamp(0, size - 1)
+        begin, span = spans[axis]
+        at = points[..., axis] * span - 0.5  # in cells, 0 at the first cell's centre
+        if axis < 2 and padding == "zeros":  # beyond the outermost centres the nearest cell fades out
+            weight = weight * ((at + 1).clamp(0, 1) * (span - at).clamp(0, 1)).unsqueeze(-1)
+        at = begin + at.clamp(min=0).clamp(max=span - 1)
         low = at.detach().floor()
-        cell = torch.stack((low, low + 1), dim=-1)  # (B, N, P, 2)
-        share = torch.stack((low + 1 - at, at - low), dim=-1) * ((cell >= 0) & (cell < size))
-        cell = cell.nan_to_num().clamp(0, size - 1).long()  # a diverged point reads NaN through its share
+        share = torch.stack((low + 1 - at, at - low), dim=-1)  # (B, N, P, 2)
+        # A diverged point reads NaN through its share; beyond the last cell the share is 0.
+        cell = torch.stack((low, low + 1), dim=-1).nan_to_num().clamp(0, size - 1).long()
+        if axis == 2 and views is not None and views.frames is not None:
+            cell = views.frames.gather(1, cell.clamp(max=views.frames.shape[1] - 1).flatten(1)).view_as(cell)
         index = (index.unsqueeze(-1) * size + cell.unsqueeze(-2)).flatten(-2)
         weight = (weight.unsqueeze(-1) * share.unsqueeze(-2)).flatten(-2)
     corners = index.shape[-1]
@@ -66,7 +107,7 @@ class _ClampGradient(torch.autograd.Function):
         return torch.minimum(torch.maximum(grads[0], -limit), limit), None
 
 
-def clamp_gradient(points: Tensor, feat: Tensor) -> Tensor:
+def clamp_gradient(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
     """Pass points through; on the way back limit each axis' gradient to one cell of `feat`.
 
     The gradient of an interpolation knows the neighbouring cells only, so a larger step has no meaning.
@@ -75,6 +116,10 @@ def clamp_gradient(points: Tensor, feat: Tensor) -> Tensor:
     Args:
         points: (B, N, P, ndim) points.
         feat: (B, C, *S) the map that they read; the limits are (1/W, 1/H) or (1/W, 1/H, 1/T).
+        views: As in `read`; the limits are then one over a view's own cells.
     """
-    limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)
+    if views is None:
+        limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)
+    else:
+        limit = 1 / torch.stack([size for _, size in views.spans(tuple(feat.shape[2:]))], dim=-1)[:, None, None]
     return _ClampGradient.apply(points, limit)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsevideo.models import geometry, sampling
+from sparsevideo.models.sampling import Views
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class SamplingBlock(Block):
         self.mixing = AdaptiveMixing(dim, channels, num_points)
 
     def forward(  # type: ignore[override]  # a block with boxes takes and returns boxes
-        self, tokens: Tensor, roi: Tensor, feat: Tensor, drop: float
+        self, tokens: Tensor, roi: Tensor, feat: Tensor, views: Views | None, drop: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, N, D), boxes (B, N, 2*ndim), features (B, C, *S) -> tokens, boxes, points (B, N, P, ndim)."""
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
@@ -250,7 +251,7 @@ class SamplingBlock(Block):
             exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast; a bfloat16 model's own
             roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
             points = geometry.points_in_roi(roi, self.offset(exact))
-            sampled = sampling.read(feat, sampling.clamp_gradient(points, feat), self.padding)
+            sampled = sampling.read(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
         tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
         tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
         return tokens, roi, points
@@ -376,15 +377,36 @@ class SparseFormer(nn.Module):
             ValueError: Wrong rank, channel count or dtype; the message says what came.
         """
         self._check_input(x)
-        feat = self.stem(x)
-        tokens = self.token_embedding.expand(len(x), -1, -1)
-        roi = geometry.at_least_float32(self.token_roi).expand(len(x), -1, -1)
+        return self.forward_tokens(self.stem(x))
+
+    def forward_tokens(self, feat: Tensor, views: Views | None = None) -> Features:
+        """Do what follows the stem.
+
+        The stem is the dense part, and frame by frame: what it makes of whole frames serves every crop of them and
+        every clip that they are part of. A crop's outermost cells then know what lies beside the crop, where alone it
+        would see zeros; all else is exact where crops begin on a cell.
+
+        Args:
+            feat: (B, C, *S) features of the stem.
+            views: Look at these parts of them instead, each as if it were an input of its own.
+
+        Returns:
+            As `forward_features`; of V views, (V, N, D) and so on, in coordinates of the view.
+
+        Raises:
+            ValueError: Views of images have frames, or those of clips have none.
+        """
+        if views is not None and (views.frames is None) != (self.ndim == 2):
+            raise ValueError("views of clips name their frames, views of images have none")
+        batch = len(feat if views is None else views)
+        tokens = self.token_embedding.expand(batch, -1, -1)
+        roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)
         rois, points = [], []
         rates = iter(self.drop_rates)
         for block in [self.focus] * self.focus_repeats + [self.cortex[0]]:
             if block is self.cortex[0]:
                 tokens = self.transition(tokens)
-            tokens, roi, read_at = self._run(block, tokens, roi, feat, next(rates))
+            tokens, roi, read_at = self._run(block, tokens, roi, feat, views, next(rates))
             rois.append(roi)
             points.append(read_at)
         for block in self.cortex[1:]:
@@ -393,7 +415,12 @@ class SparseFormer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)."""
-        return self.head(self.norm(self.forward_features(x).tokens.mean(dim=1)))
+        return self.forward_head(self.forward_features(x).tokens)
+
+    def forward_head(self, tokens: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, D) -> logits (B, K); or, before the classifier, features (B, D)."""
+        pooled = self.norm(tokens.mean(dim=1))
+        return pooled if pre_logits else self.head(pooled)
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.activation_checkpointing and torch.is_grad_enabled():
