@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,20 +21,40 @@ from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resi
 Item = dict[str, Any]
 Rngs = Sequence[np.random.Generator]
 
+# Height and width of frames -> the boxes to cut out of them for each clip, and height and width of the results.
+_Cuts = Callable[[int, int], tuple[list[list[Box]], tuple[int, int]]]
+
 SAMPLINGS = ("consecutive", "uniform")
 _MAX_BAD_IN_A_ROW = 20  # with so many something other than the files is wrong
+
+
+class _Read(NamedTuple):
+    """What came out of a file."""
+
+    pixels: Tensor  # (k, A, 3, T, S, S) uint8: A boxes of each of k clips
+    size: tuple[int, int]  # height and width of the frames from which they were cut
+    stored_size: tuple[int, int]  # the same of the frames in the file
 
 
 class _LabelledFiles(Dataset[Item | list[Item]]):
     """What both data sets share: the item's keys, seeds, boxes and the failure policy."""
 
     def __init__(
-        self, records: Records, transform: TrainTransform | TestTransform, seed: int, repeats: int, num_clips: int
+        self,
+        records: Records,
+        transform: TrainTransform | TestTransform,
+        *,
+        seed: int,
+        repeats: int,
+        num_clips: int = 1,
+        share_stem: bool = False,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"a file gives at least one sample, got repeats = {repeats}")
+        if share_stem and not isinstance(transform, TestTransform):
+            raise ValueError("share_stem is for tests: training crops differ from clip to clip")
         self.records, self.transform, self.seed = records, transform, seed
-        self.repeats, self.num_clips = repeats, num_clips
+        self.repeats, self.num_clips, self.share_stem = repeats, num_clips, share_stem
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,19 +69,30 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         return items if self.repeats > 1 else items[0]
 
     @abstractmethod
-    def _views(self, index: int, rngs: Rngs) -> Tensor:
-        """Read a file: (k, A, 3, T, S, S), one clip for each of `rngs`, or without any all clips of a test."""
+    def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
+        """Read a file: one clip for each of `rngs`, or without any all clips of a test, or the frames that they share.
+
+        The second is (k, T): where the frames of each clip are among those read, for clips that share them.
+        """
 
     @abstractmethod
     def _pixels(self, views: Tensor) -> Item:
         """Name the pixels (..., 3, T, S, S)."""
 
-    def _boxes(self, rngs: Rngs) -> Callable[[int, int], list[list[Box]]]:
-        """Return what chooses, for frames of (height, width), the boxes of every clip."""
+    def _cuts(self, rngs: Rngs) -> _Cuts:
+        """Return what chooses, for frames of (height, width), the boxes of every clip, and the shape of the results."""
         transform = self.transform
-        if isinstance(transform, TestTransform):
-            return lambda height, width: [transform.boxes(height, width)] * self.num_clips
-        return lambda height, width: [transform.boxes(height, width, rng) for rng in rngs]
+        if not isinstance(transform, TestTransform):
+            return lambda height, width: (
+                [transform.boxes(height, width, rng) for rng in rngs],
+                transform.shape(height, width),
+            )
+        if self.share_stem:
+            return lambda height, width: ([[(0, 0, height, width)]], transform.whole_shape(height, width))
+        return lambda height, width: (
+            [transform.boxes(height, width)] * self.num_clips,
+            transform.shape(height, width),
+        )
 
     def _training_items(self, epoch: int, index: int, transform: TrainTransform) -> list[Item]:
         failures: list[tuple[int, str, str]] = []
@@ -70,7 +101,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
             rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.repeats)]
             try:
                 with reading(self.records.path(place)):
-                    views = self._views(place, rngs)[:, 0]  # (k, 3, T, S, S)
+                    views = self._read(place, rngs)[0].pixels[:, 0]  # (k, 3, T, S, S)
             except (DecodeError, OSError) as error:
                 failures.append((place, self.records.name(place), str(error)))
                 continue
@@ -86,18 +117,23 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         )
 
     def _test_item(self, index: int) -> Item:
-        item = {"label": int(self.records.labels[index])} | self._origin(index)
+        assert isinstance(self.transform, TestTransform)
+        item: Item = {"label": int(self.records.labels[index])} | self._origin(index)
         try:
             with reading(self.records.path(index)):
-                views = self._views(index, [])
+                read, numbers = self._read(index, [])
         except (DecodeError, OSError) as error:
             return item | {"failures": [(index, self.records.name(index), str(error))]}
-        num_clips, crops = views.shape[:2]
-        numbers = {
-            "clip_index": torch.arange(num_clips).repeat_interleave(crops),
-            "aug_index": torch.arange(crops).repeat(num_clips),
-        }
-        return item | self._pixels(views.flatten(0, 1)) | numbers | {"failures": []}
+        height, width = read.size
+        boxes = self.transform.boxes(height, width)
+        item |= self._pixels(read.pixels.flatten(0, 1)) | {"short_side": min(read.stored_size), "failures": []}
+        item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
+        item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)
+        if self.share_stem:
+            corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
+            item["boxes"] = torch.tensor(corners).repeat(self.num_clips, 1)  # (V, 4)
+            item["frames"] = torch.from_numpy(numbers).repeat_interleave(len(boxes), dim=0)  # (V, T)
+        return item
 
     def _origin(self, index: int) -> Item:
         return {"video_index": index, "video_name": self.records.name(index)}
@@ -111,7 +147,10 @@ class VideoDataset(_LabelledFiles):
     `failures`: a list of (video_index, name, reason).
 
     In a test an item holds all views of one video: `video` (V, 3, T, S, S) uint8, V = clips x crops, clip after clip,
-    from one opening of the file. A file that does not decode is not replaced: it has `failures` and no `video`.
+    from one opening of the file, and `short_side`, that of the stored frames. A file that does not decode is not
+    replaced: it has `failures` and no `video`. With `share_stem`, `video` is (1, 3, F, H, W), the frames that the clips
+    consist of, each once and whole; which of them make up a view say `frames` (V, T), and which part of them `boxes`
+    (V, 4), corners (x, y, x, y) as fractions.
 
     The other keys are pytorchvideo's: `label`, `video_index`, `video_name`, and `clip_index` and `aug_index` (the
     crop), which are numbers in training and (V,) tensors in a test.
@@ -133,6 +172,7 @@ class VideoDataset(_LabelledFiles):
         decoder: See `decode.resolve_decoder`.
         short_side: Scale frames to this short side while decoding; None keeps their size.
         still: Repeat the video's middle frame instead, to see what motion is worth.
+        share_stem: In a test, give whole frames once instead of cutting views out of them.
         index: What a scan found out about the files.
     """
 
@@ -152,9 +192,11 @@ class VideoDataset(_LabelledFiles):
         decoder: str = "auto",
         short_side: int | None = None,
         still: bool = False,
+        share_stem: bool = False,
         index: Index | None = None,
     ) -> None:
-        super().__init__(records, transform, seed, repeats, 1 if num_clips is None else num_clips)
+        clips_each = 1 if num_clips is None else num_clips
+        super().__init__(records, transform, seed=seed, repeats=repeats, num_clips=clips_each, share_stem=share_stem)
         if isinstance(transform, TestTransform) != (num_clips is not None):
             raise ValueError(f"num_clips and TestTransform go together; got {num_clips} and {type(transform).__name__}")
         if sampling not in SAMPLINGS:
@@ -165,14 +207,16 @@ class VideoDataset(_LabelledFiles):
         self.index = index
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
-    def _views(self, index: int, rngs: Rngs) -> Tensor:
+    def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
         path = self.records.path(index)
         table = None if self.index is None else self.index.look(index, path)
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)
             numbers = timeline[self._choose(len(timeline), rngs)]  # (k, T)
-            frames = video.frames(numbers.ravel(), self.short_side)
-            return _cut(frames, numbers, self._boxes(rngs), self.transform.size)
+            distinct, places = np.unique(numbers, return_inverse=True)
+            wanted = distinct[None] if self.share_stem else numbers
+            pixels, size = _cut(video.frames(distinct, self.short_side), wanted, self._cuts(rngs))
+            return _Read(pixels, size, video.stored_size or size), places.reshape(numbers.shape)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""
@@ -219,50 +263,53 @@ class ImageDataset(_LabelledFiles):
         transform: What happens to their pixels.
         repeats: Samples of each image in training.
         seed: Of the random choices in training.
+        share_stem: As in `VideoDataset`.
     """
 
     def __init__(
-        self, records: Records, *, transform: TrainTransform | TestTransform, repeats: int = 1, seed: int = 0
+        self,
+        records: Records,
+        *,
+        transform: TrainTransform | TestTransform,
+        repeats: int = 1,
+        seed: int = 0,
+        share_stem: bool = False,
     ) -> None:
-        super().__init__(records, transform, seed, repeats, 1)
+        super().__init__(records, transform, seed=seed, repeats=repeats, share_stem=share_stem)
 
-    def _views(self, index: int, rngs: Rngs) -> Tensor:
+    def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
         image = read_image(self.records.open(index), str(self.records.path(index)))
         numbers = np.zeros((len(rngs) or 1, 1), dtype=np.int64)
-        return _cut([(0, image)], numbers, self._boxes(rngs), self.transform.size)
+        pixels, size = _cut([(0, image)], numbers, self._cuts(rngs))
+        return _Read(pixels, size, size), numbers
 
     def _pixels(self, views: Tensor) -> Item:
         return {"image": views.squeeze(-3)}
 
 
-def _cut(
-    frames: Iterable[tuple[int, np.ndarray]],
-    numbers: np.ndarray,
-    boxes_for: Callable[[int, int], list[list[Box]]],
-    size: int,
-) -> Tensor:
+def _cut(frames: Iterable[tuple[int, np.ndarray]], numbers: np.ndarray, cuts: _Cuts) -> tuple[Tensor, tuple[int, int]]:
     """Cut every box out of the frames as they come.
 
     Args:
         frames: (number, (H, W, 3)), each once, all of one size.
         numbers: (k, T) frames of each clip.
-        boxes_for: (H, W) -> the A boxes of each of the k clips.
-        size: S.
+        cuts: (H, W) -> the A boxes of each of the k clips, and the shape of what they become.
 
     Returns:
-        (k, A, 3, T, S, S) uint8.
+        (k, A, 3, T, *shape) uint8, and (H, W).
     """
     views: np.ndarray | None = None
     for number, frame in frames:
         if views is None:
-            boxes = boxes_for(*frame.shape[:2])
+            size = frame.shape[:2]
+            boxes, shape = cuts(*size)
             # Channels stay last in memory, as they are decoded and as the network's convolution wants them.
-            views = np.empty((len(numbers), len(boxes[0]), numbers.shape[1], size, size, 3), np.uint8)
+            views = np.empty((len(numbers), len(boxes[0]), numbers.shape[1], *shape, 3), np.uint8)
         cut: dict[Box, np.ndarray] = {}  # clips may share a frame, and in a test all share their boxes
         for clip, place in zip(*np.nonzero(numbers == number), strict=True):
             for crop, box in enumerate(boxes[clip]):
                 if box not in cut:
-                    cut[box] = resized_crop(frame, box, size).permute(1, 2, 0).numpy()  # (S, S, 3)
+                    cut[box] = resized_crop(frame, box, shape).permute(1, 2, 0).numpy()  # (H', W', 3)
                 views[clip, crop, place] = cut[box]
     assert views is not None  # `frames` yields every wanted frame or raises
-    return rearrange(torch.from_numpy(views), "k a t h w c -> k a c t h w")
+    return rearrange(torch.from_numpy(views), "k a t h w c -> k a c t h w"), size

@@ -92,7 +92,11 @@ class TrainTransform:
             (3, T, S, S) uint8 and the label, which mirroring may have changed.
         """
         (box,) = self.boxes(frames.shape[1], frames.shape[2], rng)
-        return self.finish(resized_crop(frames, box, self.size), label, rng)
+        return self.finish(resized_crop(frames, box, (self.size, self.size)), label, rng)
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is cut from frames of this size."""
+        return self.size, self.size
 
     def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         """Choose what to cut from frames of this size: one box, the first of the choices that `rng` makes."""
@@ -134,19 +138,20 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Scale the short side to `size` and take square crops spread over the long side.
+    """Scale the short side to `size` and take square crops spread over the long side, or the whole frame.
 
     Args:
-        size: S, pixels along each side of a crop.
+        size: S, pixels along each side of a crop, or along the short side of a whole frame.
         crops: 1 takes the centre; more reach from one end of the long side to the other.
+        full_frame: Take the whole frame, of any aspect ratio, instead of crops.
     """
 
     __test__ = False  # no test, whatever pytest makes of the name
 
-    def __init__(self, size: int, crops: int = 1) -> None:
-        if crops < 1:
-            raise ValueError(f"a test needs at least one crop, got {crops}")
-        self.size, self.crops = size, crops
+    def __init__(self, size: int, crops: int = 1, *, full_frame: bool = False) -> None:
+        if crops < 1 or (full_frame and crops > 1):
+            raise ValueError(f"a test needs at least one crop, and one only of full frames, got {crops}")
+        self.size, self.crops, self.full_frame = size, crops, full_frame
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Transform frames, of one clip or of several.
@@ -157,16 +162,36 @@ class TestTransform:
         Returns:
             (crops, 3, T, S, S) uint8, from left to right or from top to bottom.
         """
-        boxes = self.boxes(frames.shape[1], frames.shape[2])
-        return torch.stack([resized_crop(frames, box, self.size) for box in boxes])
+        height, width = frames.shape[1:3]
+        shape = self.shape(height, width)
+        return torch.stack([resized_crop(frames, box, shape) for box in self.boxes(height, width)])
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of each view of frames of this size."""
+        return self.whole_shape(height, width) if self.full_frame else (self.size, self.size)
+
+    def whole_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of whole frames whose short side is scaled to `size`.
+
+        The long side becomes a multiple of 4, the nearest that is no shorter than the short side: features have a
+        quarter of the resolution, and fractions of the frame are then fractions of them.
+
+        Example:
+            >>> TestTransform(224).whole_shape(256, 340), TestTransform(224).whole_shape(720, 406)
+            ((224, 296), (396, 224))
+        """
+        long_side = max(self.size, 4 * round(self.size * max(height, width) / min(height, width) / 4))
+        return (long_side, self.size) if height > width else (self.size, long_side)
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """Squares to cut from frames of this size, from left to right or from top to bottom.
+        """What to cut from frames of this size, from left to right or from top to bottom.
 
         Example:
             >>> TestTransform(224, crops=3).boxes(256, 340)
             [(0, 0, 256, 256), (0, 42, 256, 256), (0, 84, 256, 256)]
         """
+        if self.full_frame:
+            return [(0, 0, height, width)]
         side, slack = min(height, width), abs(height - width)
         offsets = [slack // 2] if self.crops == 1 else [i * slack // (self.crops - 1) for i in range(self.crops)]
         return [(offset, 0, side, side) if height > width else (0, offset, side, side) for offset in offsets]
@@ -202,20 +227,20 @@ class Normalize(nn.Module):
         return torch.addcmul(self.shift.view(per_channel), pixels.float(), self.scale.view(per_channel)).to(self.dtype)
 
 
-def resized_crop(frames: np.ndarray, box: Box, size: int) -> Tensor:
-    """Cut a box out of frames and scale it to a square, in one step, smoothly also where it shrinks.
+def resized_crop(frames: np.ndarray, box: Box, shape: tuple[int, int]) -> Tensor:
+    """Cut a box out of frames and scale it, in one step, smoothly also where it shrinks.
 
     Args:
         frames: (..., H, W, 3) uint8, strides of any sign.
         box: Within the frames.
-        size: S, pixels along each side of the result.
+        shape: Height and width of the result.
 
     Returns:
-        (3, ..., S, S) uint8, in whose memory the channels come last. A box that has this size keeps its pixels.
+        (3, ..., height, width) uint8, in whose memory the channels come last. A box of this shape keeps its pixels.
     """
     top, left, height, width = box
     crop = frames[..., top : top + height, left : left + width, :]
-    return torch.from_numpy(scaled(crop, (size, size))).movedim(-1, 0)
+    return torch.from_numpy(scaled(crop, shape)).movedim(-1, 0)
 
 
 def rand_augment(

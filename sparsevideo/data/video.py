@@ -68,11 +68,13 @@ class Video:
         num_frames: Frames in the file. A listed frame may still turn out damaged when it is read; that raises.
         time_base: Seconds in one unit of `times`.
         cut_short: Why decoding ended before the file did, where frames were counted so; else None.
+        stored_size: Height and width of the frames as they are stored, upright; None until one has been read.
     """
 
     num_frames: int
     time_base: Fraction
     cut_short: str | None = None
+    stored_size: tuple[int, int] | None = None
 
     def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
@@ -202,7 +204,7 @@ class Video:
             size: tuple[int, int] | None = None  # of the first; frames may change theirs on the way
             for number, image in zip(wanted, self._images(wanted), strict=True):
                 if size is None:
-                    height, width = image.shape[:2]
+                    height, width = self.stored_size = image.shape[:2]
                     scale = 1.0 if short_side is None else short_side / min(height, width)
                     size = round(height * scale), round(width * scale)
                 yield number, image if image.shape[:2] == size else scaled(image, size)

@@ -149,12 +149,12 @@ def test_resized_crop_is_torchvisions(leading: tuple[int, ...]) -> None:
         ]:
             for size in (1, 16, 60):
                 twin = tv.resized_crop(planes, *box, size=[size, size], antialias=True).movedim(-3, 0)
-                assert torch.equal(resized_crop(pixels, box, size), twin), (name, box, size)
+                assert torch.equal(resized_crop(pixels, box, (size, size)), twin), (name, box, size)
 
 
 def test_a_box_of_the_final_size_keeps_its_pixels() -> None:
     frames = noise(3, 40, 50, 3)
-    cut = resized_crop(frames, (7, 9, 24, 24), 24)
+    cut = resized_crop(frames, (7, 9, 24, 24), (24, 24))
     assert np.array_equal(cut.permute(1, 2, 3, 0).numpy(), frames[:, 7:31, 9:33])
 
 
@@ -166,7 +166,7 @@ def test_frames_may_be_cut_one_by_one() -> None:
     (box,) = transform.boxes(40, 50, rng)
     clip = torch.empty(3, 4, 24, 24, dtype=torch.uint8)
     for t, frame in enumerate(frames):
-        clip[:, t] = resized_crop(frame, box, 24)
+        clip[:, t] = resized_crop(frame, box, (24, 24))
     before = clip.clone()
     streamed, same_label = transform.finish(clip, 5, rng)
     assert torch.equal(streamed, at_once) and label == same_label == 5
@@ -239,7 +239,7 @@ def test_test_boxes_are_what_a_test_cuts() -> None:
     transform = TestTransform(16, 3)
     assert transform.boxes(40, 100) == [(0, 0, 40, 40), (0, 30, 40, 40), (0, 60, 40, 40)]
     for box, view in zip(transform.boxes(40, 100), transform(frames), strict=True):
-        assert torch.equal(resized_crop(frames, box, 16), view)
+        assert torch.equal(resized_crop(frames, box, (16, 16)), view)
 
 
 def test_rand_augment_is_a_function_of_its_rng() -> None:
