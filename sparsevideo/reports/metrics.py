@@ -1,4 +1,4 @@
-"""How good a model is: accuracies, confusion matrix, learning curves.
+"""How good a model is: accuracies, confusion matrix, reliability, learning curves.
 
 Letters: n samples, K classes.
 """
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, recall_score
 
 _TEXT_UP_TO = 30  # classes: beyond, a cell has no room for its percentage
-_NAMES_UP_TO = 80  # classes: beyond, nor has a row for its name
+NAMES_UP_TO = 80  # classes: beyond, nor has a row for its name
 _GRID = "#e3e8ee"
 
 
@@ -41,7 +42,7 @@ def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()
         >>> summarize(scores, np.array([0, 0, 0, 1]))["top1"]
         75.0
     """
-    ranked = _ranked(scores, labels, failed)
+    ranked = rank_classes(scores, labels, failed)
     hits = ranked[:, :5] == labels[:, None]  # (n, min(5, K))
     class_accuracy = recall_score(labels, ranked[:, 0], labels=np.unique(labels), average="macro")
     return {
@@ -49,6 +50,55 @@ def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()
         "top5": 100 * float(hits.sum()) / len(labels),
         "mean_class_accuracy": 100 * float(class_accuracy),
     }
+
+
+def rank_classes(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()) -> np.ndarray:
+    """Order the classes of every sample by falling score; of equal ones the lower index comes first.
+
+    Args:
+        scores: (n, K) as for `summarize`.
+        labels: (n,) true classes, only looked at to see that they fit.
+        failed: Rows without scores.
+
+    Returns:
+        (n, K) classes, the likeliest first; -1 throughout the failed rows.
+
+    Raises:
+        ValueError: As `summarize`.
+    """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores (n, K) and labels (n,) do not fit: {scores.shape} and {labels.shape}")
+    if scores.size == 0:
+        raise ValueError(f"no scores to count: shape {scores.shape}")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit scores of {scores.shape[1]} classes")
+    ranked = np.argsort(-scores, axis=1, kind="stable")
+    ranked[list(failed)] = -1
+    undefined = np.flatnonzero(np.isnan(scores).any(axis=1) & (ranked[:, 0] >= 0))
+    if len(undefined):
+        raise ValueError(
+            f"{len(undefined)} rows have NaN scores and are not listed as failed; the first is {undefined[0]}"
+        )
+    return ranked
+
+
+def count_confusions(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count which class is taken for which.
+
+    Args:
+        predicted: (n,) classes that came first; -1 where a sample failed.
+        labels: (n,) true classes.
+        num_classes: K.
+
+    Returns:
+        (K, K+1) counts: true classes are rows, predicted ones columns, the last column counts what failed.
+
+    Example:
+        >>> count_confusions(np.array([0, 1, 1, -1]), np.array([0, 0, 1, 1]), 2).tolist()
+        [[1, 1, 0], [0, 1, 1]]
+    """
+    predicted = np.where(predicted < 0, num_classes, predicted)
+    return confusion_matrix(labels, predicted, labels=range(num_classes + 1))[:num_classes]
 
 
 def save_confusion_matrix(
@@ -68,40 +118,99 @@ def save_confusion_matrix(
     Raises:
         ValueError: As `summarize`, or another number of names than of scores.
     """
-    num_classes = len(classes)
-    predicted = _ranked(scores, labels, failed)[:, 0]
-    if scores.shape[1] != num_classes:
-        raise ValueError(f"{num_classes} class names for scores of {scores.shape[1]} classes")
+    predicted = rank_classes(scores, labels, failed)[:, 0]
+    if scores.shape[1] != len(classes):
+        raise ValueError(f"{len(classes)} class names for scores of {scores.shape[1]} classes")
+    counts = count_confusions(predicted, labels, len(classes))
     columns = [*classes, "failed"] if len(failed) else list(classes)
-    predicted = np.where(predicted < 0, num_classes, predicted)
-    counts = confusion_matrix(labels, predicted, labels=range(num_classes + 1))[:num_classes, : len(columns)]
+    title = f"{100 * np.trace(counts) / len(labels):.1f} % of {len(labels)} right; each row in percent"
+    _draw_confusions(path, counts[:, : len(columns)], classes, columns, title)
+
+
+def save_confused_classes(path: str | Path, counts: np.ndarray, classes: Sequence[str], chosen: Sequence[int]) -> None:
+    """Draw the part of a large confusion matrix that is worth reading: chosen classes, all else in one column.
+
+    Args:
+        path: The PNG file to write; its folder must exist.
+        counts: (K, K+1) from `count_confusions`.
+        classes: K names.
+        chosen: Classes to draw, in this order; up to 30 leave room for the percentages.
+    """
+    inside = counts[np.ix_(chosen, chosen)]
+    failed = counts[chosen, -1:]
+    others = counts[chosen].sum(axis=1, keepdims=True) - inside.sum(axis=1, keepdims=True) - failed
+    columns, parts = [classes[index] for index in chosen], [inside]
+    for name, column in (("all others", others), ("failed", failed)):
+        if column.any():
+            columns.append(name)
+            parts.append(column)
+    title = f"{len(chosen)} of {len(classes)} classes: those that are taken for each other most; each row in percent"
+    _draw_confusions(path, np.concatenate(parts, axis=1), columns[: len(chosen)], columns, title)
+
+
+def _draw_confusions(
+    path: str | Path, counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+) -> None:
+    """Draw counts (rows, columns), each row in percent of its sum."""
     samples = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.maximum(samples, 1)
 
-    cell = min(0.62, 9 / num_classes)  # inches
-    figure = Figure(figsize=(cell * len(columns), cell * num_classes), dpi=150)
+    cell = min(0.62, 9 / len(rows))  # inches
+    figure = Figure(figsize=(cell * len(columns), cell * len(rows)), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; saving widens the page to hold them
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    if num_classes <= _TEXT_UP_TO:
+    # The small shares of large matrices would be white.
+    norm = Normalize(0, 100) if len(rows) <= NAMES_UP_TO else PowerNorm(0.5, 0, 100)
+    axes.imshow(percent, cmap="Blues", norm=norm)
+    if len(rows) <= _TEXT_UP_TO:
         style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 20 * cell}
         for row, column in zip(*counts.nonzero(), strict=True):
             value = percent[row, column]
             axes.text(column, row, f"{value:.1f}", color="white" if value > 55 else "#1c2b3a", **style)
-    if num_classes <= _NAMES_UP_TO:
+    if len(rows) <= NAMES_UP_TO:
         style = {"fontsize": min(10, 52 * cell), "parse_math": False}  # a class may be called "$5"
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", **style)
-        rows = [f"{name} ({count})" for name, count in zip(classes, samples[:, 0], strict=True)]
-        axes.set_yticks(range(num_classes), rows, **style)
+        names = [f"{name} ({count})" for name, count in zip(rows, samples[:, 0], strict=True)]
+        axes.set_yticks(range(len(rows)), names, **style)
         axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-        axes.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
         axes.grid(which="minor", color=_GRID, linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="predicted", ylabel="true (samples)" if num_classes <= _NAMES_UP_TO else "true")
-    axes.set_title(
-        f"{100 * np.trace(counts) / len(labels):.1f} % of {len(labels)} right; each row in percent", fontsize=11
-    )
+    axes.set(xlabel="predicted", ylabel="true (samples)" if len(rows) <= NAMES_UP_TO else "true")
+    axes.set_title(title, fontsize=11)
     figure.savefig(path, format="png", bbox_inches="tight")
+
+
+def save_reliability_diagram(path: str | Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw how often a model is right among the answers it is so sure of; the dotted line is where the two agree.
+
+    Below stands how many answers there are of each confidence.
+
+    Args:
+        path: The PNG file to write; its folder must exist.
+        panels: A panel's title to its bins, see `analysis.reliability`.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 4.4), dpi=150, layout="constrained")
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
+    for (top, below), (title, bins) in zip(grid.T, panels.items(), strict=True):
+        lows, highs = _column(bins, "low"), _column(bins, "high")
+        filled = _column(bins, "samples") > 0
+        bar: dict[str, Any] = {"width": (highs - lows)[filled], "align": "edge", "edgecolor": "white", "linewidth": 0.5}
+        top.bar(lows[filled], _column(bins, "accuracy")[filled], color="#3b7dd8", label="right, %", **bar)
+        top.plot(
+            *(_column(bins, key)[filled] for key in ("confidence", "accuracy")), ".", color="#1c2b3a", clip_on=False
+        )
+        top.plot([0, 100], [0, 100], ":", color="#5b6b7a", linewidth=1)
+        below.bar(lows[filled], _column(bins, "samples")[filled], color="#98a6b3", **bar)
+        top.set(title=title, xlim=(0, 100), ylim=(0, 100))
+        below.set(xlabel="confidence, %")
+        for axes in (top, below):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color=_GRID, linewidth=0.6)
+            axes.set_axisbelow(True)
+    grid[0, 0].set_ylabel("right, %")
+    grid[1, 0].set_ylabel("samples")
+    figure.savefig(path, format="png")
 
 
 def save_learning_curves(
@@ -141,24 +250,6 @@ def save_learning_curves(
     figure.savefig(path, format="png")
 
 
-def _ranked(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int]) -> np.ndarray:
-    """Classes by falling score, (n, K); -1 throughout the failed rows."""
-    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise ValueError(f"scores (n, K) and labels (n,) do not fit: {scores.shape} and {labels.shape}")
-    if scores.size == 0:
-        raise ValueError(f"no scores to count: shape {scores.shape}")
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit scores of {scores.shape[1]} classes")
-    ranked = np.argsort(-scores, axis=1, kind="stable")
-    ranked[list(failed)] = -1
-    undefined = np.flatnonzero(np.isnan(scores).any(axis=1) & (ranked[:, 0] >= 0))
-    if len(undefined):
-        raise ValueError(
-            f"{len(undefined)} rows have NaN scores and are not listed as failed; the first is {undefined[0]}"
-        )
-    return ranked
-
-
 def _read_log(path: Path) -> tuple[list[dict], list[dict]]:
     """The records of training and those of validation."""
     records: defaultdict[str, list[dict]] = defaultdict(list)
@@ -176,7 +267,7 @@ def _read_log(path: Path) -> tuple[list[dict], list[dict]]:
     return records["train"], records["val"]
 
 
-def _column(records: list[dict], key: str) -> np.ndarray:
+def _column(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array([record[key] for record in records], dtype=float)
 
 

@@ -70,11 +70,13 @@ class Figure:
         file: The file; its suffix says what it is.
         alt: What it shows, for those who cannot see it.
         caption: How to read it.
+        large: As large as the page is wide, whatever its height.
     """
 
     file: Path
     alt: str
     caption: str
+    large: bool = False
 
     def html(self) -> str:
         """A `figure` element with the file's bytes inside.
@@ -92,7 +94,23 @@ class Figure:
             media = f'<video aria-label="{alt}" controls loop muted playsinline {source}></video>'
         else:
             raise ValueError(f"{self.file}: a figure is an image or a video, not {kind}")
-        return f'<figure><div class="wide">{media}</div><figcaption>{escape(self.caption)}</figcaption></figure>'
+        size = ' class="large"' if self.large else ""
+        return f'<figure{size}><div class="wide">{media}</div><figcaption>{escape(self.caption)}</figcaption></figure>'
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Blocks side by side, as many as there is room for: small figures with captions.
+
+    Attributes:
+        blocks: One a tile.
+    """
+
+    blocks: Sequence[Block]
+
+    def html(self) -> str:
+        """A `div` element that is a grid."""
+        return '<div class="tiles">' + "".join(f"<div>{block.html()}</div>" for block in self.blocks) + "</div>"
 
 
 def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Block]]) -> None:
@@ -137,13 +155,19 @@ th:first-child { text-align: left; }
 thead th { color: var(--soft); font-weight: 500; }
 figure { margin: 1.5rem 0; }
 img, video { display: block; max-width: 100%; max-height: 34rem; border-radius: 6px; background: #fff; }
+.large img, .large video { max-height: none; }
 figcaption { max-width: 42rem; margin-top: .5rem; color: var(--soft); font-size: .9rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.5rem; padding: 1rem; border-radius: 6px;
   background: var(--panel); }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1.25rem 1rem; }
+.tiles figure, .tiles p { margin: 0; font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
+.tiles p { color: var(--soft); }
 @media (max-width: 40rem) {
   img { max-width: none; height: 20rem; }
+  .large img { height: 44rem; }
+  .tiles img { max-width: 100%; height: auto; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .6rem; }
 }

@@ -4,13 +4,14 @@ Letters: n files, K classes.
 """
 
 import csv
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from sparsevideo.reports.npz import read_npz, write_npz
 
 KINDS = ("softmax", "logits")
 
@@ -61,18 +62,7 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
     The csv has a row for each file: path, true class, predicted class ("failed" where there is none), then the score
     of every class.
     """
-    unfinished = folder / ".predictions.npz"
-    np.savez_compressed(
-        unfinished,
-        names=np.array(predictions.names, dtype=np.str_),
-        labels=predictions.labels,
-        scores=predictions.scores,
-        failed=predictions.failed,
-        classes=np.array(predictions.classes, dtype=np.str_),
-        kind=np.array(predictions.kind),
-        root=np.array(predictions.root),
-    )
-    unfinished.replace(folder / "predictions.npz")
+    write_npz(folder / "predictions.npz", predictions)
     unfinished = folder / ".predictions.csv"
     with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
@@ -96,20 +86,7 @@ def load_predictions(path: str | Path) -> Predictions:
     path = path / "predictions.npz" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of predictions; `sparsevideo test` writes predictions.npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Predictions(
-                names=file["names"].tolist(),
-                labels=file["labels"],
-                scores=file["scores"],
-                failed=file["failed"],
-                classes=file["classes"].tolist(),
-                kind=str(file["kind"]),
-                root=str(file["root"]),
-            )
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not the predictions of a test ({reason}); test the checkpoint again") from error
+    return read_npz(path, Predictions, "the predictions of a test", "test the checkpoint again")
 
 
 def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:

@@ -117,6 +117,34 @@ def test_confusion_matrix_wants_a_name_for_each_class(tmp_path):
         metrics.save_confusion_matrix(tmp_path / "c.png", *scored(5, 3), ["a", "b"])
 
 
+def test_the_part_of_a_matrix_is_in_percent_of_whole_rows(tmp_path, drawn):
+    """Class 2: one of five right, two taken for 0, one for 1, which is not drawn, one failed. Class 0: both right."""
+    counts = metrics.count_confusions(np.array([0, 0, 2, 0, 0, 1, -1]), np.array([0, 0, 2, 2, 2, 2, 2]), 4)
+    metrics.save_confused_classes(tmp_path / "c.png", counts, "abcd", [2, 0])
+    *cells, title = drawn
+    # x is the prediction: 2, 0, all others, failed
+    assert sorted(cells) == [(0, 0, "20.0"), (1, 0, "40.0"), (1, 1, "100.0"), (2, 0, "20.0"), (3, 0, "20.0")]
+    assert title[0].startswith("2 of 4 classes")
+
+
+def test_bars_of_the_reliability_diagram_are_as_high_as_answers_are_right(tmp_path, monkeypatch):
+    bars = []
+    original = Axes.bar
+
+    def record(self, x, height, **kwargs):
+        bars.append((list(x), list(height)))
+        return original(self, x, height, **kwargs)
+
+    monkeypatch.setattr(Axes, "bar", record)
+    bins = [
+        {"low": 0, "high": 50, "samples": 0, "confidence": None, "accuracy": None},
+        {"low": 50, "high": 100, "samples": 3, "confidence": 90.0, "accuracy": 60.0},
+    ]
+    metrics.save_reliability_diagram(tmp_path / "r.png", {"before": bins, "after": bins})
+    assert bars == [([50], [60]), ([50], [3])] * 2  # an empty bin has none
+    assert imread(tmp_path / "r.png").ndim == 3
+
+
 def log(path, *records, torn=""):
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + torn)
     return path

@@ -1,0 +1,184 @@
+"""Features come back as they went, by path; what is torn or something else is refused in one line."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsevideo.reports.features import Features, load_features, save_features
+from sparsevideo.reports.predictions import Predictions, load_predictions, save_predictions
+
+NAMES = ["left/a b.mp4", "up/日本.mp4", "up/\udcff.mp4", "up/d.mp4"]  # the third is no UTF-8 on its disk
+LABELS = np.array([0, 1, 1, 1])
+FAILED = np.array([False, False, True, False])
+CLASSES = ["left", "up"]
+
+
+def features(**changes):
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3) * ~FAILED[:, None]
+    told = {"names": NAMES, "labels": LABELS, "features": rows, "failed": FAILED, "classes": CLASSES}
+    return Features(**{**told, "root": "videos/test", "checkpoint": "c1a150ae", **changes})
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_features(tmp_path / "f.npz", features())
+    loaded = load_features(tmp_path / "f.npz")
+    assert (loaded.names, loaded.classes, loaded.root, loaded.checkpoint) == (NAMES, CLASSES, "videos/test", "c1a150ae")
+    for name in ("labels", "features", "failed"):
+        ours, theirs = getattr(features(), name), getattr(loaded, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_a_file_of_no_rows_comes_back_too(tmp_path):
+    empty = np.zeros(0, int)
+    save_features(tmp_path / "f.npz", features(names=[], labels=empty, failed=empty > 0, features=np.zeros((0, 3))))
+    assert load_features(tmp_path / "f.npz").names == []
+
+
+def test_numpy_alone_finds_a_file_by_its_path(tmp_path):
+    save_features(tmp_path / "f.npz", features())
+    with np.load(tmp_path / "f.npz") as file:
+        by_path = dict(zip(file["names"].tolist(), file["features"], strict=True))
+    assert by_path["up/d.mp4"].tolist() == [9, 10, 11]
+
+
+def test_a_file_is_found_by_its_path_and_a_wrong_path_offers_the_nearest():
+    told = features()
+    assert [told[name].tolist() for name in NAMES] == told.features.tolist()
+    with pytest.raises(KeyError, match=r"no features of left/a_b\.mp4; did you mean left/a b\.mp4\?"):
+        told["left/a_b.mp4"]
+    with pytest.raises(KeyError, match=r"no features of 7'"):
+        told["7"]
+    names = [f"{index % 9}/{index:05d}.mp4" for index in range(3000)]
+    many = features(names=names, labels=np.zeros(3000, int), failed=np.zeros(3000, bool), features=np.zeros((3000, 1)))
+    with pytest.raises(KeyError, match=r"did you mean 4/01021\.mp4\?"):
+        many["4/01021.mkv"]
+
+
+def test_parts_of_one_video_are_not_taken_for_each_other():
+    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"])
+    assert told["b.mp4"].tolist() == [3, 4, 5]
+    with pytest.raises(KeyError, match=r"a\.mp4 is listed 2 times: rows 0, 3 of `features`"):
+        told["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": np.zeros((3, 3))}, r"features have shape \(3, 3\); 4 names want \(4, D\)"),
+        ({"features": np.zeros(4)}, r"features have shape \(4,\)"),
+        ({"labels": np.zeros(3, int)}, r"labels have shape \(3,\); 4 names want \(4, \)"),
+        ({"failed": np.zeros((4, 1), bool)}, r"failed have shape \(4, 1\)"),
+        ({"labels": np.array([0, 1, 1, 2])}, "labels 0 to 2 do not fit 2 classes"),
+        ({"labels": np.array([0, -1, 1, 1])}, "labels -1 to 1"),
+        ({"features": np.diag([1, 1, 1, np.nan])}, r"features of 1 files are not finite; the first is up/d\.mp4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        features(**changes)
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    save_features(tmp_path / "f.npz", features())
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="no space"):
+        save_features(tmp_path / "f.npz", features(root="elsewhere"))
+    assert load_features(tmp_path / "f.npz").root == "videos/test"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    """Every fourth byte in the middle: some of them lie in a compressed stream."""
+    content = bytearray(path.read_bytes())
+    for at in range(60, len(content) - 300, 4):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
+def text(path):
+    path.write_text("names,labels\n")
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps({"names": []}))
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def other_arrays(path):
+    np.savez(path, x=np.zeros(3))
+
+
+def objects(path):
+    np.savez(path, names=np.array([{}], dtype=object))
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    told = features()
+    np.savez(tmp_path / "f.npz", **{**vars(told), "names": np.array([Trap(tmp_path / "sprung")] * 4, dtype=object)})
+    with pytest.raises(ValueError, match="not the features of a list"):
+        load_features(tmp_path / "f.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("spoil", [cut, empty, flip, text, pickled, one_array, other_arrays, objects])
+@pytest.mark.parametrize("kind", ["features", "predictions"])
+def test_a_torn_or_other_file_is_refused_in_one_line(tmp_path, spoil, kind):
+    """Both kinds are read by the same lines."""
+    path = tmp_path / f"{kind}.npz"
+    save_features(tmp_path / "features.npz", features())
+    save_predictions(tmp_path, Predictions(NAMES, LABELS, np.zeros((4, 2), np.float32), FAILED, CLASSES))
+    spoil(path)
+    load, what = {
+        "features": (load_features, "the features of a list"),
+        "predictions": (load_predictions, "the predictions of a test"),
+    }[kind]
+    with pytest.raises(ValueError, match=rf"{kind}\.npz: not {what} \(.+\); .+ again$") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_kind_is_not_taken_for_the_other(tmp_path):
+    save_predictions(tmp_path, Predictions(NAMES, LABELS, np.zeros((4, 2), np.float32), FAILED, CLASSES))
+    with pytest.raises(ValueError, match="not the features of a list"):
+        load_features(tmp_path / "predictions.npz")
+    with pytest.raises(FileNotFoundError, match="`sparsevideo extract` writes one"):
+        load_features(tmp_path / "features.npz")
+
+
+def test_predictions_come_back_through_the_same_lines(tmp_path):
+    scores = np.arange(8, dtype=np.float32).reshape(4, 2)
+    save_predictions(tmp_path, Predictions(NAMES, LABELS, scores, FAILED, CLASSES, "logits", "videos"))
+    loaded = load_predictions(tmp_path)
+    assert (loaded.names, loaded.classes, loaded.kind, loaded.root) == (NAMES, CLASSES, "logits", "videos")
+    assert np.array_equal(loaded.scores, scores) and np.array_equal(loaded.failed, FAILED)
+    with np.load(tmp_path / "predictions.npz") as file:
+        assert set(file) == {"names", "labels", "scores", "failed", "classes", "kind", "root"}
