@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sparsevideo.models.budget import with_budget as with_budget
     from sparsevideo.models.inflate import inflate as inflate
     from sparsevideo.models.sparseformer import SparseFormer as SparseFormer
     from sparsevideo.models.zoo import create_model as create_model
@@ -19,9 +20,10 @@ _PUBLIC = {
     "inflate": "sparsevideo.models.inflate",
     "list_models": "sparsevideo.models.zoo",
     "load_weights": "sparsevideo.models.zoo",
+    "with_budget": "sparsevideo.models.budget",
 }
 _SUBMODULES = {"data", "models"}
-__all__ = ["SparseFormer", "__version__", "create_model", "inflate", "list_models", "load_weights"]
+__all__ = ["SparseFormer", "__version__", "create_model", "inflate", "list_models", "load_weights", "with_budget"]
 
 
 def __getattr__(name: str) -> Any:

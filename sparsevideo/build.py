@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,10 +20,13 @@ from sparsevideo.data.index import INDEX, Index, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
+from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.zoo import LoadReport, create_model, load_weights
 
 logger = logging.getLogger(__name__)
+
+_PIXELS = {2: "image", 3: "video"}  # their key in a batch
 
 
 def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
@@ -82,26 +86,20 @@ def build_train_loader(
     return batches, sampler
 
 
-def build_test_loader(
-    config: Config,
-    records: Records,
-    ndim: int,
-    *,
-    rank: int,
-    world_size: int,
-    clips: int = 1,
-    crops: int = 1,
-    still: bool = False,
-) -> DataLoader:
-    """This process' share of the videos, each once, with all its views."""
-    transform = transforms.TestTransform(config.data.size, crops)
-    views = {} if ndim == 2 else {"num_clips": clips, "convention": config.test.convention, "still": still}
+def build_test_loader(config: Config, records: Records, ndim: int, indices: Sequence[int]) -> DataLoader:
+    """The files with these indices, each once, with all its views."""
+    test = config.test
+    transform = transforms.TestTransform(config.data.size, test.crops, full_frame=test.full_frame)
+    views: dict[str, Any] = {"share_stem": test.share_stem}
+    if ndim == 3:
+        views |= {"num_clips": test.clips, "convention": test.convention, "still": test.still}
     dataset = _dataset(config.data, records, ndim, transform=transform, **views)
-    indices = loader.shard(len(records), rank, world_size)
+    # Whole frames differ in shape from file to file.
+    alone = test.share_stem or test.full_frame
     return loader.test_loader(
         dataset,
         indices,
-        batch_size=config.test.batch_size,
+        batch_size=1 if alone else max(1, test.batch_size // (test.clips * test.crops)),
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
     )
@@ -157,26 +155,77 @@ def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
 def build_prepare(
     config: DataConfig, ndim: int, device: torch.device, *, train_classes: int = 0
 ) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
-    """The device's half of the transforms: batch -> normalised float inputs (B, 3, [T,] S, S) and labels (B,).
+    """The device's half of the training transforms: batch -> normalised inputs (B, 3, [T,] S, S) and labels (B,).
 
     With `train_classes`, their number, inputs are erased and mixed as the settings say; labels are (B, K) where mixed.
     """
-    normalize = transforms.Normalize(config.mean, config.std)
+    normalize = transforms.Normalize(config.mean, config.std).to(device)
     erase = mixing.Erase(config.erase, config.erase_mode) if train_classes and config.erase else None
     mix = None
     if train_classes and (config.mixup or config.cutmix):
         mix = mixing.Mix(train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob)
-    key = "image" if ndim == 2 else "video"
 
     def prepare(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        pixels = batch[key].to(device, non_blocking=True)
-        if pixels.ndim > ndim + 2:  # views of a video stand beside each other
-            pixels = pixels.flatten(0, 1)  # (B*V, 3, [T,] S, S)
+        pixels = batch[_PIXELS[ndim]].to(device, non_blocking=True)
         inputs, labels = normalize(pixels), batch["label"].to(device, non_blocking=True)
         inputs = erase(inputs) if erase else inputs
         return mix(inputs, labels) if mix else (inputs, labels)
 
     return prepare
+
+
+def build_score(
+    config: Config, model: SparseFormer, fabric: Fabric, *, features: bool = False
+) -> Callable[[Mapping[str, Any]], Tensor]:
+    """The device's half of a test: batch of B files -> (B, V, K) scores of all their views.
+
+    With `features` they are (B, V, D): what the head sees.
+    """
+    normalize = transforms.Normalize(config.data.mean, config.data.std).to(fabric.device)
+
+    def read(feat: Tensor, views: Views | None = None) -> Tensor:
+        outputs = model.forward_head(model.forward_tokens(feat, views).tokens, pre_logits=features).float()
+        return outputs if features or config.test.scores == "logits" else outputs.softmax(-1)
+
+    def score(batch: Mapping[str, Any]) -> Tensor:
+        pixels = batch[_PIXELS[model.ndim]].to(fabric.device, non_blocking=True).flatten(0, 1)  # (B*V, 3, [T,] S, S)
+        files, views = batch["clip_index"].shape
+        parts = math.ceil(files * views / config.test.batch_size)
+        with fabric.autocast():
+            if "boxes" in batch:  # of views in pixels (B, 3, [F,] H, W)
+                source = torch.arange(files).repeat_interleave(views)
+                frames = batch["frames"].flatten(0, 1).to(fabric.device) if model.ndim == 3 else None
+                every = Views(source.to(fabric.device), batch["boxes"].flatten(0, 1).to(fabric.device), frames)
+                feat = model.stem(normalize(pixels))
+                numbers = torch.arange(len(every), device=fabric.device).chunk(parts)
+                scores = [read(feat, every[part]) for part in numbers]
+            else:
+                scores = [read(model.stem(normalize(part))) for part in pixels.chunk(parts)]
+        return torch.cat(scores).unflatten(0, (files, views))
+
+    return score
+
+
+def build_budgets(config: Config, model: SparseFormer) -> dict[str, list[int]]:
+    """What every training step draws: `num_tubes`, `num_frames` and `num_points`, where the settings list them.
+
+    Raises:
+        ValueError: The network or its clips cannot have as many, or FSDP shards what would be resized.
+    """
+    train, frames, points = config.train, config.data.num_frames, model.hparams["num_points"]
+    drawn = {"num_tubes": train.num_tubes, "num_frames": train.num_frames, "num_points": train.num_points}
+    drawn = {name: list(counts) for name, counts in drawn.items() if counts}
+    for name, counts in drawn.items():
+        told = f"train.{name} is {counts}"
+        if model.ndim == 2 and name != "num_points":
+            raise ValueError(f"{told}, but {config.model.name} is an image model: an image has no time")
+        if train.strategy == "fsdp" and name != "num_frames":
+            raise ValueError(f"{told}, which train.strategy fsdp cannot: shards cannot be resized; use ddp")
+        if name == "num_frames" and any(frames % count for count in counts):
+            raise ValueError(f"{told}; each must divide data.num_frames, {frames}")
+        if name == "num_points" and max(counts) > points:
+            raise ValueError(f"{told}; each must be at most the network's own {points}")
+    return drawn
 
 
 def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Optimizer:

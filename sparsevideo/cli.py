@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -215,22 +215,12 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def test(parser: Parser, argv: Sequence[str]) -> int:
-    """Score a checkpoint on several views of every video."""
-    from sparsevideo.apps.runs import checkpoint_config, test_run
+    """Score a checkpoint on several views of every video; a test that was killed goes on where it was."""
+    path, config, args = _parse_test(
+        parser, argv, out="folder for results.json and the predictions; by default beside the run"
+    )
+    from sparsevideo.apps.testing import test_run
 
-    _add_test_options(parser, Config())
-    args = parser.parse(argv)
-    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
-    if not views:
-        raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
-    # Once more, with the checkpoint's settings as defaults.
-    config = checkpoint_config(path)
-    parser = Parser(prog=parser.prog)
-    _add_test_options(parser, config)
-    args = parser.parse(argv)
-    config.data, config.test = args.data, args.test
-    if args.views:
-        config.test.clips, config.test.crops = int(views[1]), int(views[2])
     results = test_run(path, config, Path(args.out) if args.out else None)
     first = _first()
     if args.json and first:
@@ -238,12 +228,100 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     return INCOMPLETE if results["failed"] and first else OK
 
 
-def _add_test_options(parser: Parser, config: Config) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a run; its settings are the defaults below")
+def extract(parser: Parser, argv: Sequence[str]) -> int:
+    """Write the features of every listed file, what a checkpoint's head sees, as one npz keyed by path."""
+    path, config, args = _parse_test(parser, argv, out="file to write (.npz); by default beside the run")
+    from sparsevideo.apps.testing import extract_run
+
+    features = extract_run(path, config, Path(args.out) if args.out else None)
+    first = _first()
+    if args.json and first:
+        n, width = features.features.shape
+        print(json.dumps({"files": n, "failed": int(features.failed.sum()), "width": width}))
+    return INCOMPLETE if features.failed.any() and first else OK
+
+
+def _parse_test(parser: Parser, argv: Sequence[str], out: str) -> tuple[Path, Config, Any]:
+    """The checkpoint, and its settings with what the run file and the command line change."""
+    from sparsevideo.apps.runs import checkpoint_config
+
+    _add_test_options(parser, Config(), out)
+    told, args = _parse_run(parser, argv)
+    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
+    if not views:
+        raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
+    of_no_use = [arg for arg in argv if arg.startswith(("--model.", "--optim.", "--train."))]
+    if of_no_use:
+        raise UsageError(f"{of_no_use[0]}: a test reads the settings data and test alone")
+    own = checkpoint_config(path)
+    if own is not None:  # once more, with the checkpoint's settings as defaults
+        parser = Parser(prog=parser.prog)
+        _add_test_options(parser, own, out)
+        told, args = _parse_run(parser, argv)
+        if told.model.name != own.model.name:
+            raise UsageError(f"the run file is of {told.model.name}, {path} of {own.model.name}")
+    elif not args.config:
+        raise ValueError(f"{path}: weights without settings; name the run file of their network with --config")
+    test = told.test
+    if args.views:
+        test.clips, test.crops = int(views[1]), int(views[2])
+    for name in ("num_frames", "num_tubes", "num_points"):
+        if getattr(args, name) is not None:
+            setattr(test, name, getattr(args, name))
+    test.share_stem, test.full_frame = test.share_stem or args.share_stem, test.full_frame or args.full_frame
+    test.__post_init__()
+    return path, told, args
+
+
+def _add_test_options(parser: Parser, config: Config, out: str) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    parser.add_argument(
+        "--config", action="config", help="run file (YAML) for data and test; options given after it win"
+    )
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
-    parser.add_argument("--out", help="folder for results.json and predictions.npz; by default beside the run")
-    parser.add_argument("--json", action="store_true", help="print results.json to standard output")
+    parser.add_argument("--share-stem", action="store_true", help="the same as --test.share_stem true")
+    parser.add_argument("--full-frame", action="store_true", help="the same as --test.full_frame true")
+    for name in ("num_frames", "num_tubes", "num_points"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int | None, help=f"the same as --test.{name}")
+    parser.add_argument("--out", help=out)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     _add_settings(parser, data=config.data, test=config.test)
+    # A run file has these too.
+    for name, settings in {"model": config.model, "optim": config.optim, "train": config.train}.items():
+        parser.add_argument(f"--{name}", type=type(settings), default=settings, help=SUPPRESS)
+
+
+def analyze(parser: Parser, argv: Sequence[str]) -> int:
+    """Say how good predictions are, where they err and how sure they are; compare and fuse several files."""
+    parser.add_argument("predictions", nargs="+", help="predictions.npz of a test, or the test's folder")
+    parser.add_argument("--out", help="folder for report.html and the rest; by default `analysis` beside the first")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of all halves")
+    parser.add_argument("--json", action="store_true", help="print what stands in analysis.json")
+    args = parser.parse(argv)
+    from sparsevideo.apps.analyze import run, show
+
+    out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed)
+    if args.json:
+        print(json.dumps(numbers, indent=2))
+    else:
+        show(out, numbers)
+    return OK
+
+
+def probe(parser: Parser, argv: Sequence[str]) -> int:
+    """Classify extracted features by their nearest neighbours and by a linear probe."""
+    parser.add_argument("train", help="features to learn from, as `sparsevideo extract` writes them")
+    parser.add_argument("test", help="features to classify")
+    parser.add_argument("--out", help="folder for probe.json and the predictions; by default beside the test features")
+    parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
+    parser.add_argument("--json", action="store_true", help="print what stands in probe.json")
+    args = parser.parse(argv)
+    from sparsevideo.reports.probe import probe_files
+
+    results = probe_files(Path(args.train), Path(args.test), Path(args.out) if args.out else None, k=args.k)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    return OK
 
 
 def inflate(parser: Parser, argv: Sequence[str]) -> int:
@@ -341,6 +419,9 @@ VERBS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "quickstart": quickstart,
     "train": train,
     "test": test,
+    "extract": extract,
+    "analyze": analyze,
+    "probe": probe,
     "inflate": inflate,
     "convert": convert,
     "data make-digits": make_digits,

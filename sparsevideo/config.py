@@ -174,6 +174,13 @@ class TrainConfig:
     """32-true or bf16-mixed. No fp16: its loss scaling would be undone by the clamp on the points' gradient."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps."""
+    num_tubes: list[int] = field(default_factory=list)
+    """Each step draws the network's tubes from this list, so that one checkpoint serves several budgets at test time;
+    empty for `model.args.num_tubes` always. Tubes cannot be drawn under FSDP, nor points."""
+    num_frames: list[int] = field(default_factory=list)
+    """Each step draws how many of a clip's frames it looks at, evenly spread; divisors of `data.num_frames`."""
+    num_points: list[int] = field(default_factory=list)
+    """Each step draws how many points a token reads, at least 2 and at most `model.args.num_points`."""
     strategy: str = "auto"
     """How several devices share the work: ddp (each has the whole network), fsdp (each has a shard of it), or auto: ddp
     where there are several."""
@@ -198,6 +205,9 @@ class TrainConfig:
             raise ValueError(f"train.ema is {self.ema}; it must be above 0 and below 1, such as 0.9999, or null")
         _check_one_of("train.precision", self.precision, ("32-true", "bf16-mixed"))
         _check_one_of("train.strategy", self.strategy, ("auto", "ddp", "fsdp"))
+        for name, bound in (("num_tubes", 1), ("num_frames", 1), ("num_points", 2)):
+            if any(count < bound for count in getattr(self, name)):
+                raise ValueError(f"train.{name} is {getattr(self, name)}; each must be at least {bound}")
 
 
 @dataclass
@@ -214,13 +224,30 @@ class TestConfig:
     """Where clips start: `ends` reaches both ends of the video; `slowfast`, PySlowFast's way, misses its last part."""
     still: bool = False
     """Repeat the video's middle frame: what a network knows without motion."""
+    scores: str = "softmax"
+    """A video's scores are the mean of its views' softmax, or of their logits."""
+    full_frame: bool = False
+    """Look at whole frames, of any aspect ratio, instead of square crops; their short side is `data.size`."""
+    share_stem: bool = False
+    """Decode and run the stem once on whole frames, from which all crops of a clip and all clips that share frames
+    read: faster, with slightly other scores, since a crop's borders then know what lies beyond them."""
+    num_frames: int | None = None
+    """Frames of a clip, over the same span of time as `data.num_frames` at `data.frame_stride`; null takes these."""
+    num_tubes: int | None = None
+    """Tubes of the network; null takes those it was trained with."""
+    num_points: int | None = None
+    """Points that a token reads at each look, at most as many as in training; null takes those."""
     batch_size: int = 8
-    """Videos per device and step."""
+    """Views per device that go through the network together."""
     precision: str = "32-true"
     """32-true, bf16-mixed or bf16-true."""
 
     def __post_init__(self) -> None:
-        _check("test", self, {"clips": 1, "crops": 1, "batch_size": 1})
+        counts = ("clips", "crops", "batch_size", "num_frames", "num_tubes", "num_points")
+        _check("test", self, dict.fromkeys(counts, 1) | {"num_points": 2})
+        _check_one_of("test.scores", self.scores, ("softmax", "logits"))
+        if self.full_frame and self.crops > 1:
+            raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
         _check_one_of("test.convention", self.convention, ("ends", "slowfast"))
         _check_one_of("test.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 import pytest
+from toy_runs import VIDEO
 
+from sparsevideo.cli import OK, main
 from sparsevideo.data.moving_digits import make_moving_digits
 
 if "forkserver" in multiprocessing.get_all_start_methods():
@@ -26,6 +28,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("digits")
     make_moving_digits(root, videos_per_class=(6, 2, 3), images_per_class=(4, 2, 2))
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "video"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}"]) == OK
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,6 @@ from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.models import zoo
 
 
-@pytest.fixture(scope="module")
-def trained(digits, tmp_path_factory):
-    """A video run of four steps."""
-    out = tmp_path_factory.mktemp("runs") / "video"
-    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}"]) == OK
-    return out
-
-
 def error(capsys):
     """The one line that a failed verb prints, after what it logged."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]

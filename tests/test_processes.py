@@ -14,6 +14,7 @@ from toy_runs import VIDEO
 
 from sparsevideo.cli import OK, main
 from sparsevideo.models import zoo
+from sparsevideo.reports.predictions import load_predictions
 
 
 def torchrun(processes, *argv, wait=True):
@@ -29,8 +30,39 @@ def torchrun(processes, *argv, wait=True):
 def one_process(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--data.flip=0"]) == OK
-    assert main(["test", str(out / "checkpoints" / "last.pt"), "--views=2x2", f"--out={out / 'test'}"]) == OK
     return out
+
+
+@pytest.fixture(scope="module")
+def many(one_process, digits, tmp_path_factory):
+    """101 videos, and what one process without workers makes of them."""
+    root = tmp_path_factory.mktemp("many")
+    videos = sorted(digits.glob("videos/*/*/*.mp4"))
+    for number in range(101):
+        folder = root / "videos" / "test" / videos[number % len(videos)].parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos[number % len(videos)], folder / f"{number:03d}.mp4")
+    assert main(["test", *test_of(one_process, root), f"--out={root / 'alone'}"]) == OK
+    return root
+
+
+def test_of(run, root):
+    return [str(run / "checkpoints" / "last.pt"), f"--data.root={root}", "--views=2x2"]
+
+
+test_of.__test__ = False
+
+
+def assert_same_test(folder, many):
+    """The same metrics, and predictions in the same order to 1e-6."""
+    alone, together = (load_predictions(folder) for folder in (many / "alone", folder))
+    assert alone.names == together.names and alone.labels.tolist() == together.labels.tolist()
+    assert np.abs(alone.scores - together.scores).max() < 1e-6
+    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (many / "alone", folder))
+    assert theirs["listed"] == theirs["scored"] == 101
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert differing <= {"environment", "time"}
+    return theirs
 
 
 def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits, tmp_path):
@@ -67,17 +99,34 @@ def test_bad_input_ends_all_ranks(tmp_path):
     assert "nowhere: no such folder" in done.stderr
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_number_of_processes_gives_the_same_scores(processes, one_process, tmp_path):
-    """24 videos: a share of each number of ranks, none of them padded."""
-    done = torchrun(processes, "test", one_process / "checkpoints" / "last.pt", "--views=2x2", f"--out={tmp_path}")
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(2, 2), *(pytest.param(*split, marks=pytest.mark.slow) for split in ((1, 2), (2, 0), (3, 0), (3, 2)))],
+)
+def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, workers, one_process, many, tmp_path):
+    """Shares of different lengths, none of them padded."""
+    options = [*test_of(one_process, many), f"--out={tmp_path}", f"--data.num_workers={workers}"]
+    done = torchrun(processes, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
-    alone, together = (np.load(folder / "predictions.npz") for folder in (one_process / "test", tmp_path))
-    assert alone["names"].tolist() == together["names"].tolist()
-    assert np.abs(alone["scores"] - together["scores"]).max() < 1e-6
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["environment"]["world_size"] == processes
-    assert results["top1"] == json.loads((one_process / "test" / "results.json").read_text())["top1"]
+    assert assert_same_test(tmp_path, many)["environment"]["world_size"] == processes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pkill") is None, reason="no pkill here, which ends torchrun and its ranks at once")
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (2, 3)])
+def test_killed_processes_leave_what_others_go_on_with(before, after, one_process, many, tmp_path):
+    options = [*test_of(one_process, many), f"--out={tmp_path}", "--test.batch_size=1"]
+    process = torchrun(before, "test", *options, wait=False)
+    while sum(path.stat().st_size for path in tmp_path.glob("unfinished/*.rows")) < 500:
+        assert process.poll() is None, process.stderr.read()
+        sleep(0.005)
+    subprocess.run(["pkill", "-KILL", "-f", f"out={tmp_path}"], check=True)  # torchrun and its ranks
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    done = torchrun(after, "test", *options)
+    assert done.returncode == OK, done.stderr[-3000:]
+    assert "going on where a test was interrupted" in done.stderr
+    assert_same_test(tmp_path, many)
 
 
 CURVE = [*VIDEO, "--data.flip=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]

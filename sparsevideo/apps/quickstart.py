@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights, test_run
+from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights
+from sparsevideo.apps.testing import test_run
 from sparsevideo.apps.training import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
@@ -124,6 +125,7 @@ def _best(run_folder: Path) -> Path:
 
 def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, still: bool = False) -> dict[str, Any]:
     config = checkpoint_config(_best(run_folder))
+    assert config is not None  # of a run
     config.test.clips, config.test.crops, config.test.still = clips, crops, still
     return test_run(_best(run_folder), config)
 
@@ -140,9 +142,10 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
 
     model, _ = zoo.load_model(_best(out / "video"))
     config = checkpoint_config(_best(out / "video"))
+    assert config is not None  # of a run
     records = build.build_records(config.data, "test", model.ndim, results["video"]["classes"])
     index = next(i for i in range(len(records)) if records.classes[records.labels[i]] == "right")
-    loader = build.build_test_loader(config, records, model.ndim, rank=0, world_size=1)
+    loader = build.build_test_loader(config, records, model.ndim, [index])
     clip = loader.dataset[index]["video"][0]  # (3, T, S, S) uint8
     inputs, _ = build.build_prepare(config.data, model.ndim, torch.device("cpu"))(
         {"video": clip.unsqueeze(0), "label": torch.zeros(1)}

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, config_yaml, environment, plain, read_run, test_model
+from sparsevideo.apps.runs import check_folder, config_yaml, environment, plain, read_run
+from sparsevideo.apps.testing import one_view, score_files, summarize
 from sparsevideo.config import Config
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
@@ -25,6 +26,7 @@ from sparsevideo.engine.logging import Meter, RunLog, peak_memory_gb
 from sparsevideo.engine.optim import Ema, train_only
 from sparsevideo.engine.train import BadFiles, Prepare, clip, forward_backward, train
 from sparsevideo.models import zoo
+from sparsevideo.models.budget import AnyBudget
 from sparsevideo.models.sparseformer import SparseFormer
 
 logger = logging.getLogger(__name__)
@@ -72,17 +74,16 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
         def validate() -> dict[str, float]:
             assert run.val_records is not None
             with run.ema.swapped() if run.ema else nullcontext():
-                model = run.model
+                model = run.raw_model
                 if sharded:  # processes with more videos than others would wait for these in every layer
                     model = SparseFormer(**run.raw_model.hparams)
                     checkpoint.copy_whole(run.raw_model, model)
                     model = model.to(fabric.device)
-                with fabric.autocast():
-                    scores, predictions = test_model(fabric, model, config, run.val_records, run.raw_model.ndim)
-            if predictions.failures:
-                reasons = "; ".join(list(predictions.failures.values())[:3])
-                logger.warning("%d validation files could not be read: %s", len(predictions.failures), reasons)
-            return {**scores, "failed": len(predictions.failures)}
+                scores = score_files(fabric, model, one_view(config), run.val_records)
+            if scores.failures:
+                reasons = "; ".join(list(scores.failures.values())[:3])
+                logger.warning("%d validation files could not be read: %s", len(scores.failures), reasons)
+            return {**summarize(scores, run.val_records), "failed": len(scores.failures)}
 
         def save(done: int, scores: dict[str, float] | None) -> None:
             nonlocal best_top1
@@ -145,6 +146,7 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
                 label_smoothing=config.train.label_smoothing,
                 clip_grad=config.optim.clip_grad,
                 seed=config.train.seed,
+                budgets=run.budgets,
             )
 
 
@@ -160,19 +162,20 @@ def dry_run(config: Config) -> str:
     passed = forward_backward(
         run.fabric, run.model, batches, run.prepare, config.train.accumulate,
         label_smoothing=config.train.label_smoothing, seed=(config.train.seed, 0),
+        budgets={name: [max(counts)] for name, counts in run.budgets.items()},  # what takes most memory
     )  # fmt: skip
     norm = clip(run.fabric, run.model, run.raw_optimizer, config.optim.clip_grad)
     run.optimizer.step()
     lines.append(f"one step: loss {passed.loss.item():.4f}, gradient norm {norm.item():.3g}")
     if run.val_records is not None:
-        ndim, device = run.raw_model.ndim, run.fabric.device
-        batch = next(iter(build.build_test_loader(config, run.val_records, ndim, rank=0, world_size=1)))
+        first_few = range(min(config.test.batch_size, len(run.val_records)))
+        batch = next(iter(build.build_test_loader(one_view(config), run.val_records, run.raw_model.ndim, first_few)))
         for _, name, reason in batch["failures"]:
             lines.append(f"could not read {name}: {reason}")
         if len(batch["video_index"]):
-            inputs, _ = build.build_prepare(config.data, ndim, device)(batch)
             with torch.no_grad():
-                lines.append(f"a validation batch: scores {tuple(run.model(inputs).shape)}")
+                scores = build.build_score(one_view(config), run.raw_model, run.fabric)(batch)[:, 0]
+            lines.append(f"a validation batch: scores {tuple(scores.shape)}")
     lines.append(f"peak memory of this process: {peak_memory_gb(run.fabric.device):.2f} GB")
     names = {id(parameter): name for name, parameter in run.raw_model.named_parameters()}
     lines.append("parameter groups:")
@@ -208,6 +211,7 @@ class _Run:
     best_top1: float
     report: zoo.LoadReport | None
     schedule: Callable[[int], float]
+    budgets: dict[str, list[int]]
 
 
 def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run:
@@ -220,6 +224,7 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
         if "{split}" in config.data.list and config.train.validate_every != 0:
             val_records = build.build_records(config.data, "val", ndim, records.classes)
     raw_model, report = build.build_model(config.model, len(records.classes))
+    budgets = build.build_budgets(config, raw_model)
     train_only(raw_model, config.optim.train_only)
     loader, sampler = build.build_train_loader(
         config, records, ndim, rank=fabric.global_rank, world_size=fabric.world_size
@@ -239,7 +244,12 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
             meter.load_state_dict(state["meters"][fabric.global_rank])
     elif len(sources) == 1:
         raise FileNotFoundError(f"{sources[0]}: no such checkpoint")
-    model = fabric.setup_module(cast(nn.Module, torch.compile(raw_model)) if config.train.compile else raw_model)
+    model: nn.Module = raw_model
+    if budgets.keys() - {"num_frames"}:
+        model = AnyBudget(raw_model, compiled=config.train.compile)
+    elif config.train.compile:
+        model = cast(nn.Module, torch.compile(raw_model))
+    model = fabric.setup_module(model)
     raw_optimizer = build.build_optimizer(config.optim, raw_model)
     optimizer = fabric.setup_optimizers(raw_optimizer)
     ema = Ema(raw_model, config.train.ema) if config.train.ema else None
@@ -268,6 +278,7 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
         best_top1=state.get("best_top1", -1.0),
         report=report,
         schedule=build.build_schedule(config.optim, steps, global_batch),
+        budgets=budgets,
     )
 
 
@@ -333,4 +344,7 @@ def _described(config: Config, run: _Run) -> list[str]:
         f"learning rate {run.schedule(min(warmup, run.steps - 1)):.3g} = {optim.lr:g}{rule} after {warmup} steps of"
         f" warm-up from {run.schedule(0):.3g}, then a cosine down to {run.schedule(run.steps - 1):.3g}",
     ]
+    if run.budgets:
+        told = (f"{name} from {', '.join(map(str, counts))}" for name, counts in run.budgets.items())
+        lines.append(f"drawn at each step: {'; '.join(told)}")
     return lines

@@ -1,83 +1,176 @@
-"""Scores of whole videos: every video once, every view once, from any number of processes.
+"""Scores of whole videos: every video once, every view once, from any number of processes, however often interrupted.
 
-Letters: B videos, V views (clips x crops), K classes.
+Letters: B videos, V views (clips x crops), K classes (or whatever else a network gives for a view).
 """
 
+import json
 import logging
+import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsevideo.engine.logging import progress_bar
 
 logger = logging.getLogger(__name__)
 
+_LINE_EVERY_S = 30  # where there is no terminal for a bar
+
 
 @dataclass(frozen=True)
-class Predictions:
+class Scores:
     """What a network says of every listed video.
 
     Attributes:
-        scores: (n, K) float32 mean of the views' softmax; zeros where a video failed.
+        means: (n, K) float32 mean over the views; zeros where a video failed.
+        short_sides: (n,) int64 pixels along the short side of the stored frames; 0 where a video failed.
         failures: Index of each video that could not be read to the reason.
     """
 
-    scores: np.ndarray
+    means: np.ndarray
+    short_sides: np.ndarray
     failures: dict[int, str]
 
 
 @torch.no_grad()
 def evaluate(
     fabric: Fabric,
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    load: Callable[[list[int]], Iterable[Mapping[str, Any]]],
     *,
-    prepare: Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]],
+    score: Callable[[Mapping[str, Any]], Tensor],
     num_videos: int,
-    num_classes: int,
+    num_scores: int,
     num_views: int,
-) -> Predictions:
+    journal: "Journal | None" = None,
+) -> Scores:
     """Score this process' share of the videos, then gather.
 
     Args:
-        fabric: Devices, precision, processes.
-        model: Set up by `fabric`; left in evaluation mode.
-        batches: This process' share; pixels (B, V, ...), `video_index` (B,), and `failures` of what could not be read.
-        prepare: Batch to inputs (B*V, ...) and labels on the device.
+        fabric: Devices, processes.
+        load: Indices of videos -> their batches: `video_index` (B,), `short_side` (B,), `clip_index` and `aug_index`
+            (B, V), `failures` of what could not be read, and what `score` wants.
+        score: Batch -> (B, V, K) of every view.
         num_videos: Videos listed, over all processes.
-        num_classes: K.
+        num_scores: K.
         num_views: V.
+        journal: Where scores are kept on the way; videos that it has already are not scored again.
 
     Raises:
-        RuntimeError: A video was seen by no process or by two.
+        RuntimeError: A video was not seen exactly once, or not with each of its views.
     """
-    model.eval()
-    # Scores and a count of views: every process fills its own rows, so the sum over processes is exact.
-    table = torch.zeros(num_videos, num_classes + 1, device=fabric.device)
+    # A row is the sum over the views, their number, and the short side. Every process fills its own rows, so the sum
+    # over processes is exact.
+    table = torch.zeros(num_videos, num_scores + 2, device=fabric.device)
+    done = np.empty(0, dtype=np.int64)
+    if journal is not None and fabric.is_global_zero:
+        done, rows = journal.rows()
+        whole = rows[:, -2] == num_views  # a machine that went down may leave zeros
+        done, rows = done[whole], rows[whole]
+        table[torch.from_numpy(done)] = torch.from_numpy(rows).to(table)
+        if len(done):
+            logger.info("going on where a test was interrupted: %d of %d videos are scored", len(done), num_videos)
+    done = fabric.broadcast(done)
+    share = np.setdiff1d(np.arange(num_videos), done)[fabric.global_rank :: fabric.world_size].tolist()
+
     failures: dict[int, str] = {}
-    bar = progress_bar("test", num_videos, show=fabric.is_global_zero)
-    for batch in batches:
+    bar = progress_bar("test", num_videos, len(done), show=fabric.is_global_zero)
+    seen, begun, told = 0, time.perf_counter(), time.perf_counter()
+    for batch in load(share) if share else ():
         failures.update((index, reason) for index, _, reason in batch["failures"])
-        index = batch["video_index"].to(fabric.device)
+        index = batch["video_index"]
         if len(index):
-            inputs, _ = prepare(batch)
-            scores = model(inputs).float().softmax(-1)  # (B*V, K)
-            table[index, :-1] += scores.unflatten(0, (len(index), -1)).sum(1)
-            table[index, -1] += num_views
+            sums = score(batch).float().sum(1)  # (B, K)
+            views = torch.tensor([_distinct(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)])
+            added = torch.cat((sums, torch.stack((views, batch["short_side"]), dim=1).to(sums)), dim=1)
+            table[index.to(fabric.device)] += added
+            if journal is not None:
+                journal.add(index.numpy(), added.cpu().numpy())
+        seen += len(index) + len(batch["failures"])
         bar.advance(bar.task_ids[0], (len(index) + len(batch["failures"])) * fabric.world_size)
+        now = time.perf_counter()
+        if bar.disable and fabric.is_global_zero and now - told > _LINE_EVERY_S:
+            told, rate = now, seen / (now - begun)
+            logger.info(
+                "scored %d of %d files  %.2f/s  eta %.0f s",
+                len(done) + seen * fabric.world_size, num_videos, rate * fabric.world_size, (len(share) - seen) / rate,
+            )  # fmt: skip
     bar.stop()
 
     table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))
     shares = [fabric.broadcast(failures, src=rank) for rank in range(fabric.world_size)]
     failures = dict(sorted(item for share in shares for item in share.items()))
-    wanted = torch.full_like(table[:, -1], num_views)
+    wanted = torch.full_like(table[:, -2], num_views)
     wanted[list(failures)] = 0
-    if not torch.equal(table[:, -1], wanted):
-        wrong = (table[:, -1] != wanted).nonzero().flatten().tolist()
+    if not torch.equal(table[:, -2], wanted):
+        wrong = (table[:, -2] != wanted).nonzero().flatten().tolist()
         raise RuntimeError(f"{len(wrong)} videos were not scored exactly once with {num_views} views: {wrong[:5]}")
-    return Predictions((table[:, :-1] / num_views).cpu().numpy(), failures)
+    return Scores((table[:, :-2] / num_views).cpu().numpy(), table[:, -1].long().cpu().numpy(), failures)
+
+
+def _distinct(clip_index: Tensor, aug_index: Tensor) -> int:
+    """Count the different views among (V,) numbers of clips and (V,) of crops."""
+    return len(set(zip(clip_index.tolist(), aug_index.tolist(), strict=True)))
+
+
+class Journal:
+    """The scores of an unfinished test, on disk: a killed test goes on from them.
+
+    Every process adds rows to a file of its own; what a killed one left half written is not read.
+
+    Args:
+        folder: For this journal alone.
+        about: All that decides the scores; a journal about anything else is refused. Plain values.
+        width: Numbers in a row.
+
+    Raises:
+        ValueError: The folder is the journal of another test; the message names what differs.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], width: int) -> None:
+        self.folder = folder
+        self._row = np.dtype([("index", "<i8"), ("row", "<f4", (width,))])
+        self._file = folder / f"{uuid4().hex}.rows"
+        key = folder / "about.json"
+        if key.exists():
+            was, now = json.loads(key.read_text()), json.loads(json.dumps(about))
+            changed = [f"{name} {was.get(name)} -> {now.get(name)}" for name in now if was.get(name) != now[name]]
+            if changed:
+                raise ValueError(
+                    f"{folder}: holds an unfinished test of another kind ({'; '.join(changed)}); go on with that one,"
+                    " remove the folder, or choose another --out"
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = folder / f"{uuid4().hex}.tmp"
+            unfinished.write_text(json.dumps(about, indent=2))
+            unfinished.replace(key)
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """All whole rows so far, each video once: (m,) int64 indices and (m, width) float32."""
+        parts = []
+        for file in sorted(self.folder.glob("*.rows")):
+            written = file.read_bytes()
+            parts.append(np.frombuffer(written[: len(written) // self._row.itemsize * self._row.itemsize], self._row))
+        rows = np.concatenate([*parts, np.empty(0, self._row)])
+        index, first = np.unique(rows["index"], return_index=True)
+        return index, rows["row"][first]
+
+    def add(self, index: np.ndarray, rows: np.ndarray) -> None:
+        """Keep the (m, width) rows of (m,) videos."""
+        entries = np.empty(len(index), self._row)
+        entries["index"], entries["row"] = index, rows
+        with self._file.open("ab") as file:
+            file.write(entries.tobytes())
+
+    def remove(self) -> None:
+        """The test is finished."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)

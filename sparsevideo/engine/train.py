@@ -1,7 +1,8 @@
 """The training loop."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, cast
@@ -50,6 +51,7 @@ def train(
     label_smoothing: float,
     clip_grad: float,
     seed: int,
+    budgets: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Train from `start_step` up to `total_steps`.
 
@@ -77,6 +79,7 @@ def train(
         label_smoothing: Part of the target spread over all classes.
         clip_grad: Largest norm of the whole gradient.
         seed: Drop path and mixing are a function of (seed, step, batch, rank), so a resumed run repeats them.
+        budgets: What each step draws, from which numbers: see `forward_backward`.
 
     Raises:
         ValueError: Loss or gradient is not finite, or too many files could not be read.
@@ -90,8 +93,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         passed = forward_backward(
-            fabric, model, iterator, prepare, accumulate, label_smoothing=label_smoothing, seed=(seed, step)
-        )
+            fabric, model, iterator, prepare, accumulate,
+            label_smoothing=label_smoothing, seed=(seed, step), budgets=budgets,
+        )  # fmt: skip
         bad_files.add(passed.failures)
         if (fabric.world_size == 1 and passed.failures) or (step + 1) % log_every == 0 or step + 1 == total_steps:
             bad_files.check(fabric)
@@ -180,6 +184,7 @@ def forward_backward(
     *,
     label_smoothing: float,
     seed: tuple[int, int],
+    budgets: Mapping[str, Sequence[int]] | None = None,
 ) -> Passed:
     """Leave the gradient of the mean loss over the next batches, over all processes.
 
@@ -190,8 +195,13 @@ def forward_backward(
         prepare: As in `train`.
         accumulate: How many batches to take.
         label_smoothing: Part of the target spread over all classes.
-        seed: Of drop path and mixing.
+        seed: Of drop path, mixing and draws.
+        budgets: Names and the numbers that one is drawn from, the same in all processes and batches: of `num_frames`
+            for the frames of each clip that are looked at, of others for arguments of the network.
     """
+    draw = random.Random(hash(seed))  # neither the rank nor the batch enters
+    drawn = {name: draw.choice(counts) for name, counts in (budgets or {}).items()}
+    frames = drawn.pop("num_frames", None)
     passed = Passed(torch.zeros((), device=fabric.device), torch.zeros((), device=fabric.device))
     for number in range(accumulate):
         before = perf_counter()
@@ -199,8 +209,10 @@ def forward_backward(
         passed.data_s += perf_counter() - before
         torch.manual_seed(hash((*seed, number, fabric.global_rank)))
         inputs, labels = prepare(batch)
+        if frames:
+            inputs = inputs[:, :, :: inputs.shape[2] // frames]  # (B, 3, T, H, W): as a larger stride reads them
         with fabric.no_backward_sync(cast(_FabricModule, model), enabled=number + 1 < accumulate):
-            logits = model(inputs)
+            logits = model(inputs, **drawn)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing) / accumulate
             fabric.backward(loss)
         likeliest = labels if labels.ndim == 1 else labels.argmax(-1)

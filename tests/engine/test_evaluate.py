@@ -1,44 +1,54 @@
-"""Every video is scored once, with every view; whatever fails is counted."""
+"""Every video is scored once, with every view; whatever fails is counted; what was scored is not lost."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 
-from sparsevideo.engine.evaluate import evaluate
+from sparsevideo.engine.evaluate import Journal, evaluate
 
 
 def batches(indices, views, failures=()):
-    """Inputs are logits already: view v of video i says i + v of class 1 and 0 of class 0."""
+    """View v of video i says i + v of class 1 and 0 of class 0; its short side is 100 + i."""
     index = torch.tensor(indices, dtype=torch.int64)
-    logits = torch.stack([torch.stack([torch.tensor([0.0, i + v]) for v in range(views)]) for i in indices])
-    yield {"video": logits, "video_index": index, "label": index * 0, "failures": list(failures)}
+    scores = torch.stack([torch.stack([torch.tensor([0.0, i + v]) for v in range(views)]) for i in indices])
+    numbers = torch.arange(views).expand(len(index), -1)
+    yield {
+        "scores": scores,
+        "video_index": index,
+        "short_side": 100 + index,
+        "clip_index": numbers // 2,
+        "aug_index": numbers % 2,
+        "failures": list(failures),
+    }
 
 
-def run(stream, num_videos, views):
+def run(load, num_videos, views, journal=None):
     return evaluate(
         Fabric(),
-        torch.nn.Identity(),
-        stream,
-        prepare=lambda batch: (batch["video"].flatten(0, 1), batch["label"]),
+        load if callable(load) else lambda indices: load,
+        score=lambda batch: batch["scores"],
         num_videos=num_videos,
-        num_classes=2,
+        num_scores=2,
         num_views=views,
+        journal=journal,
     )
 
 
-def test_scores_are_the_mean_of_the_views_softmax_in_the_order_of_the_list():
-    predictions = run(batches([2, 0, 1], views=3), 3, 3)
-    expected = [np.mean([np.exp(i + v) / (1 + np.exp(i + v)) for v in range(3)]) for i in range(3)]
-    assert predictions.scores[:, 1] == pytest.approx(expected, rel=1e-6)
-    assert predictions.scores.sum(1) == pytest.approx(1, rel=1e-6)
-    assert predictions.failures == {}
+def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
+    scores = run(batches([2, 0, 1], views=3), 3, 3)
+    assert scores.means.tolist() == [[0, 1], [0, 2], [0, 3]]
+    assert scores.short_sides.tolist() == [100, 101, 102]
+    assert scores.failures == {}
 
 
 def test_failed_videos_score_nothing_and_are_named():
-    predictions = run(batches([0, 2], 1, failures=[(1, "a.mp4", "torn")]), 3, 1)
-    assert predictions.failures == {1: "torn"}
-    assert not predictions.scores[1].any()
+    scores = run(batches([0, 2], 1, failures=[(1, "a.mp4", "torn")]), 3, 1)
+    assert scores.failures == {1: "torn"}
+    assert not scores.means[1].any()
+    assert scores.short_sides.tolist() == [100, 0, 102]
 
 
 @pytest.mark.parametrize("indices", [[0, 1], [0, 1, 2, 2]], ids=["one missing", "one twice"])
@@ -49,3 +59,56 @@ def test_a_video_missing_or_scored_twice_is_an_error(indices):
 
     with pytest.raises(RuntimeError, match=r"1 videos were not scored exactly once with 2 views: \[2\]"):
         run(stream(), 3, 2)
+
+
+def test_a_view_seen_twice_in_place_of_another_is_an_error():
+    (batch,) = batches([0, 1], 4)
+    batch["aug_index"] = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
+    with pytest.raises(RuntimeError, match=r"1 videos were not scored exactly once with 4 views: \[1\]"):
+        run([batch], 2, 4)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_test_scores_no_video_again(tmp_path):
+    asked = []
+
+    def load(indices, until=99):
+        asked.append(indices)
+        for number, index in enumerate(indices):
+            if number == until:
+                raise Killed
+            yield from batches([index], 2)
+
+    def journal():
+        return Journal(tmp_path / "unfinished", {"weights": "a"}, width=4)
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run(lambda indices: load(indices, until=2), 7, 2, journal())
+    (torn,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
+    torn.write_bytes(torn.read_bytes() + b"half a row")
+    np.zeros(1, dtype="i8,4f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
+    scores = run(load, 7, 2, journal())
+    assert asked == [[0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [4, 5, 6]]
+    alone = run(lambda indices: load(indices), 7, 2)
+    assert np.array_equal(scores.means, alone.means)
+    assert np.array_equal(scores.short_sides, alone.short_sides)
+    journal().remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_video_is_tried_again(tmp_path):
+    run(batches([0], 1, failures=[(1, "a.mp4", "disk away")]), 2, 1, Journal(tmp_path / "unfinished", {}, width=4))
+    scores = run(batches([1], 1), 2, 1, Journal(tmp_path / "unfinished", {}, width=4))
+    assert scores.failures == {}
+    assert scores.means[:, 1].tolist() == [0, 1]
+
+
+def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
+    Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=4)
+    with pytest.raises(ValueError, match=r"unfinished test of another kind \(test.clips 4 -> 10\)"):
+        Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=4)
+    assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4

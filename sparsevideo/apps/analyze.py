@@ -1,0 +1,388 @@
+"""What predictions say, as files: a page, its pictures, tables and numbers."""
+
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from sparsevideo import __version__
+from sparsevideo.data.clips import middle_frame
+from sparsevideo.data.decode import DecodeError, open_video, read_image
+from sparsevideo.data.lists import legible
+from sparsevideo.data.records import EXTENSIONS
+from sparsevideo.data.video import ADVICE, scaled
+from sparsevideo.reports import analysis, calibration, comparison, metrics, page
+from sparsevideo.reports.analysis import Answers, Numbers
+from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions
+
+CLASSES, PAIRS, ERRORS = 30, 20, 24  # that the page shows
+_MATRIX = 20  # classes: the numbers in a matrix of more are too small on a page
+_THUMBNAIL = 160  # pixels wide
+_ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
+# What results.json, beside the predictions of a test, tells of how they were made.
+_PROTOCOL = ["split", "clips", "crops", "still", "num_frames", "frame_stride", "sampling", "target_fps", "size"]
+_PROTOCOL += ["short_side", "decoder", "precision", "checkpoint_sha256"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One file of predictions."""
+
+    path: Path
+    predictions: Predictions
+    answers: Answers
+
+
+def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) -> tuple[Path, Numbers]:
+    """Analyse predictions; leave `report.html`, its pictures, `classes.csv` and `analysis.json`.
+
+    With several models, what is about one alone lies in a folder of its name.
+
+    Args:
+        paths: Each a `predictions.npz` or the folder of a test; several must be of one list.
+        out: Folder to write to; None takes `analysis` beside the first file.
+        seed: Of the bootstrap and of all halves.
+
+    Returns:
+        The folder, and what stands in `analysis.json`.
+
+    Raises:
+        FileNotFoundError: A file of predictions is missing.
+        ValueError: A file is given twice, torn, of another list, or has nothing to analyse; the message names it.
+    """
+    models = _load(paths)
+    out = out or next(iter(models.values())).path.parent / "analysis"
+    out.mkdir(parents=True, exist_ok=True)
+    numbers: Numbers = {
+        "seed": seed,
+        "resamples": analysis.RESAMPLES,
+        "level": analysis.LEVEL,
+        "sparsevideo": __version__,
+        "models": {name: _describe(model, seed) for name, model in models.items()},
+        "comparisons": _comparisons(models, seed),
+        "fusion": None,
+    }
+    if len(models) > 1:
+        weighed = comparison.fusion([model.predictions for model in models.values()], seed=seed)
+        numbers["fusion"] = {"models": list(models), **weighed}
+    sections = {"Results": _results(numbers)}
+    if len(models) > 1:
+        sections |= {"Which is better": _better(numbers), "Together": _together(numbers["fusion"])}
+    with TemporaryDirectory() as thumbnails:
+        for name, model in models.items():
+            folder, whose = (out, "") if len(models) == 1 else (out / name, f"{name}: ")
+            parts = _sections(model, numbers["models"][name], folder, Path(thumbnails) / name)
+            sections |= {whose + heading: blocks for heading, blocks in parts.items()}
+        sections["How these numbers were made"] = [_facts(numbers)]
+        page.write_page(out / "report.html", "Analysis of " + ", ".join(models), sections)
+    (out / "analysis.json").write_text(json.dumps(numbers, indent=2))
+    return out, numbers
+
+
+def _load(paths: Sequence[str | Path]) -> dict[str, Model]:
+    """Read the files and find a name for each."""
+    files = [Path(path) / "predictions.npz" if Path(path).is_dir() else Path(path) for path in paths]
+    models = []
+    for path in files:
+        predictions = load_predictions(path)
+        try:
+            analysis.check_scores(predictions)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        models.append(Model(path, predictions, analysis.answers(predictions)))
+    check_same_list((str(model.path), model.predictions) for model in models)
+    return dict(zip(_names(files), models, strict=True))
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Call files after their folders, with as many of these as tell them apart.
+
+    Example:
+        >>> _names([Path("runs/small/test-4x3/predictions.npz"), Path("runs/base/test-4x3/predictions.npz")])
+        ['small', 'base']
+    """
+    parts = []
+    for file in map(Path.resolve, files):
+        parts.append([*file.parent.parts[1:], *([] if file.name == "predictions.npz" else [file.stem])])
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({each[-1] for each in parts}) == 1:
+        parts = [each[:-1] for each in parts]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [legible("/".join(each[-depth:])) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"{', '.join(map(str, files))}: the same file is given twice")
+
+
+def _describe(model: Model, seed: int) -> Numbers:
+    """All numbers about one model."""
+    predictions, given = model.predictions, model.answers
+    counts = metrics.count_confusions(given.predicted, predictions.labels, len(predictions.classes))
+    return {
+        "file": str(model.path),
+        "scores": predictions.kind,
+        "protocol": _protocol(model.path.with_name("results.json")),
+        "listed": len(predictions.names),
+        "failed": int(predictions.failed.sum()),
+        "num_classes": len(predictions.classes),
+        "accuracies": analysis.accuracies(predictions.labels, given, len(predictions.classes), seed=seed),
+        "calibration": calibration.calibration(predictions, seed=seed),
+        "confused_pairs": analysis.confused_pairs(counts, predictions.classes, PAIRS),
+        "confident_errors": analysis.confident_errors(predictions, given, ERRORS),
+        "classes": analysis.class_table(counts, predictions.classes),
+    }
+
+
+def _protocol(results: Path) -> Numbers:
+    """How the predictions were made, where that is told."""
+    try:
+        told = json.loads(results.read_text())
+        return {key: told[key] for key in _PROTOCOL if told.get(key) is not None}
+    except (OSError, ValueError, AttributeError):  # none there, or another program's
+        return {}
+
+
+def _comparisons(models: Mapping[str, Model], seed: int) -> list[Numbers]:
+    return [
+        {"first": first, "second": second}
+        | comparison.compare(models[first].answers.top1, models[second].answers.top1, seed=seed)
+        for first, second in combinations(models, 2)
+    ]
+
+
+def _results(numbers: Numbers) -> list[page.Block]:
+    header = ("model", *(f"{name}, %" for name in _ACCURACIES.values()), "ECE", "files", "failed")
+    rows = [
+        (name, *_cells(told["accuracies"]), _ece(told), str(told["listed"]), str(told["failed"]))
+        for name, told in numbers["models"].items()
+    ]
+    return [
+        page.Table(header, rows),
+        page.Text(
+            f"In brackets: {numbers['level']} % intervals, from {numbers['resamples']} bootstrap resamples of the"
+            " files. The mean class accuracy is over the classes that have files; a class that a resample has none of"
+            " is left out of its mean. Files that could not be read are wrong answers. ECE, the expected calibration"
+            " error, is in percentage points, over the files that could be read."
+        ),
+    ]
+
+
+def _ece(told: Numbers) -> str:
+    return f"{told['calibration']['all']['ece']:.1f}"
+
+
+def _cells(accuracies: Numbers) -> list[str]:
+    return [_cell(accuracies[name]) for name in _ACCURACIES]
+
+
+def _cell(number: Numbers) -> str:
+    return f"{number['value']:.1f} ({number['low']:.1f}–{number['high']:.1f})"
+
+
+def _better(numbers: Numbers) -> list[page.Block]:
+    header = ("models", "top-1 apart, points", "only first right", "only second right", "p")
+    rows = [
+        (*_pair(each), str(each["only_first"]), str(each["only_second"]), f"{each['p_value']:.2g}")
+        for each in numbers["comparisons"]
+    ]
+    several = " The p values are of each pair alone, not corrected for their number." if len(rows) > 1 else ""
+    return [
+        page.Table(header, rows),
+        page.Text(
+            "McNemar's test, exact and two-sided: how likely it is that files which only one of two equally good"
+            " models gets right are shared out so unevenly, or more so. The interval is a paired bootstrap's. A file"
+            " is a wrong answer of the model that could not read it." + several
+        ),
+    ]
+
+
+def _pair(each: Numbers) -> tuple[str, str]:
+    value, low, high = (f"{each['difference'][key]:+.1f}" for key in ("value", "low", "high"))
+    return f"{each['first']} against {each['second']}", f"{value} ({low} to {high})"
+
+
+def _together(fusion: Numbers) -> list[page.Block]:
+    scored, models = fusion["accuracies"], fusion["models"]
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(models, fusion["weights"], strict=True))
+    rows = [(name, *_cells(told)) for name, told in zip(models, scored["alone"], strict=True)]
+    rows += [("plain mean", *_cells(scored["mean"])), ("weighted", *_cells(scored["weighted"]))]
+    return [
+        page.Table(("model", *(f"{name}, %" for name in _ACCURACIES.values())), rows),
+        page.Text(
+            f"Averages of the models' probabilities. The weights, {weights}, have the highest top-1 (of equal ones the"
+            f" lowest negative log-likelihood) on one half of the files, {fusion['fitted_on']} drawn at random; the"
+            f" table is about the other {fusion['scored_on']}. A file that some models could not read is scored by the"
+            " others; where none with a weight could, it is a wrong answer."
+        ),
+    ]
+
+
+def _sections(model: Model, told: Numbers, folder: Path, thumbnails: Path) -> dict[str, list[page.Block]]:
+    """Draw the pictures about one model, write its `classes.csv` and lay out its part of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    thumbnails.mkdir(parents=True)
+    with (folder / "classes.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, told["classes"][0])
+        writer.writeheader()
+        writer.writerows(told["classes"])
+    return {
+        "Classes": _classes(told["classes"]),
+        "What is taken for what": _confusions(model, told["confused_pairs"], folder),
+        "Most confident errors": _errors(model, told["confident_errors"], thumbnails),
+        "Calibration": _calibration(told, folder),
+    }
+
+
+def _classes(classes: Sequence[Numbers]) -> list[page.Block]:
+    header = ("class", "files", "accuracy, %", "precision, %", "most often taken for", "its share, %")
+    keys = ("accuracy", "precision", "taken_for", "taken_for_share")
+    rows = [(each["class"], str(each["files"]), *(_or_dash(each[key]) for key in keys)) for each in classes[:CLASSES]]
+    said = f"The {CLASSES} worst of {len(classes)} classes; classes.csv has all." if len(classes) > CLASSES else ""
+    return [
+        page.Table(header, rows),
+        page.Text(
+            f"{said} The worst come first, classes without files last. Precision: of the files that are called so,"
+            " how many are.".strip()
+        ),
+    ]
+
+
+def _or_dash(value: float | str | None) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else value or "–"
+
+
+def _confusions(model: Model, pairs: Sequence[Numbers], folder: Path) -> list[page.Block]:
+    predictions, classes = model.predictions, model.predictions.classes
+    counts = metrics.count_confusions(model.answers.predicted, predictions.labels, len(classes))
+    blocks: list[page.Block] = []
+    if pairs:
+        rows = [
+            (f"{each['true']} taken for {each['predicted']}", str(each["count"]), f"{each['share']:.1f}")
+            for each in pairs
+        ]
+        blocks.append(page.Table(("most confused pairs", "files", "of the true class, %"), rows))
+    chosen = analysis.confused_classes(counts, _MATRIX)
+    if len(classes) > _MATRIX and chosen:
+        metrics.save_confused_classes(folder / "confused.png", counts, classes, chosen)
+        alt, caption = "Confusion matrix of the classes in the most confused pairs", "Rows are true classes."
+        blocks.append(page.Figure(folder / "confused.png", alt, caption, large=True))
+    failed = predictions.failed.nonzero()[0].tolist()
+    metrics.save_confusion_matrix(
+        folder / "confusion.png", predictions.scores, predictions.labels, classes, failed=failed
+    )
+    alt, caption = f"Confusion matrix of all {len(classes)} classes", f"All {len(classes)} classes; rows are true ones."
+    caption += " Numbers are labels, as in classes.csv." if len(classes) > metrics.NAMES_UP_TO else ""
+    blocks.append(page.Figure(folder / "confusion.png", alt, caption, large=len(classes) > _MATRIX // 2))
+    return blocks
+
+
+def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.Block]:
+    tiles: list[page.Block] = []
+    shown = 0
+    for number, error in enumerate(errors):
+        name = legible(error["name"])
+        said = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
+        source, target = Path(model.predictions.root) / error["name"], folder / f"{number}.jpg"
+        try:
+            _thumbnail(source, target)
+        except (DecodeError, OSError) as reason:
+            why = str(reason).removeprefix(f"{source}: ").removesuffix(f"; {ADVICE}")
+            tiles.append(page.Text(f"{said} (no picture: {legible(why)})"))
+            continue
+        shown += 1
+        tiles.append(page.Figure(target, f"The middle frame of {name}", said))
+    said = f"Thumbnails: {shown} of {len(errors)}, from the middles of the files in {legible(model.predictions.root)}."
+    return [page.Text(said if errors else "There are none."), page.Tiles(tiles)]
+
+
+def _thumbnail(source: Path, target: Path) -> None:
+    """Save an image, or the middle frame of a video, as a small JPEG."""
+    if source.suffix.lower() in EXTENSIONS["image"]:
+        image = read_image(source)
+    else:
+        with open_video(source) as video:
+            image = video.read([middle_frame(video.num_frames)])[0]
+    height, width = image.shape[:2]
+    small = scaled(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
+    Image.fromarray(small).save(target, quality=85)
+
+
+def _calibration(told: Numbers, folder: Path) -> list[page.Block]:
+    numbers, file = told["calibration"], folder / "reliability.png"
+    temperature, states = numbers["temperature"], {key: numbers[key] for key in ("all", "before", "after")}
+    titles = {"before": "as it is", "after": f"at temperature {temperature:.2f}"}
+    metrics.save_reliability_diagram(file, {title: states[key]["bins"] for key, title in titles.items()})
+    names = {"all": "all readable files, as they are", "before": "other half, as it is"}
+    names["after"] = f"other half, at temperature {temperature:.2f}"
+    rows = [
+        (names[key], str(each["samples"]), f"{each['nll']:.3f}", f"{each['ece']:.1f}") for key, each in states.items()
+    ]
+    scaled_numbers = "logits" if told["scores"] == "logits" else "logarithms of the mean softmax"
+    return [
+        page.Table(("", "files", "NLL", "ECE, points"), rows),
+        page.Text(
+            f"The temperature, which the {scaled_numbers} are divided by, has the lowest negative log-likelihood (NLL)"
+            f" on one half of the readable files, {numbers['fitted_on']} drawn at random; above 1 the model was too"
+            f" sure. ECE: {calibration.BINS} bins of equal width over the probability of the predicted class."
+        ),
+        page.Figure(
+            file,
+            "Reliability diagrams before and after temperature scaling",
+            "The other half. Bars: of the answers with such a confidence, how many are right. Dots stand at their mean"
+            " confidence; on the dotted line the model is as sure as it should be.",
+        ),
+    ]
+
+
+def _facts(numbers: Numbers) -> page.Facts:
+    facts = {}
+    for name, told in numbers["models"].items():
+        protocol = ", ".join(f"{key} {value}" for key, value in told["protocol"].items())
+        read = told["listed"] - told["failed"]
+        facts[name] = (
+            f"{legible(told['file'])}: {read} files read of {told['listed']} listed, {told['scores']} scores"
+            + (f"; {protocol}" if protocol else "")
+        )
+    return page.Facts(
+        facts
+        | {
+            "Seed": f"{numbers['seed']}, of the resamples and of the halves",
+            "Version": f"sparsevideo {numbers['sparsevideo']}",
+            "Command": legible(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        }
+    )
+
+
+def show(out: Path, numbers: Numbers) -> None:
+    """Print the main numbers as a table."""
+    heads = ["model", *(f"{name}, %" for name in _ACCURACIES.values()), "ECE", "failed"]
+    table = Table(*(Column(head, overflow="fold") for head in heads))
+    for name, told in numbers["models"].items():
+        table.add_row(escape(name), *_cells(told["accuracies"]), _ece(told), f"{told['failed']} of {told['listed']}")
+    console = Console()
+    console.print(table)
+    for each in numbers["comparisons"]:
+        pair, difference = _pair(each)
+        said = f"{pair}: {difference} points of top-1, McNemar's p {each['p_value']:.2g}"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    if numbers["fusion"]:
+        scored = numbers["fusion"]["accuracies"]
+        alone = ", ".join(f"{told['top1']['value']:.1f}" for told in scored["alone"])
+        weights = ", ".join(f"{weight:.2f}" for weight in numbers["fusion"]["weights"])
+        console.print(
+            f"together, on {numbers['fusion']['scored_on']} files: top-1 {_cell(scored['weighted']['top1'])} with"
+            f" weights {weights}; plain mean {scored['mean']['top1']['value']:.1f}; alone {alone}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    console.print(f"see {out / 'report.html'}", soft_wrap=True, highlight=False, markup=False)

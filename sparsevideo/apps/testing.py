@@ -1,0 +1,321 @@
+"""From a checkpoint and a list to scores or features: `sparsevideo test` and `sparsevideo extract`."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from sparsevideo import build
+from sparsevideo.apps.runs import check_folder, environment, plain
+from sparsevideo.config import Config, DataConfig, TestConfig
+from sparsevideo.data.decode import resolve_decoder
+from sparsevideo.data.records import Records
+from sparsevideo.engine import checkpoint
+from sparsevideo.engine.evaluate import Journal, Scores, evaluate
+from sparsevideo.engine.launch import launch
+from sparsevideo.models import zoo
+from sparsevideo.models.budget import with_budget
+from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.reports import metrics
+from sparsevideo.reports.features import Features, save_features
+from sparsevideo.reports.predictions import Predictions, save_predictions
+
+logger = logging.getLogger(__name__)
+
+# Settings that change no score.
+_HARMLESS = {"data": ("root", "num_workers", "timeout_s", "index", "max_bad_fraction"), "test": ("batch_size",)}
+
+
+def one_view(config: Config) -> Config:
+    """The settings of a validation: the test at one view, as the network is trained."""
+    test = config.test
+    return replace(config, test=TestConfig(convention=test.convention, batch_size=test.batch_size))
+
+
+def score_files(
+    fabric: Fabric,
+    model: SparseFormer,
+    config: Config,
+    records: Records,
+    *,
+    features: bool = False,
+    journal: Journal | None = None,
+) -> Scores:
+    """Look at every listed file with the views that the settings ask for: the mean over them.
+
+    Args:
+        fabric: Devices, precision, processes.
+        model: On this process' device; left in evaluation mode.
+        config: Its `data` and `test`.
+        records: The files.
+        features: Take what the head sees instead of scores.
+        journal: Where scores are kept on the way.
+
+    Raises:
+        ValueError: Not one file could be read.
+    """
+    model.eval()
+    scores = evaluate(
+        fabric,
+        lambda indices: build.build_test_loader(config, records, model.ndim, indices),
+        score=build.build_score(config, model, fabric, features=features),
+        num_videos=len(records),
+        num_scores=model.head.in_features if features else model.num_classes,
+        num_views=config.test.clips * config.test.crops,
+        journal=journal,
+    )
+    if len(scores.failures) == len(records):
+        index, reason = next(iter(scores.failures.items()))
+        raise ValueError(f"none of {len(records)} files could be read; the first, {records.name(index)}: {reason}")
+    return scores
+
+
+def summarize(scores: Scores, records: Records) -> dict[str, float]:
+    """Percentages, failed files counted as wrong."""
+    return metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
+
+
+def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, Any]:
+    """Test a checkpoint and leave `results.json`, `predictions.npz` and `predictions.csv`.
+
+    A test that was killed goes on where it was.
+
+    Args:
+        path: Checkpoint of a run, or other weights of known classes.
+        config: Its settings, `data` and `test` perhaps changed; see `runs.checkpoint_config`.
+        out: Folder for the results; None takes one in the run folder, named after the split and the views.
+
+    Returns:
+        What stands in `results.json`.
+
+    Raises:
+        ValueError: The classes of list and checkpoint differ, the network does not allow what the settings ask for,
+            not one file could be read, or the folder holds an unfinished test of another kind.
+    """
+    out = out or _beside(path, _folder_name(config.test))
+    check_folder(out)
+    seen = _look(path, config, out / "unfinished")
+    config, model, records, scores = seen.config, seen.model, seen.records, seen.scores
+    data, test, video, uniform = config.data, config.test, model.ndim == 3, config.data.sampling == "uniform"
+    failed = [{"name": records.name(index), "reason": reason} for index, reason in scores.failures.items()]
+    sides = Counter(scores.short_sides.tolist())
+    results: dict[str, Any] = {
+        **summarize(scores, records),
+        "clips": test.clips,
+        "crops": test.crops,
+        "convention": None if uniform else test.convention,
+        "scores": test.scores,
+        "full_frame": test.full_frame,
+        "share_stem": test.share_stem,
+        "still": test.still,
+        "split": test.split,
+        "root": data.root,
+        "list": data.list,
+        "size": data.size,
+        "num_frames": data.num_frames if video else 1,
+        "frame_stride": data.frame_stride if video and not uniform else None,
+        "sampling": data.sampling if video else None,
+        "target_fps": data.target_fps if video else None,
+        "short_side": data.short_side if video else None,
+        "stored_short_sides": {str(side): sides[side] for side in sorted(sides) if side},
+        "decoder": resolve_decoder(data.decoder) if video else None,
+        "precision": test.precision,
+        "listed": len(records),
+        "missing": records.missing,  # of a Kinetics csv: no file for them, so neither listed nor scored
+        "scored": len(records) - len(failed),
+        "failed": failed,
+        "classes": list(records.classes),
+        "checkpoint": str(path),
+        "checkpoint_sha256": seen.sha256,
+        "hparams": model.hparams,
+        "environment": environment(seen.fabric),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if seen.fabric.is_global_zero:
+        predictions = Predictions(
+            names=[records.name(index) for index in range(len(records))],
+            labels=records.labels,
+            scores=scores.means,
+            failed=seen.failed,
+            classes=list(records.classes),
+            kind=test.scores,
+            root=str(Path(data.root).resolve()),
+        )
+        save_predictions(out, predictions)
+        unfinished = out / ".results.json"
+        unfinished.write_text(json.dumps(results, indent=2))
+        unfinished.replace(out / "results.json")
+        seen.journal.remove()
+    seen.fabric.barrier()  # a process that ends early takes the others with it
+    for failure in failed[:5]:
+        logger.info("could not read %s: %s (counted as wrong)", failure["name"], failure["reason"])
+    logger.info(
+        "top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
+        results["top1"], results["top5"], results["mean_class_accuracy"], results["scored"], results["listed"],
+        test.clips, test.crops, out / "results.json",
+    )  # fmt: skip
+    return results
+
+
+def extract_run(path: Path, config: Config, out: Path | None = None) -> Features:
+    """Write what the head of a checkpoint sees of every listed file, the mean over its views, as one npz.
+
+    Args:
+        path: Checkpoint of a run, or other weights.
+        config: As for `test_run`.
+        out: The file to write; None takes one in the run folder, named after the split and the views.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: As `test_run`.
+    """
+    out = out or _beside(path, f"features-{_folder_name(config.test)}.npz")
+    check_folder(out.parent)
+    seen = _look(path, config, out.with_name(f"{out.name}.unfinished"), features=True)
+    records = seen.records
+    features = Features(
+        names=[records.name(index) for index in range(len(records))],
+        labels=records.labels,
+        features=seen.scores.means,
+        failed=seen.failed,
+        classes=list(records.classes),
+        root=str(Path(seen.config.data.root).resolve()),
+        checkpoint=seen.sha256,
+    )
+    if seen.fabric.is_global_zero:
+        save_features(out, features)
+        seen.journal.remove()
+    seen.fabric.barrier()
+    for index, reason in list(seen.scores.failures.items())[:5]:
+        logger.info("could not read %s: %s (a row of zeros)", records.name(index), reason)
+    n, width = features.features.shape
+    logger.info("%d features of each of %d files; see %s", width, n - len(seen.scores.failures), out)
+    return features
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A network, the files and what it made of them."""
+
+    fabric: Fabric
+    model: SparseFormer
+    config: Config  # as it was carried out
+    records: Records
+    scores: Scores
+    journal: Journal
+    sha256: str
+
+    @property
+    def failed(self) -> Any:
+        """(n,) bool, which files failed."""
+        failed = torch.zeros(len(self.records), dtype=torch.bool)
+        failed[list(self.scores.failures)] = True
+        return failed.numpy()
+
+
+def _look(path: Path, config: Config, journal_folder: Path, *, features: bool = False) -> _Seen:
+    """Do what tests and extractions share."""
+    fabric = launch(config.test.precision)
+    model, content = zoo.load_model(path, config.model.name)
+    config = _carried_out(config, model.ndim)
+    model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
+    with fabric.rank_zero_first():
+        records = build.build_records(config.data, config.test.split, model.ndim, content.get("classes"))
+    if not features:
+        _check_classes(path, model, records, content.get("classes"))
+    fabric.setup_module(model)  # moves and converts it in place
+    sha256 = checkpoint.sha256(path)
+    width = model.head.in_features if features else model.num_classes
+    with fabric.rank_zero_first():
+        journal = Journal(journal_folder, _about(config, records, sha256, features), width + 2)
+    scores = score_files(fabric, model, config, records, features=features, journal=journal)
+    return _Seen(fabric, model, config, records, scores, journal, sha256)
+
+
+def _check_classes(path: Path, model: SparseFormer, records: Records, classes: Sequence[str] | None) -> None:
+    """See that the list's classes are the network's; names that weights do not tell are taken from the list.
+
+    Raises:
+        ValueError: There is another number of them.
+    """
+    if len(records.classes) != model.num_classes:
+        raise ValueError(
+            f"{path}: a network of {model.num_classes} classes, the list has {len(records.classes)}:"
+            f" {', '.join(records.classes[:5])}, ..."
+        )
+    if classes is None:
+        logger.warning(
+            "%s does not name its classes: the list's are taken in their order, %s first", path, records.classes[0]
+        )
+
+
+def _carried_out(config: Config, ndim: int) -> Config:
+    """The settings with what follows from others: an image is one clip; fewer frames over the same time."""
+    data, test = config.data, config.test
+    if ndim == 2:
+        if test.num_frames or test.num_tubes:
+            raise ValueError("test.num_frames and test.num_tubes are for videos; the checkpoint is of an image network")
+        return replace(config, test=replace(test, clips=1))
+    if test.num_frames is not None:
+        data = with_frames(data, test.num_frames)
+    return replace(config, data=data)
+
+
+def with_frames(data: DataConfig, num_frames: int) -> DataConfig:
+    """Settings for clips of another number of frames over the same span of time.
+
+    Raises:
+        ValueError: The stride would be no whole number; the message says which numbers of frames are possible.
+
+    Example:
+        >>> with_frames(DataConfig(num_frames=32, frame_stride=2), 16).frame_stride
+        4
+    """
+    if data.sampling == "uniform":
+        return replace(data, num_frames=num_frames)
+    span = data.num_frames * data.frame_stride
+    if span % num_frames:
+        possible = ", ".join(str(count) for count in range(1, span + 1) if span % count == 0)
+        raise ValueError(
+            f"test.num_frames is {num_frames}; {data.num_frames} frames at stride {data.frame_stride} can be read as"
+            f" {possible} frames"
+        )
+    return replace(data, num_frames=num_frames, frame_stride=span // num_frames)
+
+
+def _about(config: Config, records: Records, sha256: str, features: bool) -> dict[str, Any]:
+    """All that decides the scores, for the journal."""
+    settings = {
+        f"{section}.{name}": value
+        for section, harmless in _HARMLESS.items()
+        for name, value in plain(config)[section].items()
+        if name not in harmless
+    }
+    listed = hashlib.sha256()
+    for index in range(len(records)):
+        listed.update(f"{records.name(index)}\0{records.labels[index]}\n".encode(errors="surrogateescape"))
+    return {"checkpoint": sha256, "list": listed.hexdigest(), "features": features, **settings}
+
+
+def _beside(path: Path, name: str) -> Path:
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return run / name
+
+
+def _folder_name(test: TestConfig) -> str:
+    """The split, the views, and whatever is unusual about them."""
+    flags = [name for name in ("still", "full_frame", "share_stem") if getattr(test, name)]
+    flags += ["logits"] if test.scores == "logits" else []
+    budget = {"frames": test.num_frames, "tubes": test.num_tubes, "points": test.num_points}
+    flags += [f"{count}-{name}" for name, count in budget.items() if count is not None]
+    return "-".join([test.split, f"{test.clips}x{test.crops}", *(flag.replace("_", "-") for flag in flags)])

@@ -1,0 +1,279 @@
+"""`sparsevideo analyze`: from files of predictions to one page, whatever is missing; what it cannot use it refuses."""
+
+import csv
+import json
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from PIL import Image
+
+from sparsevideo.apps import analyze
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.data.encode import write_video
+from sparsevideo.reports.predictions import Predictions, save_predictions
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+class Page(HTMLParser):
+    """A page's tags, pictures, table rows and words."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.pictures, self.rows, self.words = [], [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_data(self, data):
+        if data.strip():
+            self.words.append(data.strip())
+            if self.tags[-1] in ("th", "td"):
+                self.rows[-1].append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, failed=(), kind="softmax"):
+    """Predictions that are `sure` of what they say."""
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    k = len(classes)
+    scores = np.full((len(labels), k), (1 - sure) / (k - 1), dtype=np.float32)
+    scores[np.arange(len(labels)), predicted] = sure
+    scores = np.log(scores) if kind == "logits" else scores
+    flags = np.zeros(len(labels), dtype=bool)
+    flags[list(failed)] = True
+    scores[flags] = 0
+    names = names or [f"{classes[label]}/{row}.mp4" for row, label in enumerate(labels)]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_predictions(folder, Predictions(names, labels, scores, flags, list(classes), kind, str(root)))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Six files whose middle frame has the colour of their class; the rest is black."""
+    root = tmp_path_factory.mktemp("videos")
+    for colour, rgb in COLOURS.items():
+        (root / colour).mkdir()
+        frames = np.zeros((5, 48, 80, 3), dtype=np.uint8)
+        frames[2] = rgb
+        write_video(root / colour / "0.mp4", frames)
+        Image.new("RGB", (300, 200), rgb).save(root / colour / "1.png")
+    return root
+
+
+def error(capsys):
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch):
+    names = [f"{colour}/{name}" for colour in COLOURS for name in ("0.mp4", "1.png")]
+    folder = save(tmp_path / "test", [0, 0, 1, 1, 2, 2], [1, 2, 1, 1, 0, 2], COLOURS, root=videos, names=names)
+    kept = []
+    original = analyze._thumbnail
+
+    def keep(source, target):
+        original(source, target)
+        kept.append((source.relative_to(videos).as_posix(), np.asarray(Image.open(target))))
+
+    monkeypatch.setattr(analyze, "_thumbnail", keep)
+    assert main(["analyze", folder]) == OK
+    page = Page(tmp_path / "test" / "analysis" / "report.html")
+    assert {name: picture.shape for name, picture in kept} == {
+        "red/0.mp4": (96, 160, 3),
+        "red/1.png": (107, 160, 3),
+        "blue/0.mp4": (96, 160, 3),
+    }
+    for name, picture in kept:
+        assert np.abs(picture.mean((0, 1)) - COLOURS[name.partition("/")[0]]).max() < 12
+    assert "Thumbnails: 3 of 3" in page.text
+    assert "red taken for green, 90.0 % sure: red/0.mp4" in page.words
+    assert sum(picture["src"].startswith("data:image/jpeg;base64,") for picture in page.pictures) == 3
+
+
+def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos, tmp_path):
+    root = tmp_path / "videos"
+    shutil.copytree(videos, root)
+    (root / "red" / "0.mp4").write_bytes(b"no video")
+    (root / "red" / "1.png").write_bytes(b"no image")
+    names = ["red/0.mp4", "red/1.png", "red/gone.mp4", "blue/0.mp4", "shard.tar/1.jpg", "red/caf\udce9.mp4"]
+    folder = save(tmp_path / "test", [0, 0, 0, 2, 0, 0], [1, 1, 1, 1, 1, 1], COLOURS, root=root, names=names)
+    assert main(["analyze", folder, f"--out={tmp_path / 'out'}"]) == OK
+    page = Page(tmp_path / "out" / "report.html")
+    assert "Thumbnails: 1 of 6" in page.text
+    assert "red taken for green, 90.0 % sure: red/gone.mp4 (no picture: no such file)" in page.words
+    for name in ("red/0.mp4 (no picture: does not decode", "red/1.png (no picture: does not decode", "shard.tar/1.jpg"):
+        assert name in page.text
+    assert r"caf\xe9.mp4" in page.text
+    assert "red/caf\udce9.mp4" in [
+        each["name"]
+        for each in json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]["test"]["confident_errors"]
+    ]
+
+
+def test_the_numbers_are_printed_and_kept_alike(tmp_path, capsys):
+    folder = save(tmp_path / "test", [0, 0, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2], "abc", failed=[0])
+    assert main(["analyze", folder + "/predictions.npz", "--json", "--seed=3"]) == OK
+    printed = json.loads(capsys.readouterr().out)
+    out = tmp_path / "test" / "analysis"
+    assert printed == json.loads((out / "analysis.json").read_text())
+    told = printed["models"]["test"]
+    assert told["accuracies"]["top1"]["value"] == pytest.approx(400 / 6)
+    assert (printed["seed"], told["listed"], told["failed"], told["scores"]) == (3, 6, 1, "softmax")
+    assert printed["comparisons"] == [] and printed["fusion"] is None
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "analysis.json",
+        "classes.csv",
+        "confusion.png",
+        "reliability.png",
+    }
+
+
+def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, capsys):
+    folder = save(tmp_path / "run" / "test-4x3", [0, 0, 1, 1], [0, 0, 1, 0], ["<b>", "$5"])
+    told = {"clips": 4, "crops": 3, "decoder": "pyav", "short_side": None, "environment": {}}
+    (tmp_path / "run" / "test-4x3" / "results.json").write_text(json.dumps(told))
+    assert main(["analyze", folder]) == OK
+    assert "75.0" in capsys.readouterr().out
+    page = Page(tmp_path / "run" / "test-4x3" / "analysis" / "report.html")
+    assert set(page.tags).isdisjoint({"script", "link", "iframe", "a", "b"})
+    assert all(picture["src"].startswith("data:") and picture["alt"] for picture in page.pictures)
+    assert "4 files read of 4 listed, softmax scores; clips 4, crops 3, decoder pyav" in page.text
+    assert ["<b>", "2", "100.0", "66.7", "–", "–"] in page.rows
+    assert ["$5", "2", "50.0", "100.0", "<b>", "50.0"] in page.rows
+
+
+def test_a_page_of_400_classes_stays_readable(tmp_path):
+    labels = np.tile(np.arange(400), 5)
+    predicted = np.where(np.arange(2000) < 400, (labels + 1) % 400, labels)  # one of five is wrong
+    predicted[labels == 7] = 300  # the worst class, and the most confused pair
+    folder = save(tmp_path / "test", labels, predicted, [f"class {k:03d}" for k in range(400)], failed=[0, 1])
+    assert main(["analyze", folder]) == OK
+    out = tmp_path / "test" / "analysis"
+    page = Page(out / "report.html")
+    assert len(page.rows) < 80
+    assert "The 30 worst of 400 classes" in page.text
+    assert next(row for row in page.rows if row[0].startswith("class "))[0] == "class 007"
+    assert next(row for row in page.rows if "taken for class" in row[0])[0] == "class 007 taken for class 300"
+    with (out / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["label"]) for row in rows) == list(range(400))
+    assert sum(int(row["files"]) for row in rows) == 2000
+    part, whole = imread(out / "confused.png"), imread(out / "confusion.png")
+    assert min(part.shape[:2]) > 1000 and min(whole.shape[:2]) > 1000
+    assert (out / "report.html").stat().st_size < 3e6
+
+
+def test_logits_are_scaled_as_they_are_and_both_kinds_give_the_same_numbers(tmp_path):
+    labels, predicted = [0, 0, 1, 1, 2, 2, 0, 1], [0, 1, 1, 1, 2, 0, 0, 1]
+    told = {}
+    for kind in ("softmax", "logits"):
+        folder = save(tmp_path / kind, labels, predicted, "abc", kind=kind, failed=[7], sure=0.7)
+        assert main(["analyze", folder]) == OK
+        told[kind] = json.loads((tmp_path / kind / "analysis" / "analysis.json").read_text())["models"][kind]
+    assert told["logits"]["calibration"]["temperature"] == pytest.approx(
+        told["softmax"]["calibration"]["temperature"], rel=1e-3
+    )
+    assert told["logits"]["accuracies"] == told["softmax"]["accuracies"]
+    pages = [Page(tmp_path / kind / "analysis" / "report.html").text for kind in told]
+    assert "logarithms of the mean softmax are divided by" in pages[0]
+    assert "which the logits are divided by" in pages[1]
+
+
+def test_several_files_are_compared_and_fused(tmp_path, capsys):
+    labels = np.tile([0, 1], 20)
+    good = save(tmp_path / "good" / "test-4x3", labels, labels, "ab", failed=[0])
+    bad = save(tmp_path / "bad" / "test-4x3", labels, np.zeros(40, int), "ab", sure=0.6)
+    assert main(["analyze", good, bad, f"--out={tmp_path / 'both'}"]) == OK
+    said = capsys.readouterr().out
+    assert "good against bad: +47.5 (" in said
+    numbers = json.loads((tmp_path / "both" / "analysis.json").read_text())
+    assert list(numbers["models"]) == ["good", "bad"]  # the folders that tell them apart
+    (pair,) = numbers["comparisons"]
+    assert (pair["first"], pair["second"], pair["only_first"], pair["only_second"]) == ("good", "bad", 20, 1)
+    assert pair["p_value"] == pytest.approx(2 * 22 / 2**21)
+    assert numbers["fusion"]["models"] == ["good", "bad"]
+    assert numbers["fusion"]["accuracies"]["weighted"]["top1"]["value"] == 100
+    page = Page(tmp_path / "both" / "report.html")
+    assert {"Which is better", "Together", "good: Calibration", "bad: Calibration"} <= set(page.words)
+    for name in ("good", "bad"):
+        assert {path.name for path in (tmp_path / "both" / name).iterdir()} == {
+            "classes.csv",
+            "confusion.png",
+            "reliability.png",
+        }
+
+
+def test_models_are_called_after_what_tells_their_folders_apart(tmp_path):
+    def names(*paths):
+        return analyze._names([tmp_path / path for path in paths])
+
+    assert names("run/test/predictions.npz") == ["test"]
+    assert names("run/a/predictions.npz", "run/b/predictions.npz") == ["a", "b"]
+    assert names("x/a/predictions.npz", "y/a/predictions.npz", "y/b/predictions.npz") == ["x/a", "y/a", "y/b"]
+    assert names("run/first.npz", "run/second.npz") == ["first", "second"]
+    with pytest.raises(ValueError, match="given twice"):
+        names("run/first.npz", "run/../run/first.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["x.mp4", "y.mp4", "other.mp4", "w.mp4"]}, "file 2 is 'z.mp4' against 'other.mp4'"),
+        ({"labels": [0, 1, 1, 1]}, "label 2 is 0 against 1 (of z.mp4)"),
+        ({"classes": "ac"}, "class 1 is 'b' against 'c'"),
+    ],
+)
+def test_predictions_of_another_list_are_refused_with_the_first_difference(change, message, tmp_path, capsys):
+    told = {"labels": [0, 1, 0, 1], "predicted": [0, 1, 1, 1], "classes": "ab"}
+    told["names"] = ["x.mp4", "y.mp4", "z.mp4", "w.mp4"]
+    folders = [save(tmp_path / "one", **told), save(tmp_path / "two", **(told | change))]
+    assert main(["analyze", *folders]) == FAILED
+    line = error(capsys)
+    assert message in line
+    assert "one/predictions.npz" in line and "two/predictions.npz" in line
+    assert not (tmp_path / "one" / "analysis").exists()
+
+
+def test_what_cannot_be_analysed_leaves_one_clear_line_and_no_files(tmp_path, capsys):
+    good = save(tmp_path / "good", [0, 1], [0, 1], "ab")
+    failed = save(tmp_path / "failed", [0, 1], [0, 1], "ab", failed=[0, 1])
+    for folders in ([failed], [good, failed]):
+        assert main(["analyze", *folders]) == FAILED
+        assert "failed/predictions.npz: no readable videos: nothing to analyse" in error(capsys)
+    nan = save(tmp_path / "nan", [0, 1, 0], [0, 1, 0], "ab", sure=float("nan"))
+    assert main(["analyze", nan]) == FAILED
+    assert "nan/predictions.npz: 3 rows have scores that are NaN or infinite; the first is 0, a/0.mp4" in error(capsys)
+    (tmp_path / "torn.npz").write_bytes(b"PK\3\4 torn")
+    assert main(["analyze", str(tmp_path / "torn.npz")]) == FAILED
+    assert "torn.npz: not the predictions of a test" in error(capsys)
+    assert main(["analyze", str(tmp_path / "nowhere")]) == FAILED
+    assert "nowhere: no such file" in error(capsys)
+    assert main(["analyze", good, good]) == FAILED
+    assert "given twice" in error(capsys)
+    assert main(["analyze"]) == USAGE
+    assert "predictions" in error(capsys)
+    assert main(["analyze", good, f"--out={tmp_path / 'torn.npz' / 'out'}"]) == FAILED
+    assert "torn.npz" in error(capsys)
+    assert list(tmp_path.rglob("analysis")) == []
+
+
+def test_all_right_is_no_special_case(tmp_path):
+    folder = save(tmp_path / "test", [0, 1, 0], [0, 1, 0], "ab")
+    assert main(["analyze", folder]) == OK
+    page = Page(tmp_path / "test" / "analysis" / "report.html")
+    assert "There are none." in page.words
+    assert not any("taken for" in row[0] for row in page.rows)

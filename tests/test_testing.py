@@ -1,0 +1,278 @@
+"""The verbs `test` and `extract`: each option does what it says, a killed test goes on, and bad input is named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from time import monotonic, sleep
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_runs import IMAGE, VIDEO
+
+from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.data import clips
+from sparsevideo.data.decode import read_frames
+from sparsevideo.data.encode import write_video
+from sparsevideo.data.transforms import Normalize
+from sparsevideo.data.video import scaled
+from sparsevideo.models import zoo
+from sparsevideo.models.budget import with_budget
+from sparsevideo.reports.features import load_features
+from sparsevideo.reports.predictions import load_predictions
+
+SIZE = 32  # of the toy runs
+
+
+def error(capsys):
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def checkpoint(run):
+    return str(run / "checkpoints" / "best.pt")
+
+
+def make_videos(root, classes, height, width):
+    """A video of 30 frames for each class: colours that drift, so that neither place nor time is uniform."""
+    y, x, t = np.meshgrid(np.arange(height), np.arange(width), np.arange(30), indexing="ij")
+    for number, name in enumerate(classes):
+        waves = [np.sin((x * (c + 1) + y * (number % 3) + t * (number + 1)) / 9) for c in range(3)]
+        frames = (127 + 120 * np.stack(waves, -1)).astype(np.uint8).transpose(2, 0, 1, 3)
+        folder = root / "videos" / "test" / name
+        folder.mkdir(parents=True)
+        write_video(folder / "a.mp4", np.ascontiguousarray(frames))
+    return root
+
+
+@pytest.fixture(scope="module")
+def classes(trained):
+    return json.loads(json.dumps(zoo.read_weights(checkpoint(trained))["classes"]))
+
+
+@pytest.fixture(scope="module")
+def wide(classes, tmp_path_factory):
+    return make_videos(tmp_path_factory.mktemp("wide"), classes, 48, 80)
+
+
+def scores(run, root, out, *options):
+    assert main(["test", checkpoint(run), f"--data.root={root}", f"--out={out}", *options]) == OK
+    return load_predictions(out)
+
+
+def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
+    predictions = scores(trained, wide, tmp_path, "--views=2x3", "--num-points=3")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["stored_short_sides"] == {"48": 8}
+    assert (results["hparams"]["num_points"], results["hparams"]["num_tubes"]) == (3, 4)
+    assert (results["listed"], results["scored"], results["failed"]) == (8, 8, [])
+    assert (predictions.names[0], predictions.root) == (f"videos/test/{classes[0]}/a.mp4", str(wide.resolve()))
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert rows[0] == ",".join(["path", "label", "predicted", *classes])
+    assert rows[3].split(",")[:2] == [predictions.names[2], classes[2]]
+    assert [float(cell) for cell in rows[3].split(",")[3:]] == pytest.approx(predictions.scores[2].tolist(), rel=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.csv", "predictions.npz", "results.json"]
+
+
+def test_one_view_is_the_validation_of_training(digits, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={run}", "--train.ema=0.5"]) == OK
+    *_, validation = (json.loads(line) for line in (run / "metrics.jsonl").open())
+    scores(run, digits, tmp_path / "val", "--test.split=val", "--views=1x1")
+    results = json.loads((tmp_path / "val" / "results.json").read_text())
+    assert validation["split"] == "val"
+    assert {name: results[name] for name in ("top1", "top5", "mean_class_accuracy")} == {
+        name: validation[name] for name in ("top1", "top5", "mean_class_accuracy")
+    }
+
+
+def looked_at(run, root, views, **budget):
+    """The slow way: every view decoded, cut and looked at by itself; logits (n, V, K).
+
+    `views` gives for a video of 30 frames the frame numbers, and for frames of a size the boxes and their shape.
+    """
+    model = zoo.load_model(checkpoint(run))[0]
+    model = with_budget(model, **budget).eval()
+    rows = []
+    with torch.no_grad():
+        for path in sorted((root / "videos" / "test").rglob("*.mp4")):
+            logits = []
+            for numbers, (top, left, height, width), shape in views:
+                frames = read_frames(path, numbers)[:, top : top + height, left : left + width]
+                clip = torch.from_numpy(scaled(frames, shape)).permute(3, 0, 1, 2)
+                logits.append(model(Normalize()(clip[None]))[0])
+            rows.append(torch.stack(logits))
+    return torch.stack(rows)
+
+
+CROPS = [((0, left, 48, 48), (SIZE, SIZE)) for left in (0, 16, 32)]  # of frames of 48 x 80
+
+
+def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(trained, wide, tmp_path):
+    starts = clips.spread_clips(30, 4, 2, 3)
+    logits = looked_at(trained, wide, [(numbers, *crop) for numbers in starts for crop in CROPS])
+    plain = scores(trained, wide, tmp_path / "softmax", "--views=3x3")
+    assert np.abs(plain.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
+    assert plain.kind == "softmax"
+    other = scores(trained, wide, tmp_path / "logits", "--views=3x3", "--test.scores=logits", "--test.batch_size=4")
+    assert np.abs(other.scores - logits.mean(1).numpy()).max() < 1e-5
+    assert other.kind == "logits"
+
+
+def test_fewer_frames_tubes_and_points_are_looked_at_over_the_same_time(trained, wide, tmp_path):
+    (numbers,) = clips.spread_clips(30, 2, 4, 1)  # in place of 4 frames at stride 2
+    logits = looked_at(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
+    got = scores(trained, wide, tmp_path, "--views=1x1", "--num-frames=2", "--num-tubes=2", "--num-points=3")
+    assert np.abs(got.scores - logits.softmax(-1)[:, 0].numpy()).max() < 1e-6
+
+
+def test_full_frames_keep_their_shape(trained, wide, tmp_path):
+    starts = clips.spread_clips(30, 4, 2, 2)
+    whole = ((0, 0, 48, 80), (SIZE, 52))  # 53.3, to the nearest multiple of 4
+    logits = looked_at(trained, wide, [(numbers, *whole) for numbers in starts])
+    got = scores(trained, wide, tmp_path / "alone", "--views=2x1", "--full-frame")
+    assert np.abs(got.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
+    shared = scores(trained, wide, tmp_path / "shared", "--views=2x1", "--full-frame", "--share-stem")
+    assert np.abs(got.scores - shared.scores).max() < 1e-6
+
+
+def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders(trained, classes, wide, tmp_path):
+    square = make_videos(tmp_path / "square", classes, 48, 48)
+    views = ["--views=9x1", "--data.frame_stride=3"]  # 36 frames of clips are 22 frames of the video
+    alone = scores(trained, square, tmp_path / "a", *views)
+    shared = scores(trained, square, tmp_path / "b", *views, "--share-stem")
+    assert np.abs(alone.scores - shared.scores).max() < 1e-6
+    alone = scores(trained, wide, tmp_path / "c", "--views=2x3")
+    shared = scores(trained, wide, tmp_path / "d", "--views=2x3", "--share-stem")
+    assert 1e-6 < np.abs(alone.scores - shared.scores).max() < 0.02
+
+
+def test_images_too_have_crops_that_share_a_stem(digits, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
+    alone, shared = (scores(run, digits, tmp_path / str(len(o)), "--views=1x3", *o) for o in ([], ["--share-stem"]))
+    assert np.abs(alone.scores - shared.scores).max() < 1e-6  # the images are square
+    assert main(["test", checkpoint(run), f"--data.root={digits}", "--num-tubes=2"]) == FAILED
+
+
+def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(digits / "videos" / "train", root / "videos" / "test")
+    options = ["test", checkpoint(trained), f"--data.root={root}", "--views=4x2", "--test.batch_size=1"]
+    assert main([*options, f"--out={tmp_path / 'alone'}"]) == OK
+
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "sparsevideo", *options, f"--out={out}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = monotonic() + 60
+    while not any(path.stat().st_size > 100 for path in out.glob("unfinished/*.rows")):
+        assert process.poll() is None and monotonic() < deadline, process.stderr.read()
+        sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.json").exists()
+
+    assert main([*options, f"--out={out}", "--data.frame_stride=1"]) == FAILED
+    assert "unfinished test of another kind (data.frame_stride 2 -> 1)" in error(capsys)
+    assert main([*options, f"--out={out}"]) == OK
+    assert "going on where a test was interrupted" in capsys.readouterr().err
+    alone, resumed = (load_predictions(folder) for folder in (tmp_path / "alone", out))
+    assert alone.names == resumed.names
+    assert np.abs(alone.scores - resumed.scores).max() < 1e-6
+    numbers = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "alone", out)]
+    assert numbers[0].keys() == numbers[1].keys()
+    assert {name for name in numbers[0] if numbers[0][name] != numbers[1][name]} <= {"environment", "time"}
+    assert not (out / "unfinished").exists()
+
+
+def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_path, capsys):
+    weights, run_file = tmp_path / "weights.safetensors", tmp_path / "run.yaml"
+    assert main(["convert", checkpoint(trained), f"--out={weights}"]) == OK
+    assert main(["test", str(weights)]) == FAILED
+    assert "name the run file of their network with --config" in error(capsys)
+    run_file.write_text((trained / "config.yaml").read_text())
+    told = ["test", str(weights), "--config", str(run_file), "--views=2x1", f"--out={tmp_path / 'weights'}"]
+    assert main(told) == OK
+    own = scores(trained, digits, tmp_path / "own", "--views=2x1")
+    assert np.array_equal(load_predictions(tmp_path / "weights").scores, own.scores)
+    # Without class names the list's are taken, if there are as many.
+    bare = tmp_path / "bare.pt"
+    content = zoo.read_weights(checkpoint(trained))
+    torch.save({"model": content["model"], "hparams": content["hparams"]}, bare)
+    assert main(["test", str(bare), "--config", str(run_file), f"--out={tmp_path / 'bare'}"]) == OK
+    assert "does not name its classes" in capsys.readouterr().err
+    shutil.copytree(digits / "videos" / "test" / "up", tmp_path / "few" / "videos" / "test" / "up")
+    assert main(["test", str(bare), "--config", str(run_file), f"--data.root={tmp_path / 'few'}"]) == FAILED
+    assert "a network of 8 classes, the list has 1: up" in error(capsys)
+
+
+def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, wide, tmp_path, capsys):
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(yaml.safe_dump({"data": {"root": str(wide), "frame_stride": 3}, "test": {"clips": 2}}))
+    assert main(["test", checkpoint(trained), f"--config={run_file}", f"--out={tmp_path}"]) == OK
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["clips"], results["frame_stride"], results["size"]) == (2, 3, SIZE)
+    run_file.write_text("model: {name: video_sparseformer_tiny}")
+    assert main(["test", checkpoint(trained), f"--config={run_file}"]) == USAGE
+    assert "the run file is of video_sparseformer_tiny" in error(capsys)
+    assert main(["test", checkpoint(trained), "--optim.lr=1"]) == USAGE
+    assert "a test reads the settings data and test alone" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--num-frames=3"], "can be read as 1, 2, 4, 8 frames"),
+        (["--num-points=5"], "at most the network's own 4, got 5"),
+        (["--num-tubes=0"], "test.num_tubes is 0"),
+        (["--full-frame", "--views=1x3"], "test.crops is 3, not 1"),
+    ],
+)
+def test_what_the_network_does_not_allow_is_refused(options, said, trained, digits, capsys):
+    assert main(["test", checkpoint(trained), f"--data.root={digits}", *options]) == FAILED
+    assert said in error(capsys)
+
+
+def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, capsys):
+    for name in classes:
+        (tmp_path / "videos" / "test" / name).mkdir(parents=True)
+        (tmp_path / "videos" / "test" / name / "a.mp4").write_bytes(b"torn")
+    out = tmp_path / "results"
+    assert main(["test", checkpoint(trained), f"--data.root={tmp_path}", f"--out={out}"]) == FAILED
+    line = error(capsys)
+    assert "none of 8 files could be read" in line and f"{classes[0]}/a.mp4" in line
+    assert not (out / "results.json").exists()
+
+
+def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_path, capsys):
+    out = tmp_path / "features.npz"
+    shutil.copytree(wide, tmp_path / "data")
+    (tmp_path / "data" / "videos" / "test" / classes[0] / "torn.mp4").write_bytes(b"torn")
+    args = ["extract", checkpoint(trained), f"--data.root={tmp_path / 'data'}", f"--out={out}", "--views=2x1", "--json"]
+    assert main(args) == INCOMPLETE
+    assert json.loads(capsys.readouterr().out) == {"files": 9, "failed": 1, "width": 32}
+    features = load_features(out)
+    starts = clips.spread_clips(30, 4, 2, 2)
+    model, _ = zoo.load_model(checkpoint(trained))
+    seen = []
+    for numbers in starts:
+        frames = read_frames(wide / features.names[2], numbers)[:, :, 16:64]
+        clip = torch.from_numpy(scaled(frames, (SIZE, SIZE))).permute(3, 0, 1, 2)
+        with torch.no_grad():
+            seen.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
+    assert features[features.names[2]] == pytest.approx(torch.stack(seen).mean(0).numpy(), abs=1e-5)
+    assert not features[f"videos/test/{classes[0]}/torn.mp4"].any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "features.npz"]
+
+
+def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
+    for split in ("train", "test"):
+        args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}"]
+        assert main([*args, f"--out={tmp_path / split}.npz"]) == OK
+    assert main(["probe", f"{tmp_path / 'train'}.npz", f"{tmp_path / 'test'}.npz", "--json"]) == OK
+    results = json.loads(capsys.readouterr().out)
+    assert all(0 <= results[name]["top1"] <= 100 for name in ("knn", "linear"))
