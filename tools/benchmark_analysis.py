@@ -1,0 +1,59 @@
+"""Time and memory of `sparsevideo analyze` on 10,000 videos x 400 classes, of one model and of two.
+
+`python tools/benchmark_analysis.py OUT` leaves OUT/analysis.json.
+Each run is a process. Scores are made up; all thumbnails come from one clip of 300 frames of 340x256 pixels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+VIDEOS, CLASSES = 10_000, 400
+
+
+def make(root: Path) -> None:
+    """Write a clip and the predictions of two models that are right about half of the time."""
+    import numpy as np
+    from scipy.special import softmax
+
+    from sparsevideo.data.encode import write_video
+    from sparsevideo.reports.predictions import Predictions, save_predictions
+
+    still = np.kron(np.random.default_rng(0).integers(0, 256, (32, 85, 3)), np.ones((8, 4, 1))).astype(np.uint8)
+    write_video(root / "clip.mp4", np.stack([np.roll(still, step, axis=1) for step in range(300)]), fps=30, gop=250)
+    labels, classes = np.arange(VIDEOS) % CLASSES, [f"class {number}" for number in range(CLASSES)]
+    for seed, name in enumerate(("first", "second")):
+        logits = np.random.default_rng(seed).normal(size=(VIDEOS, CLASSES)).astype(np.float32)
+        logits[range(VIDEOS), labels] += 3
+        read = np.zeros(VIDEOS, bool), classes, "softmax", str(root)
+        (root / name).mkdir()
+        save_predictions(root / name, Predictions(["clip.mp4"] * VIDEOS, labels, softmax(2 * logits, axis=1), *read))
+
+
+def measure(folder: str, *command: str) -> dict[str, float]:
+    """Run the verb; return its seconds, those of its processor cores, and its peak resident memory in GB."""
+    verb, before = [sys.executable, "-m", "sparsevideo", "analyze", *command], perf_counter()
+    process = subprocess.Popen(verb, cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, f"{command} failed"
+    seconds, cpu_seconds = round(perf_counter() - before, 2), round(usage.ru_utime + usage.ru_stime, 2)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": round(1024 * usage.ru_maxrss / 1e9, 3)}
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    with TemporaryDirectory() as place:
+        with get_context("spawn").Pool(1) as pool:
+            pool.apply(make, (Path(place),))
+        runs = [(measure(place, "first"), measure(place, "first", "second", "--out=both")) for _ in range(5)]
+    from benchmark_data import environment
+
+    told = environment(out) | {"videos": VIDEOS, "classes": CLASSES}
+    results = {"environment": told, "one": [one for one, _ in runs], "two": [two for _, two in runs]}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")

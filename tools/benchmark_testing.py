@@ -1,0 +1,179 @@
+"""What a multi-view test costs beside its network, and what a shared stem saves and changes.
+
+    python tools/benchmark_testing.py VIDEOS OUT [--checkpoint BEST.pt --root DATA]   # VIDEOS: a folder of mp4 files
+
+leaves OUT/testing.json (every number, with the environment) and OUT/testing.md (medians). Jobs take turns, so that what
+else the machine does falls on all. Times are of `video_sparseformer_tiny` with fresh weights, which cost what trained
+ones do; with a checkpoint, its scores on its own test list with and without a shared stem are compared.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
+
+import numpy as np
+import torch
+from benchmark_data import _ratio, environment, interleaved
+from lightning_fabric import Fabric
+
+from sparsevideo import build
+from sparsevideo.apps.runs import checkpoint_config
+from sparsevideo.apps.testing import score_files, test_run
+from sparsevideo.config import Config, DataConfig, TestConfig
+from sparsevideo.data.clips import spread_clips
+from sparsevideo.data.decode import open_video
+from sparsevideo.data.loader import collate
+from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.transforms import TestTransform, resized_crop
+from sparsevideo.models.zoo import create_model
+from sparsevideo.reports.predictions import load_predictions
+
+VIEWS = {"4 x 3": (4, 3), "10 x 3": (10, 3)}
+WAYS: dict[str, dict[str, Any]] = {"plain": {}, "share-stem": {"share_stem": True}, "full-frame": {"full_frame": True}}
+
+
+def config(root: Path, views: tuple[int, int], way: str, num_workers: int = 0) -> Config:
+    """The test of a Kinetics recipe: 32 x 2 frames at 224."""
+    clips, crops = views[0], 1 if way == "full-frame" else views[1]
+    data = DataConfig(root=str(root), list="all", num_frames=32, frame_stride=2, size=224, num_workers=num_workers)
+    return Config(data=data, test=TestConfig(clips=clips, crops=crops, **WAYS[way]))
+
+
+def whole_tests(root: Path, records: Records, views: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the network alone on ready batches, and of whole tests, by turns."""
+    fabric, model = Fabric(), create_model("video_sparseformer_tiny", num_classes=len(records.classes)).eval()
+    jobs: dict[str, Any] = {}
+    for way in WAYS:
+        told = config(root, views, way)
+        batches = list(build.build_test_loader(told, records, 3, range(len(records))))
+        score = build.build_score(told, model, fabric)
+        jobs[f"{way}: network alone"] = lambda score=score, batches=batches: [score(batch) for batch in batches]
+        for workers in (0, 1) if way == "plain" else (1,):
+            told = config(root, views, way, workers)
+            whole = f"{way}: whole test, {workers} workers"
+            jobs[whole] = lambda told=told: [score_files(fabric, model, told, records)]
+    with torch.no_grad():
+        return interleaved(jobs, rounds)
+
+
+def data_alone(root: Path, records: Records, rounds: int) -> dict[str, list[float]]:
+    """Seconds for batches of all 12 views: ours, and opening and decoding the video once for each view."""
+    dataset = build.build_test_loader(config(root, (4, 3), "plain"), records, 3, range(len(records))).dataset
+    transform = TestTransform(224, 3)
+
+    def view(path: Path, clip: int, crop: int) -> torch.Tensor:
+        with open_video(path) as video:
+            numbers = spread_clips(video.num_frames, 32, 2, 4)[clip]
+            planes: dict[int, torch.Tensor] = {}
+            for number, frame in video.frames(numbers):
+                planes[number] = resized_crop(frame, transform.boxes(*frame.shape[:2])[crop], (224, 224))
+            return torch.stack([planes[number] for number in numbers], dim=1)
+
+    def once_a_view() -> list[torch.Tensor]:
+        paths = [records.path(index) for index in range(len(records))]
+        return [torch.stack([view(path, clip, crop) for clip in range(4) for crop in range(3)]) for path in paths]
+
+    def ours() -> list[Any]:
+        return [collate([dataset[index]]) for index in range(len(records))]
+
+    for twin, batch in zip(once_a_view(), ours(), strict=True):
+        assert torch.equal(twin, batch["video"][0])
+    return interleaved({"one opening": ours, "an opening for each view": once_a_view}, rounds)
+
+
+def scores(checkpoint: Path, root: str | None, out: Path) -> dict[str, Any]:
+    """Test a checkpoint plainly, with a shared stem and on full frames: accuracies, and how far scores are apart."""
+    own = checkpoint_config(checkpoint)
+    assert own is not None, "a checkpoint of a run is needed"
+    results: dict[str, Any] = {}
+    for name, (clips, crops) in VIEWS.items():
+        plain = None
+        for way, flags in WAYS.items():
+            test = replace(own.test, clips=clips, crops=1 if way == "full-frame" else crops, **flags)
+            told = replace(own, data=replace(own.data, root=root or own.data.root), test=test)
+            done = test_run(checkpoint, told, out / f"{name}-{way}")
+            given = load_predictions(out / f"{name}-{way}").scores
+            plain = given if plain is None else plain
+            results[f"{name}, {way}"] = {
+                "top1": done["top1"],
+                "scored": done["scored"],
+                "stored_short_sides": done["stored_short_sides"],
+                "largest": float(np.abs(given - plain).max()),
+                "mean": float(np.abs(given - plain).mean()),
+                "same_answer": float(100 * (given.argmax(1) == plain.argmax(1)).mean()),
+            }
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Medians, in Markdown."""
+    where = results["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+    lines = [f"{where['cpu']}, {where['threads']} threads; {versions}; commit {where['commit'][:7]}.", ""]
+    for name, run in results["tests"].items():
+        seconds, videos = run["seconds"], run["videos"]
+        lines += [f"| {name} views, `video_sparseformer_tiny` | s a video | / its network alone | speed-up |"]
+        lines += ["|---|---|---|---|"]
+        for job, times in seconds.items():
+            way, what = job.split(": ")
+            cells = [f"{median(times) / videos:.2f}", f"{_ratio(times, seconds[f'{way}: network alone']):.3f}"]
+            lines += [f"| {job} | {' | '.join(cells)} | {_ratio(seconds[f'plain: {what}'], times):.2f} |"]
+        lines += [""]
+    one, each = results["data"].values()
+    lines += [
+        "| all 12 views of a video, data side alone, one thread | ms | the other's time / this |",
+        "|---|---|---|",
+    ]
+    for name, times, other in (("one opening", one, each), ("an opening for each view", each, one)):
+        lines += [f"| {name} | {1e3 * median(times) / results['data_videos']:.0f} | {_ratio(other, times):.2f} |"]
+    lines += ["", "| trained network | top-1 | same answer as plain, % | largest / mean difference of a score |"]
+    lines += ["|---|---|---|---|"]
+    lines += [
+        f"| {name} | {run['top1']:.2f} | {run['same_answer']:.2f} | {run['largest']:.4f} / {run['mean']:.5f} |"
+        for name, run in results["scores"].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the jobs and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--root", help="where its data lie now")
+    args = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(2)
+    results: dict[str, Any] = {"environment": {**environment(args.videos), "threads": 2}, "tests": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "all" / "some class").mkdir(parents=True)
+        for path in sorted(args.videos.glob("*.mp4")):
+            (root / "all" / "some class" / path.name).symlink_to(path.resolve())
+        records = read_records(str(root), "all", kind="video")
+        names = [records.name(index) for index in range(2)]
+        few = Records.build(root, ["some class"], names, [0] * len(names))
+        results["scores"] = scores(args.checkpoint, args.root, root / "scores") if args.checkpoint else {}
+        for name, views in VIEWS.items():
+            some = records if views[0] < 10 else few
+            seconds = whole_tests(root, some, views, args.rounds)
+            results["tests"][name] = {"videos": len(some), "seconds": seconds}
+        torch.set_num_threads(1)
+        results |= {"data": data_alone(root, records, args.rounds), "data_videos": len(records)}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "testing.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "testing.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What does drawing budgets in training buy? One checkpoint tested at many, with and without.
+
+    python tools/compare_budgets.py WORK_FOLDER docs/budgets --epochs 12
+
+Two runs of the quickstart's video network from the same inflated weights, over the same steps: one as it is, the other
+at tubes, frames and points drawn in every step. An interrupted run goes on where it was. Leaves `results.json` and
+`table.md` in the second folder.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+
+from sparsevideo.apps.quickstart import _best, _settings
+from sparsevideo.apps.runs import checkpoint_config, inflate_weights
+from sparsevideo.apps.testing import test_run
+from sparsevideo.apps.training import train_run
+from sparsevideo.data.moving_digits import make_moving_digits
+from sparsevideo.models import zoo
+from sparsevideo.models.budget import with_budget
+from sparsevideo.reports.profile import count_macs
+
+# The first of each is what the network has.
+BUDGETS = {"num_tubes": [4, 2, 1], "num_frames": [8, 4, 2], "num_points": [16, 8]}
+
+
+def main() -> None:
+    """Train both, test both at every budget, write down what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for data and runs")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--epochs", type=float, default=12.0, help="of both video runs; one is 62 steps")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    work = args.work
+    make_moving_digits(work / "data")
+    train_run(_settings("image_nano", work, args.seed), work / "image", resume="auto")
+    inflated = work / "inflated.safetensors"
+    inflate_weights(_best(work / "image"), inflated, num_tubes=BUDGETS["num_tubes"][0])
+    config = _settings("video_nano", work, args.seed)
+    config.model.weights, config.train.epochs = str(inflated), args.epochs
+    train_run(config, work / "plain", resume="auto")
+    train_run(replace(config, train=replace(config.train, **BUDGETS)), work / "drawn", resume="auto")
+
+    model, _ = zoo.load_model(_best(work / "plain"))
+    rows = []
+    for counts in product(*BUDGETS.values()):
+        budget = dict(zip(BUDGETS, counts, strict=True))
+        size, network = config.data.size, {name: n for name, n in budget.items() if name != "num_frames"}
+        macs = count_macs(with_budget(model, **network), (1, 3, budget["num_frames"], size, size))
+        row = {**budget, "gmac": macs.all_ops / 1e9}
+        for run in ("plain", "drawn"):
+            told = checkpoint_config(_best(work / run))
+            assert told is not None  # of a run
+            told.test = replace(told.test, clips=1, crops=1, **budget)
+            done = test_run(_best(work / run), told)
+            row |= {run: done["top1"], f"{run}_scored": done["scored"], f"{run}_sha256": done["checkpoint_sha256"]}
+        rows.append(row)
+    rows.sort(key=lambda row: -row["gmac"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    protocol = {"listed": done["listed"], "clips": 1, "crops": 1, "seed": args.seed, "epochs": args.epochs}
+    results = {"rows": rows, **protocol, "config": asdict(config), "environment": done["environment"]}
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    table = ["| tubes | frames | points | GMAC a view | top-1, plain | top-1, drawn |", "|---" * 6 + "|"]
+    table += [
+        f"| {row['num_tubes']} | {row['num_frames']} | {row['num_points']} | {row['gmac']:.4f} |"
+        f" {row['plain']:.1f} | {row['drawn']:.1f} |"
+        for row in rows
+    ]
+    (args.out / "table.md").write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()
