@@ -25,6 +25,7 @@ def losses(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     args = [*CURVE, f"--data.root={digits}"]

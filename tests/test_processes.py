@@ -65,6 +65,7 @@ def assert_same_test(folder, many):
     return theirs
 
 
+@pytest.mark.slow
 def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits, tmp_path):
     """A share of 23 videos and one that fails: nobody waits for ever, and rank 0's results are whole."""
     test = tmp_path / "videos" / "test"
@@ -80,6 +81,7 @@ def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits,
     assert len(np.load(tmp_path / "results" / "predictions.npz")["scores"]) == 23
 
 
+@pytest.mark.slow
 def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
     """1 of 48 files is within 3 %, whoever meets it; a run that goes on with other ranks says so."""
     shutil.copytree(digits / "videos", tmp_path / "videos")
@@ -172,6 +174,7 @@ def test_every_split_of_the_global_batch_trains_as_one_process(
         assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_shards_are_put_together_on_request_and_go_on_in_one_process(curve, digits, tmp_path, capsys):
     """Two ranks, asked to end on the way; the rest of the run is another number of processes' and unsharded."""
     out = tmp_path / "run"

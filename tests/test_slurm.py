@@ -88,12 +88,14 @@ def whole(digits, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_tasks_of_srun_train_as_one_process_with_twice_the_batch(whole, digits, tmp_path):
     assert main(["train", *RUN, "--train.batch_size=4", f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == OK
     alone = weights(tmp_path / "run")
     assert all(torch.allclose(tensor, alone[name], rtol=1e-5, atol=1e-5) for name, tensor in weights(whole).items())
 
 
+@pytest.mark.slow
 def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_had_been(whole, digits, tmp_path):
     """In a job that salloc has made before, on two nodes afterwards; the signal comes to loader processes, too."""
     out = tmp_path / "run"
