@@ -244,7 +244,7 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         counts = ("clips", "crops", "batch_size", "num_frames", "num_tubes", "num_points")
-        _check("test", self, dict.fromkeys(counts, 1) | {"num_points": 2})
+        _check("test", self, dict.fromkeys(counts, 1.0) | {"num_points": 2.0})
         _check_one_of("test.scores", self.scores, ("softmax", "logits"))
         if self.full_frame and self.crops > 1:
             raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
