@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -262,15 +263,16 @@ def _parse_test(parser: Parser, argv: Sequence[str], out: str) -> tuple[Path, Co
             raise UsageError(f"the run file is of {told.model.name}, {path} of {own.model.name}")
     elif not args.config:
         raise ValueError(f"{path}: weights without settings; name the run file of their network with --config")
-    test = told.test
+    given = {name: getattr(args, name) for name in _SHORT}
+    short = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is refused
     if args.views:
-        test.clips, test.crops = int(views[1]), int(views[2])
-    for name in ("num_frames", "num_tubes", "num_points"):
-        if getattr(args, name) is not None:
-            setattr(test, name, getattr(args, name))
-    test.share_stem, test.full_frame = test.share_stem or args.share_stem, test.full_frame or args.full_frame
-    test.__post_init__()
+        short |= {"clips": int(views[1]), "crops": int(views[2])}
+    told.test = replace(told.test, **short)  # which checks it
     return path, told, args
+
+
+# Settings of a test that have an option of their own.
+_SHORT = {"share_stem": bool, "full_frame": bool, "num_frames": int, "num_tubes": int, "num_points": int}
 
 
 def _add_test_options(parser: Parser, config: Config, out: str) -> None:
@@ -279,10 +281,9 @@ def _add_test_options(parser: Parser, config: Config, out: str) -> None:
         "--config", action="config", help="run file (YAML) for data and test; options given after it win"
     )
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
-    parser.add_argument("--share-stem", action="store_true", help="the same as --test.share_stem true")
-    parser.add_argument("--full-frame", action="store_true", help="the same as --test.full_frame true")
-    for name in ("num_frames", "num_tubes", "num_points"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int | None, help=f"the same as --test.{name}")
+    for name, kind in _SHORT.items():
+        option: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **option)
     parser.add_argument("--out", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     _add_settings(parser, data=config.data, test=config.test)

@@ -10,13 +10,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
 from sparsevideo import build
 from sparsevideo.apps.runs import check_folder, environment, plain
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.decode import resolve_decoder
+from sparsevideo.data.loader import shard
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.evaluate import Journal, Scores, evaluate
@@ -63,9 +65,14 @@ def score_files(
         ValueError: Not one file could be read.
     """
     model.eval()
+
+    def load(todo: list[int]) -> DataLoader:
+        mine = [todo[place] for place in shard(len(todo), fabric.global_rank, fabric.world_size)]
+        return build.build_test_loader(config, records, model.ndim, mine)
+
     scores = evaluate(
         fabric,
-        lambda indices: build.build_test_loader(config, records, model.ndim, indices),
+        load,
         score=build.build_score(config, model, fabric, features=features),
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
@@ -140,16 +147,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if seen.fabric.is_global_zero:
-        predictions = Predictions(
-            names=[records.name(index) for index in range(len(records))],
-            labels=records.labels,
-            scores=scores.means,
-            failed=seen.failed,
-            classes=list(records.classes),
-            kind=test.scores,
-            root=str(Path(data.root).resolve()),
-        )
-        save_predictions(out, predictions)
+        save_predictions(out, Predictions(scores=scores.means, kind=test.scores, **seen.listing))
         unfinished = out / ".results.json"
         unfinished.write_text(json.dumps(results, indent=2))
         unfinished.replace(out / "results.json")
@@ -182,22 +180,13 @@ def extract_run(path: Path, config: Config, out: Path | None = None) -> Features
     out = out or _beside(path, f"features-{_folder_name(config.test)}.npz")
     check_folder(out.parent)
     seen = _look(path, config, out.with_name(f"{out.name}.unfinished"), features=True)
-    records = seen.records
-    features = Features(
-        names=[records.name(index) for index in range(len(records))],
-        labels=records.labels,
-        features=seen.scores.means,
-        failed=seen.failed,
-        classes=list(records.classes),
-        root=str(Path(seen.config.data.root).resolve()),
-        checkpoint=seen.sha256,
-    )
+    features = Features(features=seen.scores.means, checkpoint=seen.sha256, **seen.listing)
     if seen.fabric.is_global_zero:
         save_features(out, features)
         seen.journal.remove()
     seen.fabric.barrier()
     for index, reason in list(seen.scores.failures.items())[:5]:
-        logger.info("could not read %s: %s (a row of zeros)", records.name(index), reason)
+        logger.info("could not read %s: %s (a row of zeros)", seen.records.name(index), reason)
     n, width = features.features.shape
     logger.info("%d features of each of %d files; see %s", width, n - len(seen.scores.failures), out)
     return features
@@ -216,11 +205,16 @@ class _Seen:
     sha256: str
 
     @property
-    def failed(self) -> Any:
-        """(n,) bool, which files failed."""
-        failed = torch.zeros(len(self.records), dtype=torch.bool)
-        failed[list(self.scores.failures)] = True
-        return failed.numpy()
+    def listing(self) -> dict[str, Any]:
+        """What predictions and features tell of the files beside numbers."""
+        records = self.records
+        return {
+            "names": [records.name(index) for index in range(len(records))],
+            "labels": records.labels,
+            "failed": np.isin(np.arange(len(records)), list(self.scores.failures)),
+            "classes": list(records.classes),
+            "root": str(Path(self.config.data.root).resolve()),
+        }
 
 
 def _look(path: Path, config: Config, journal_folder: Path, *, features: bool = False) -> _Seen:

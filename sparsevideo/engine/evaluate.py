@@ -55,8 +55,9 @@ def evaluate(
 
     Args:
         fabric: Devices, processes.
-        load: Indices of videos -> their batches: `video_index` (B,), `short_side` (B,), `clip_index` and `aug_index`
-            (B, V), `failures` of what could not be read, and what `score` wants.
+        load: Indices of all videos that are still to be scored -> batches of this process' share of them:
+            `video_index` (B,), `short_side` (B,), `clip_index` and `aug_index` (B, V), `failures` of what could not be
+            read, and what `score` wants.
         score: Batch -> (B, V, K) of every view.
         num_videos: Videos listed, over all processes.
         num_scores: K.
@@ -77,13 +78,12 @@ def evaluate(
         table[torch.from_numpy(done)] = torch.from_numpy(rows).to(table)
         if len(done):
             logger.info("going on where a test was interrupted: %d of %d videos are scored", len(done), num_videos)
-    done = fabric.broadcast(done)
-    share = np.setdiff1d(np.arange(num_videos), done)[fabric.global_rank :: fabric.world_size].tolist()
+    todo = np.setdiff1d(np.arange(num_videos), fabric.broadcast(done)).tolist()
 
     failures: dict[int, str] = {}
-    bar = progress_bar("test", num_videos, len(done), show=fabric.is_global_zero)
-    seen, begun, told = 0, time.perf_counter(), time.perf_counter()
-    for batch in load(share) if share else ():
+    bar = progress_bar("test", num_videos, num_videos - len(todo), show=fabric.is_global_zero)
+    seen, begun, told = 0, time.perf_counter(), time.perf_counter()  # over all processes, which are about as fast
+    for batch in load(todo):
         failures.update((index, reason) for index, _, reason in batch["failures"])
         index = batch["video_index"]
         if len(index):
@@ -93,15 +93,14 @@ def evaluate(
             table[index.to(fabric.device)] += added
             if journal is not None:
                 journal.add(index.numpy(), added.cpu().numpy())
-        seen += len(index) + len(batch["failures"])
-        bar.advance(bar.task_ids[0], (len(index) + len(batch["failures"])) * fabric.world_size)
+        step = (len(index) + len(batch["failures"])) * fabric.world_size
+        seen += step
+        bar.advance(bar.task_ids[0], step)
         now = time.perf_counter()
         if bar.disable and fabric.is_global_zero and now - told > _LINE_EVERY_S:
             told, rate = now, seen / (now - begun)
-            logger.info(
-                "scored %d of %d files  %.2f/s  eta %.0f s",
-                len(done) + seen * fabric.world_size, num_videos, rate * fabric.world_size, (len(share) - seen) / rate,
-            )  # fmt: skip
+            left = max(0, len(todo) - seen)
+            logger.info("scored %d of %d files  %.2f/s  eta %.0f s", num_videos - left, num_videos, rate, left / rate)
     bar.stop()
 
     table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import clip, off_by, toy
 
-from sparsevideo.models.sparseformer import Block
+from sparsevideo.models.layers import Block
 
 
 def gradients(model, x, scale=1.0):

@@ -1,0 +1,261 @@
+"""What SparseFormer is made of: the stem, attention, boxes that move, points that are read and mixed in.
+
+Letters: B batch, C stem channels, T frames, H W, N tokens, P points a token reads, D token width; ndim is 2 for images
+and 3 for clips.
+Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sparsevideo.models import geometry, sampling
+from sparsevideo.models.sampling import Views
+
+_FRAMES_AT_ONCE = 4  # through the stem of a CPU that only looks
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that starts as a truncated normal of deviation `std` (0: all zeros) with zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = 0.02):
+        self.std = std
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        if self.std:
+            nn.init.trunc_normal_(self.weight, std=self.std)
+        else:
+            nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` with eps 1e-6 whose weight starts at `scale`."""
+
+    def __init__(self, dim: int, scale: float = 1.0):
+        self.scale = scale
+        super().__init__(dim, eps=1e-6)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.scale)
+        nn.init.zeros_(self.bias)
+
+
+class StemConv(nn.Module):
+    """7x7 convolution of stride 2, applied to a clip's frames one by one; its kernel has one axis per input axis."""
+
+    def __init__(self, channels: int, ndim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 3, *[1] * (ndim - 2), 7, 7))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        weight = self.weight.flatten(2).unflatten(2, (7, 7))
+        return F.conv2d(frames, weight, self.bias, stride=2, padding=3)
+
+
+class Stem(nn.Module):
+    """The only dense part: image or clip -> features at a quarter of the resolution, channels-last in memory."""
+
+    def __init__(self, channels: int, ndim: int):
+        super().__init__()
+        self.conv = StemConv(channels, ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> (B, C, [T,] ceil(H/4), ceil(W/4))."""
+        batch = len(x)
+        # A Conv3d and a 3-D pool do the same several times slower.
+        frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")
+        frames = frames.to(self.conv.weight.dtype)
+        if frames.is_cpu and not torch.is_grad_enabled():
+            # What a few frames become fits into the caches: half the time, and little memory beside the result.
+            feat = torch.cat([self._features(part) for part in frames.split(_FRAMES_AT_ONCE)])
+        else:
+            feat = self._features(frames)
+        if x.ndim == 5:
+            feat = feat.unflatten(0, (batch, -1))  # (B, T, h, w, C)
+        return feat.movedim(-1, 1)
+
+    def _features(self, frames: Tensor) -> Tensor:
+        """(B*T, 3, H, W) -> (B*T, h, w, C)."""
+        feat = self.conv(frames.contiguous(memory_format=torch.channels_last))
+        # Pooling first is exact, since ReLU never changes an order, and leaves a quarter of the work to ReLU.
+        feat = F.relu(F.max_pool2d(feat, kernel_size=3, stride=2, padding=1))
+        feat = feat.permute(0, 2, 3, 1)
+        return F.layer_norm(feat, feat.shape[-1:], eps=1e-5)  # each pixel's channels, no affine
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class RoiAdjust(nn.Module):
+    """Each token moves and scales its box; starts as the identity."""
+
+    def __init__(self, dim: int, ndim: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.proj = Linear(dim, 2 * ndim, bias=False, std=0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, 2*ndim) shifts in box sizes, then log scales; at least float32."""
+        return geometry.at_least_float32(self.proj(self.norm(tokens)))
+
+
+class PointOffset(nn.Module):
+    """Each token spreads its points over its box; starts as an even grid."""
+
+    def __init__(self, dim: int, num_points: int, ndim: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.proj = Linear(dim, num_points * ndim, bias=False, std=0)
+        self.bias = nn.Parameter(torch.empty(num_points, ndim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.bias.copy_(geometry.offset_grid(*self.bias.shape))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, P, ndim) offsets in box sizes from the box centre; at least float32."""
+        offset = self.bias + self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
+        return geometry.standardize_offsets(geometry.at_least_float32(offset))
+
+
+class MixingWeights(nn.Linear):
+    """The generator's last layer: starts by giving every token the same Xavier-uniform mixing matrices."""
+
+    def __init__(self, dim: int, channels: int, num_points: int):
+        self.channels, self.num_points = channels, num_points
+        super().__init__(dim, channels**2 + num_points**2)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        for mixing in self.split(self.bias):
+            nn.init.xavier_uniform_(mixing)
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut (..., C*C + P*P) into channel mixing (..., C, C) and point mixing (..., P, P)."""
+        over_channels, over_points = flat.split([self.channels**2, self.num_points**2], dim=-1)
+        return (
+            over_channels.unflatten(-1, (self.channels, self.channels)),
+            over_points.unflatten(-1, (self.num_points, self.num_points)),
+        )
+
+
+class AdaptiveMixing(nn.Module):
+    """Mix what a token read with matrices that the token itself generates, first over channels, then over points."""
+
+    def __init__(self, dim: int, channels: int, num_points: int):
+        super().__init__()
+        self.norm = LayerNorm(dim, scale=dim**-0.5)
+        self.fc1 = Linear(dim, dim // 4)
+        self.fc2 = MixingWeights(dim // 4, channels, num_points)
+        self.m_beta = nn.Parameter(torch.empty(channels))
+        self.s_beta = nn.Parameter(torch.empty(num_points))
+        self.proj = Linear(num_points * channels, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.m_beta)
+        nn.init.zeros_(self.s_beta)
+
+    def forward(self, sampled: Tensor, tokens: Tensor) -> Tensor:
+        """Readings (B, N, P, C) and their tokens (B, N, D) -> (B, N, D)."""
+        over_channels, over_points = self.fc2.split(self.fc2(self.fc1(self.norm(tokens))))
+        sampled = F.gelu(sampled @ over_channels + self.m_beta)
+        sampled = F.gelu(over_points @ sampled + self.s_beta.unsqueeze(-1))
+        return self.proj(sampled.flatten(-2))
+
+
+class Block(nn.Module):
+    """Attention and MLP over the tokens, pre-norm, residual."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, tokens: Tensor, drop: float) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, D); `drop` is the drop path rate of this step."""
+        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
+        return tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
+
+    def _drop_path(self, branch: Tensor, rate: float) -> Tensor:
+        if not self.training or rate == 0:
+            return branch
+        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - rate)  # per sample
+        return branch * keep / (1 - rate)
+
+
+class SamplingBlock(Block):
+    """A block that, between attention and MLP, moves its boxes, reads features in them and mixes these in."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, ndim: int, channels: int, num_points: int, padding: str
+    ):
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.padding = padding
+        self.adjust = RoiAdjust(dim, ndim)
+        self.offset = PointOffset(dim, num_points, ndim)
+        self.mixing = AdaptiveMixing(dim, channels, num_points)
+
+    def forward(  # type: ignore[override]  # a block with boxes takes and returns boxes
+        self, tokens: Tensor, roi: Tensor, feat: Tensor, views: Views | None, drop: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, D), boxes (B, N, 2*ndim), features (B, C, *S) -> tokens, boxes, points (B, N, P, ndim)."""
+        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
+        with geometry.full_precision(tokens):
+            exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast; a bfloat16 model's own
+            roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
+            points = geometry.points_in_roi(roi, self.offset(exact))
+            sampled = sampling.read(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
+        tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
+        tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
+        return tokens, roi, points
+
+
+class Transition(nn.Module):
+    """From the focusing transformer's width to the cortex transformer's."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.proj = Linear(in_dim, out_dim)
+        self.norm = LayerNorm(out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # Autocast on a CPU would leave the cortex' residual stream in bfloat16.
+        return self.norm(self.proj(tokens)).to(self.norm.weight.dtype)
