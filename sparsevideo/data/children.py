@@ -119,7 +119,8 @@ def run_all(
                     try:
                         child.pipe.send(item)
                         jobs[child] = item, monotonic() + time_limit
-                    except OSError:  # the child is no more
+                    except OSError:  # the child is no more, or has been ended
+                        child.end()
                         start(item)
     finally:
         for child in jobs:
@@ -187,16 +188,20 @@ class _Child:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
+            self.end()
             return _CrashError(f"crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
         self.messages += 1
         return result if reason is None else ChildError(reason)
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does; once more changes nothing."""
+        if self.pipe.closed:
+            return
         self.process.terminate()
         self.process.join(_TIDY_S)
         self.process.kill()
         self.process.join()
+        self.process.close()  # left to the garbage collector, this could swallow an interrupt
         self.pipe.close()
 
 

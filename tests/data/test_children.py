@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -178,6 +179,22 @@ def wait_for_the_end_of(folder: Path) -> None:
         while Path("/proc", (folder / what).read_text()).exists():
             assert time.monotonic() < patience, f"the child that met {what!r} lives on"
             time.sleep(0.02)
+
+
+def test_no_process_is_left_to_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that arrives while it collects one is told, ignored and lost."""
+    collected = []
+    finalize = Finalize.__call__
+
+    def spy(self: Finalize, wr: object = None, **kw: Any) -> object:
+        collected.append(wr)
+        return finalize(self, wr, **kw)
+
+    monkeypatch.setattr(Finalize, "__call__", spy)
+    items = [(what,) for what in ("1", "crash", "hang", "2")]
+    assert len(list(run_all(work, items, what="task", workers=2, time_limit=1))) == len(items)
+    assert len(collected) >= 3
+    assert set(collected) == {None}
 
 
 def test_an_interrupt_ends_the_children(tmp_path: Path) -> None:
