@@ -167,7 +167,9 @@ def collate(items: Sequence[Items]) -> Item:
 
 
 def _stack(pixels: list[Tensor], channel: int) -> Tensor:
-    """Stack pixels in the layout that they have in memory: nothing is rearranged."""
+    """Stack pixels in the layout that they have in memory: nothing is rearranged, and those of one item stay in place."""
+    if len(pixels) == 1:
+        return pixels[0][None]  # all views of a video are tens of megabytes
     if pixels[0].stride(channel) != 1:
         return default_collate(pixels)
     return default_collate([each.movedim(channel, -1) for each in pixels]).movedim(-1, channel)
