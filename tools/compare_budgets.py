@@ -9,9 +9,12 @@ at tubes, frames and points drawn in every step. An interrupted run goes on wher
 
 import argparse
 import json
+import os
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 from sparsevideo.apps.quickstart import _best, _settings
 from sparsevideo.apps.runs import checkpoint_config, inflate_weights

@@ -7,7 +7,10 @@ An interrupted run goes on where it was. Leaves `curves.png` and `results.json` 
 
 import argparse
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 from sparsevideo.apps import quickstart
 from sparsevideo.reports.metrics import save_learning_curves
