@@ -167,7 +167,7 @@ def collate(items: Sequence[Items]) -> Item:
 
 
 def _stack(pixels: list[Tensor], channel: int) -> Tensor:
-    """Stack pixels in the layout that they have in memory: nothing is rearranged, and those of one item stay in place."""
+    """Stack pixels in the layout that they have in memory: nothing is rearranged, and one item stays where it is."""
     if len(pixels) == 1:
         return pixels[0][None]  # all views of a video are tens of megabytes
     if pixels[0].stride(channel) != 1:
