@@ -13,7 +13,8 @@ from PIL import Image
 from sparsevideo.apps import analyze
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.data.encode import write_video
-from sparsevideo.reports.predictions import Predictions, save_predictions
+from sparsevideo.reports import analysis, calibration, comparison
+from sparsevideo.reports.predictions import Predictions, load_predictions, save_predictions
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -156,6 +157,19 @@ def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, caps
     assert ["$5", "2", "50.0", "100.0", "<b>", "50.0"] in page.rows
 
 
+def test_a_results_file_of_another_program_tells_nothing(tmp_path):
+    folder = save(tmp_path / "test", [0, 1], [0, 1], "ab")
+    (tmp_path / "test" / "results.json").write_text("[1, 2]")
+    assert main(["analyze", folder]) == OK
+
+
+def test_a_list_that_is_whole_is_not_called_the_worst():
+    row = {"class": "a", "files": 1, "accuracy": 0.0, "precision": None, "taken_for": "b", "taken_for_share": 100.0}
+    for count, told in ((30, False), (31, True)):
+        _, text = analyze._classes([row] * count)
+        assert text.text.startswith("The 30 worst of") == told
+
+
 def test_a_page_of_400_classes_stays_readable(tmp_path):
     labels = np.tile(np.arange(400), 5)
     predicted = np.where(np.arange(2000) < 400, (labels + 1) % 400, labels)  # one of five is wrong
@@ -215,6 +229,62 @@ def test_several_files_are_compared_and_fused(tmp_path, capsys):
             "confusion.png",
             "reliability.png",
         }
+
+
+@pytest.fixture
+def two_models(tmp_path):
+    """The second, less sure, is right more often, so their mean is not the best; the first could not read one file."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    answers = [np.where(rng.random(60) < share, labels, rng.integers(0, 3, 60)) for share in (0.2, 0.7)]
+    first = save(tmp_path / "a", labels, answers[0], "xyz", failed=[5], sure=0.8)
+    return first, save(tmp_path / "b", labels, answers[1], "xyz", sure=0.6)
+
+
+def test_the_seed_reaches_every_number_that_is_drawn(two_models):
+    _, numbers = analyze.run(two_models, seed=5)
+    one, other = map(load_predictions, two_models)
+    first, second = analysis.answers(one), analysis.answers(other)
+    told = numbers["models"]["a"]
+    assert told["accuracies"] == analysis.accuracies(one.labels, first, 3, seed=5)
+    assert told["calibration"] == calibration.calibration(one, seed=5)
+    (pair,) = numbers["comparisons"]
+    assert pair["difference"] == comparison.compare(first.top1, second.top1, seed=5)["difference"]
+    fused = comparison.fusion([one, other], seed=5)
+    assert numbers["fusion"] == {"models": ["a", "b"], **fused}
+
+
+def test_the_page_has_the_numbers_in_their_places(two_models, monkeypatch):
+    drawn = {}
+    for draw in (analyze.metrics.save_reliability_diagram, analyze.metrics.save_confusion_matrix):
+
+        def keep(path, *args, draw=draw, **kwargs):
+            drawn[path.parent.name, path.name] = *args, kwargs
+            draw(path, *args, **kwargs)
+
+        monkeypatch.setattr(analyze.metrics, draw.__name__, keep)
+    out, numbers = analyze.run(two_models)
+    page, told = Page(out / "report.html"), numbers["models"]["a"]
+    states, temperature = told["calibration"], f"at temperature {told['calibration']['temperature']:.2f}"
+    assert ["a", *analyze._cells(told["accuracies"]), f"{states['all']['ece']:.1f}", "60", "1"] in page.rows
+    for key, name in (
+        ("all", "all readable files, as they are"),
+        ("before", "other half, as it is"),
+        ("after", f"other half, {temperature}"),
+    ):
+        state = states[key]
+        assert [name, str(state["samples"]), f"{state['nll']:.3f}", f"{state['ece']:.1f}"] in page.rows
+    panels, _ = drawn["a", "reliability.png"]
+    assert panels == {"as it is": states["before"]["bins"], temperature: states["after"]["bins"]}
+    assert drawn["a", "confusion.png"][-1] == {"failed": [5]}
+    scored, (pair,) = numbers["fusion"]["accuracies"], numbers["comparisons"]
+    assert ["plain mean", *analyze._cells(scored["mean"])] in page.rows
+    assert ["weighted", *analyze._cells(scored["weighted"])] in page.rows
+    assert scored["mean"] != scored["weighted"]
+    row = next(row for row in page.rows if row[0] == "a against b")
+    assert row[2:4] == [str(pair["only_first"]), str(pair["only_second"])]
+    assert pair["only_first"] != pair["only_second"]
+    assert "59 files read of 60 listed" in page.text
 
 
 def test_models_are_called_after_what_tells_their_folders_apart(tmp_path):

@@ -116,6 +116,12 @@ def test_half_of_the_points_are_a_chessboard():
     assert torch.allclose(half, whole[kept], atol=0.02)
 
 
+def test_points_stay_those_that_networks_were_trained_with():
+    """Others would be as well spread, but not what a checkpoint has learnt to do without."""
+    assert kept_points(36, 9) == [0, 3, 7, 10, 14, 18, 21, 25, 28]
+    assert kept_points(36, 18) == [0, 2, 3, 5, 7, 9, 10, 14, 17, 18, 20, 21, 23, 24, 25, 28, 32, 35]
+
+
 @pytest.mark.parametrize("budget", [{}, {"num_tubes": 2, "num_points": 4}])
 def test_its_own_budget_is_the_network_itself_on_storage_of_its_own(budget):
     model = toy(3).bfloat16().train()

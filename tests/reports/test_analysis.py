@@ -105,6 +105,11 @@ def test_the_class_table_by_hand():
     ]
 
 
+def test_of_equally_bad_classes_the_larger_comes_first():
+    told = predictions(np.eye(3)[[0, 1, 0, 0, 1, 1, 2]], [0, 0, 1, 1, 1, 1, 2])
+    assert [row["label"] for row in analysis.class_table(counts_of(told), told.classes)] == [1, 0, 2]
+
+
 def test_the_class_table_agrees_with_scikit_learn():
     told = random_predictions(400, 9)
     predicted = analysis.answers(told).predicted
@@ -143,9 +148,9 @@ def test_the_most_confident_errors_come_first_and_failed_files_are_none():
 
 
 def test_the_confidence_of_logits_is_their_softmax():
-    told = predictions([[0.0, np.log(3)]], [0], kind="logits")
-    (error,) = analysis.confident_errors(told, analysis.answers(told), at_most=5)
-    assert error["probability"] == pytest.approx(0.75)
+    told = predictions([[8.0, 8.5], [0.0, np.log(3)]], [0, 0], kind="logits")
+    first, _ = analysis.confident_errors(told, analysis.answers(told), at_most=5)
+    assert (first["name"], first["probability"]) == ("1.mp4", pytest.approx(0.75))
 
 
 def test_halves_share_nothing_and_miss_nothing():
@@ -164,9 +169,12 @@ def test_halves_share_nothing_and_miss_nothing():
         (predictions(np.zeros((0, 2)), np.zeros(0, int)), "no readable videos"),
         (predictions(np.eye(2), [0, 1], failed=[0]), "one readable video"),
         (predictions(np.eye(2), [0, 2]), "labels 0 to 2 do not fit 2 classes"),
+        (predictions(np.eye(2), [0, -1]), "labels -1 to 0 do not fit 2 classes"),
         (predictions([[1, 0], [0, 1], [np.nan, 1], [1, np.inf]], [0] * 4, failed=[0]), r"2 rows .* is 2, 2\.mp4"),
         (predictions([[1, 0], [5, -3]], [0, 0]), "called softmax .* first is 1"),
         (predictions([[1, 0], [1.5, -0.5]], [0, 0]), "called softmax .* first is 1"),
+        (predictions([[1, 0], [0.9, 0.9]], [0, 0]), "called softmax .* first is 1"),
+        (predictions([[1, 0], [0.4, 0.4]], [0, 0]), "called softmax .* first is 1"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused(told, message):

@@ -31,6 +31,12 @@ def test_the_error_by_hand():
     assert calibration.expected_calibration_error(bins) == pytest.approx(by_hand)
 
 
+def test_a_confidence_in_single_precision_is_not_rounded_onto_an_edge():
+    """As a float32, two thirds lies above 10 of 15."""
+    bins = calibration.reliability(np.array([2 / 3], dtype=np.float32), np.array([True]))
+    assert [each["samples"] for each in bins].index(1) == 10
+
+
 def test_the_error_agrees_with_a_loop():
     rng = np.random.default_rng(0)
     confidence, right = rng.uniform(0.01, 1, 500), rng.random(500) < 0.6
@@ -48,6 +54,11 @@ def test_the_error_agrees_with_a_loop():
 def test_a_known_temperature_is_found(temperature):
     logits, labels = distorted(temperature)
     assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize(("label", "end"), [(0, 0.05), (1, 20)])
+def test_where_surer_or_less_sure_is_always_better_the_temperature_is_the_last_one(label, end):
+    assert calibration.fit_temperature(np.array([[0.1, 0.0]] * 4), np.full(4, label)) == pytest.approx(end, rel=0.01)
 
 
 def test_the_temperature_has_the_lowest_nll_of_a_fine_grid():

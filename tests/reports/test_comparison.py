@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_analysis import predictions, random_predictions
 
-from sparsevideo.reports import comparison
+from sparsevideo.reports import analysis, comparison
 from sparsevideo.reports.analysis import halves
 
 
@@ -40,6 +40,12 @@ def test_the_interval_is_that_of_pairs():
     quick = comparison.compare(first, second)["difference"]
     assert [quick["low"], quick["high"]] == pytest.approx(slow, abs=1)  # two files
     assert slow[1] - slow[0] < 10  # intervals of each alone, added up, are twice as wide
+
+
+def test_the_seed_decides_the_interval():
+    first, second = np.random.default_rng(0).random((2, 100)) < 0.5
+    told = [comparison.compare(first, second, seed=seed)["difference"] for seed in (1, 1, 2)]
+    assert told[0] == told[1] != told[2]
 
 
 def test_the_plain_mean_is_a_mean():
@@ -86,6 +92,13 @@ def test_weights_that_are_known_are_found(turned):
     assert [told["fitted_on"], told["scored_on"]] == [100, 100]
 
 
+def test_the_search_goes_in_steps_of_a_fiftieth():
+    """All are right where the first has 0.620 to 0.645 of the weight, which a coarser search steps over."""
+    first = predictions([[0.225, 0.775], [0.806, 0.194]] * 20, [0] * 40)
+    second = predictions([[1.0, 0.0], [0.0, 1.0]] * 20, [0] * 40)  # 1 - 0.775 w > 0.5 and 0.806 w > 0.5
+    assert 0.5 / 0.806 < comparison.search_weights([first, second])[0] < 0.5 / 0.775
+
+
 def test_two_models_weights_are_as_good_as_any_on_a_fine_grid():
     models = [random_predictions(300, 6, seed) for seed in (0, 0)]
     models[1] = random_predictions(300, 6, 5)
@@ -110,11 +123,41 @@ def test_of_three_models_the_one_that_knows_wins():
     assert told["accuracies"]["weighted"]["top1"]["value"] > told["accuracies"]["mean"]["top1"]["value"] + 10
 
 
+def test_the_search_goes_on_until_no_models_turn_helps(monkeypatch):
+    """Here one round of turns is too little."""
+    rng = np.random.default_rng(29)
+    labels, rows = rng.integers(0, 4, 60), np.arange(60)
+    models = []
+    for _ in range(3):
+        scores = rng.dirichlet(np.full(4, 0.5), 60)
+        scores[rows, labels] += 0.3
+        models.append(predictions(scores / scores.sum(1, keepdims=True), labels))
+
+    def hits(weights):
+        return (comparison.fused(models, weights).scores.argmax(1) == labels).sum()
+
+    found = comparison.search_weights(models)
+    monkeypatch.setattr(comparison, "ROUNDS", 1)
+    assert hits(found) > hits(comparison.search_weights(models))
+
+
 def test_equal_hits_are_decided_by_likelihood():
-    """Both always answer rightly; the second is surer."""
+    """Both answer rightly what they could read; the second is surer."""
     labels = np.zeros(40, dtype=int)
-    models = [predictions([[share, 1 - share]] * 40, labels) for share in (0.6, 0.9)]
+    models = [predictions([[share, 1 - share]] * 40, labels, failed=[0]) for share in (0.6, 0.9)]
     assert comparison.search_weights(models).tolist() == pytest.approx([0, 1])
+
+
+def test_models_that_are_equal_keep_equal_weights():
+    same = predictions(np.eye(2)[[0, 1] * 20], [0, 1] * 20)
+    assert comparison.search_weights([same, same]).tolist() == [0.5, 0.5]
+
+
+def test_files_that_one_model_alone_could_read_do_not_ask_for_its_weight():
+    """The first is surer of the rest, and of what it could not read the second's word is as good at any weight."""
+    labels = np.zeros(40, dtype=int)
+    sure = predictions([[0.9, 0.1]] * 40, labels, failed=range(20))
+    assert comparison.search_weights([sure, predictions([[0.6, 0.4]] * 40, labels)])[0] > 0.9
 
 
 def test_weights_never_see_the_half_that_is_scored():
@@ -126,6 +169,20 @@ def test_weights_never_see_the_half_that_is_scored():
     after = comparison.fusion([predictions(changed, models[0].labels), models[1]], seed=4)
     assert after["weights"] == before
     assert after["accuracies"]["weighted"]["top1"]["value"] < 100
+
+
+def test_alone_each_has_the_numbers_of_an_analysis_of_that_half():
+    model = random_predictions(60, 4, failed=range(20, 40))
+    told = comparison.fusion([model, predictions(np.eye(4)[model.labels], model.labels)], seed=4)
+    _, scored = halves(np.arange(60), seed=4)
+    given = analysis.Answers(*(part[scored] for part in analysis.answers(model)))
+    assert told["accuracies"]["alone"][0] == analysis.accuracies(model.labels[scored], given, 4, seed=4)
+
+
+def test_logits_are_fused_as_their_softmax():
+    first, second = two_halves()
+    logits = predictions(np.log(np.maximum(first.scores, 1e-9)), first.labels, kind="logits")
+    assert comparison.fusion([logits, second])["weights"] == comparison.fusion([first, second])["weights"]
 
 
 def test_a_file_that_nobody_with_a_weight_could_read_is_no_hit():

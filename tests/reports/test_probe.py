@@ -120,6 +120,23 @@ def test_the_regularisation_is_the_one_that_does_best_on_held_out_training_files
     assert fits[-1] == (protocol["C"], Counter(dict.fromkeys(range(4), 25)))
     top1 = {one["C"]: one["top1"] for one in protocol["tried"]}
     assert min(top1.values()) < top1[protocol["C"]] == max(top1.values())
+    held = probe_module._held_out(train.labels)
+    rows = StandardScaler().fit(train.features[~held]).transform(train.features)
+    for c in REGULARISATIONS:
+        twin = LogisticRegression(C=c, max_iter=1000).fit(rows[~held], train.labels[~held])
+        assert top1[c] == pytest.approx(100 * twin.score(rows[held], train.labels[held]))
+
+
+def test_what_is_held_out_is_a_fifth_of_each_class_wherever_it_is_listed():
+    """At least one file of two, and none of one; not the first ones, as lists are often sorted."""
+    counts = [1, 2, 4, 5, 10, 100]
+    labels = np.repeat(range(6), counts)
+    held = probe_module._held_out(labels)
+    assert np.bincount(labels[held], minlength=6).tolist() == [0, 1, 1, 1, 2, 20]
+    assert 2 < held[-100:-80].sum() < 18
+    train = clouds(14, "train", num_classes=3)
+    lone = make(train.features, [0] * 6 + [1] * 7 + [2])  # a class that is learnt and never held out
+    assert linear(lone, clouds(6, "test", num_classes=3)).protocol["held_out"] == 2
 
 
 def test_among_equals_the_least_loss_decides():

@@ -1,0 +1,48 @@
+"""Predictions are of one shape and one list, and the csv says what the npz does."""
+
+import csv
+
+import numpy as np
+import pytest
+from test_analysis import predictions
+
+from sparsevideo.reports.predictions import Predictions, check_same_list, save_predictions
+
+
+def test_large_logits_have_probabilities_and_failed_files_have_none():
+    told = predictions([[1000.0, 1000.0], [1.0, 2.0], [-1000.0, 0.0]], [0, 1, 1], kind="logits", failed=[1])
+    assert told.probabilities.tolist() == [[0.5, 0.5], [0, 0], [0, 1]]
+    assert told.probabilities.dtype == np.float32
+
+
+def test_the_csv_tells_the_true_class_the_predicted_one_and_the_scores(tmp_path):
+    save_predictions(tmp_path, predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1], failed=[1]))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    assert rows == [
+        ["0.mp4", "class 0", "class 1", "0.25", "0.75"],
+        ["1.mp4", "class 1", "failed", "0", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "odds"}, "unknown kind of scores 'odds'; it is one of softmax, logits"),
+        ({"labels": np.zeros(3, int)}, r"labels have shape \(3,\); 2 names and 2 classes want \(2,\)"),
+        ({"failed": np.zeros((2, 1), bool)}, r"failed have shape \(2, 1\)"),
+        ({"scores": np.eye(2, 3)}, r"scores have shape \(2, 3\); 2 names and 2 classes want \(2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change, told):
+    fits = {"names": ["0", "1"], "labels": np.zeros(2, int), "scores": np.eye(2), "failed": np.zeros(2, bool)}
+    with pytest.raises(ValueError, match=told):
+        Predictions(**{**fits, "classes": ["a", "b"], **change})
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(2, 3), (3, 2)])
+def test_a_list_that_goes_on_is_another_and_so_is_that_of_the_third(ours, theirs):
+    one, other = (predictions(np.eye(2)[[0] * n], [0] * n) for n in (ours, theirs))
+    check_same_list([("a", one), ("b", one)])
+    with pytest.raises(ValueError, match=f"a and c are .* different lists: {ours} against {theirs} of them"):
+        check_same_list([("a", one), ("b", one), ("c", other)])
