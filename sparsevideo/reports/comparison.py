@@ -114,7 +114,8 @@ def search_weights(models: Sequence[Predictions]) -> np.ndarray:
                 scores = (1 - share) * average + share * alone
                 sums = scores.sum(axis=1)
                 read = sums > 0
-                of_label = np.maximum(scores[rows, labels][read] / sums[read], LEAST)
+                # Not to read a file costs what an answer can cost at most.
+                of_label = np.maximum(scores[rows, labels] / np.where(read, sums, 1), LEAST)
                 hits = int(((scores.argmax(axis=1) == labels) & read).sum())
                 value = hits, float(np.log(of_label).sum(dtype=float))
                 if value > best:

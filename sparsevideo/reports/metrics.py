@@ -188,7 +188,7 @@ def save_reliability_diagram(path: str | Path, panels: Mapping[str, Sequence[Map
 
     Args:
         path: The PNG file to write; its folder must exist.
-        panels: A panel's title to its bins, see `analysis.reliability`.
+        panels: A panel's title to its bins, see `calibration.reliability`.
     """
     figure = Figure(figsize=(4.6 * len(panels), 4.4), dpi=150, layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))

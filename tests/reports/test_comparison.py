@@ -160,6 +160,14 @@ def test_files_that_one_model_alone_could_read_do_not_ask_for_its_weight():
     assert comparison.search_weights([sure, predictions([[0.6, 0.4]] * 40, labels)])[0] > 0.9
 
 
+def test_not_reading_a_file_is_no_merit():
+    """Both answer alike, but for what the second could not read, where the first is just wrong."""
+    wrong = np.arange(40) % 10 == 0
+    first = predictions(np.where(wrong[:, None], [0.49, 0.51], [0.9, 0.1]), [0] * 40)
+    second = predictions([[0.9, 0.1]] * 40, [0] * 40, failed=np.flatnonzero(wrong))
+    assert comparison.search_weights([first, second])[0] > 0
+
+
 def test_weights_never_see_the_half_that_is_scored():
     models = two_halves()
     _, scored = halves(np.arange(200), seed=4)
