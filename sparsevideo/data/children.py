@@ -208,7 +208,7 @@ class _Child:
 def _serve(function: Callable[..., Any], pipe: Connection, time_limit: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, OSError):  # there is no parent any more
         pipe.send((None, None))
         while True:
@@ -220,6 +220,14 @@ def _serve(function: Callable[..., Any], pipe: Connection, time_limit: float) ->
             if hasattr(signal, "alarm"):
                 signal.alarm(0)
             pipe.send(outcome)
+
+
+def end_with_parent() -> None:
+    """From now on this child ends when the process that started it does, however that may end.
+
+    Else children of a fork server would live on: it is their parent to the system, and lives as long as they do.
+    """
+    Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sparsevideo.data.children import handled_stop_signals, sparing_children, worker_context
+from sparsevideo.data.children import end_with_parent, handled_stop_signals, sparing_children, worker_context
 from sparsevideo.data.lists import legible
 
 Item = dict[str, Any]
@@ -290,6 +290,7 @@ def _enter_worker(table: Tensor, limit_s: float, spared: Sequence[int], worker: 
         signal.signal(_ALARM, signal.SIG_DFL)
     for number in spared:  # torch has given workers a handler that ends them
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _files(table: Tensor) -> np.ndarray:

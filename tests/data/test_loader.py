@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice, product
@@ -369,6 +371,41 @@ def test_workers_run_on_one_thread_and_are_no_plain_forks() -> None:
     loader = test_loader(Threads(), range(2), batch_size=1, num_workers=1)
     assert [int(batch["video"][0, 0]) for batch in loader] == [1, 1]
     assert loader.multiprocessing_context.get_start_method() in ("forkserver", "spawn")
+
+
+SCRIPT = """
+import time
+import torch
+from sparsevideo.data.loader import test_loader
+
+class Blank:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return {"video": torch.zeros(3, 1, 1, 1), "failures": []}
+
+if __name__ == "__main__":
+    loader = test_loader(Blank(), range(1000), batch_size=1, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    print(*(worker.pid for worker in loader._iterator._workers), flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
+def test_no_loader_process_outlives_a_killed_run(tmp_path: Path) -> None:
+    """Nor does the one that forks them, their parent to the system; together they would keep each other alive."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True) as process:
+        workers = process.stdout.readline().split()
+        forks = Path("/proc", workers[0], "stat").read_text().rpartition(")")[2].split()[1]
+        process.kill()
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in (*workers, forks) if Path("/proc", pid).exists()]:
+        assert time.monotonic() < deadline, f"{left} live on"
+        time.sleep(0.05)
 
 
 def test_real_batches_feed_from_paths_with_spaces(tmp_path: Path) -> None:
