@@ -10,7 +10,7 @@ def _check(section: str, settings: object, least: dict[str, float], most: dict[s
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and not value >= bound:  # nor is nan
-            raise ValueError(f"{section}.{name} is {value}; it must be at least {bound}")
+            raise ValueError(f"{section}.{name} is {value}; it must be at least {bound:g}")
     for name, bound in (most or {}).items():
         if not getattr(settings, name) <= bound:
             raise ValueError(f"{section}.{name} is {getattr(settings, name)}; it must be at most {bound}")
@@ -207,7 +207,7 @@ class TrainConfig:
         _check_one_of("train.strategy", self.strategy, ("auto", "ddp", "fsdp"))
         for name, bound in (("num_tubes", 1), ("num_frames", 1), ("num_points", 2)):
             if any(count < bound for count in getattr(self, name)):
-                raise ValueError(f"train.{name} is {getattr(self, name)}; each must be at least {bound}")
+                raise ValueError(f"train.{name} is {getattr(self, name)}; each must be at least {bound:g}")
 
 
 @dataclass

@@ -69,6 +69,7 @@ def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["stored_short_sides"] == {"48": 8}
     assert (results["hparams"]["num_points"], results["hparams"]["num_tubes"]) == (3, 4)
+    assert (results["num_points"], results["num_tubes"]) == (3, None)
     assert (results["listed"], results["scored"], results["failed"]) == (8, 8, [])
     assert (predictions.names[0], predictions.root) == (f"videos/test/{classes[0]}/a.mp4", str(wide.resolve()))
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
@@ -235,6 +236,56 @@ def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, 
 def test_what_the_network_does_not_allow_is_refused(options, said, trained, digits, capsys):
     assert main(["test", checkpoint(trained), f"--data.root={digits}", *options]) == FAILED
     assert said in error(capsys)
+
+
+def test_a_folder_is_no_checkpoint_but_has_one_perhaps(trained, tmp_path, capsys):
+    assert main(["test", str(trained)]) == FAILED
+    assert error(capsys).endswith(f"not the shards of a checkpoint; this run's is {checkpoint(trained)}")
+    assert main(["test", str(tmp_path)]) == FAILED
+    assert error(capsys).endswith("not the shards of a checkpoint")
+
+
+def test_results_are_replaced_by_the_same_test_only(trained, wide, classes, tmp_path, capsys):
+    test = ["test", checkpoint(trained), f"--data.root={wide}", f"--out={tmp_path / 'out'}"]
+    assert main([*test, "--views=1x1"]) == OK
+    assert main([*test, "--views=1x1", "--test.batch_size=1"]) == OK
+    kept = (tmp_path / "out" / "predictions.npz").read_bytes()
+    assert main([*test, "--views=1x3"]) == FAILED
+    assert "results.json: of another test (test.crops 1 -> 3)" in error(capsys)
+    (tmp_path / "list.csv").write_text(f"videos/test/{classes[0]}/a.mp4,{classes[0]}\n")
+    assert main([*test, "--views=1x1", f"--data.list={tmp_path / 'list.csv'}"]) == FAILED
+    assert "list.csv" in error(capsys)
+    (tmp_path / "out" / "results.json").write_text("[]")
+    assert main([*test, "--views=1x1"]) == FAILED
+    assert "of another test (it does not say which)" in error(capsys)
+    assert (tmp_path / "out" / "predictions.npz").read_bytes() == kept
+
+
+def test_the_training_list_is_told_from_a_test_list(digits, tmp_path, capsys):
+    run, test = tmp_path / "run", ["--views=1x1", "--test.batch_size=8"]
+    assert main(["train", *VIDEO, f"--data.root={digits}", "--data.list=videos/train", f"--out={run}"]) == OK
+    for listing, warned in (("videos/train", True), ("videos/test", False)):
+        capsys.readouterr()
+        scores(run, digits, tmp_path / listing.replace("/", "-"), *test, f"--data.list={listing}")
+        assert ("is what the network was trained on" in capsys.readouterr().err) == warned
+
+
+def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(trained, wide, classes, tmp_path, capsys):
+    name, root = f"videos/test/{classes[0]}/a.mp4", f"--data.root={wide}"
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"{name},{classes[0]}\n{name},{classes[1]}\n")
+    assert main(["test", checkpoint(trained), root, f"--data.list={listing}"]) == FAILED
+    assert f"lists {name} twice" in error(capsys)
+    parts = "".join(f"{name},{classes[0]},{start},{start + 0.5}\n" for start in (0, 0.5))
+    listing.write_text("path,label,start_s,end_s\n" + parts)
+    scores(trained, wide, tmp_path / "parts", "--views=1x1", f"--data.list={listing}")
+
+
+def test_images_have_one_clip_and_their_results_are_called_so(digits, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
+    assert main(["test", checkpoint(run), f"--data.root={digits}", "--views=4x1"]) == OK
+    assert (run / "test-1x1" / "results.json").exists()
 
 
 def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, capsys):

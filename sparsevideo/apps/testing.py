@@ -1,10 +1,11 @@
 """From a checkpoint and a list to scores or features: `sparsevideo test` and `sparsevideo extract`."""
 
 import hashlib
+import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
-from sparsevideo.engine.evaluate import Journal, Scores, evaluate
+from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate
 from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
@@ -93,7 +94,7 @@ def summarize(scores: Scores, records: Records) -> dict[str, float]:
 def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, Any]:
     """Test a checkpoint and leave `results.json`, `predictions.npz` and `predictions.csv`.
 
-    A test that was killed goes on where it was.
+    A test that was killed goes on where it was; done once more it replaces its own results, and no other's.
 
     Args:
         path: Checkpoint of a run, or other weights of known classes.
@@ -105,11 +106,10 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
 
     Raises:
         ValueError: The classes of list and checkpoint differ, the network does not allow what the settings ask for,
-            not one file could be read, or the folder holds an unfinished test of another kind.
+            a file is listed twice, not one could be read, or the folder holds a test of another kind.
     """
-    out = out or _beside(path, _folder_name(config.test))
-    check_folder(out)
-    seen = _look(path, config, out / "unfinished")
+    seen = _look(path, config, lambda name: (out or _beside(path, name)) / "unfinished")
+    out = seen.journal.folder.parent
     config, model, records, scores = seen.config, seen.model, seen.records, seen.scores
     data, test, video, uniform = config.data, config.test, model.ndim == 3, config.data.sampling == "uniform"
     failed = [{"name": records.name(index), "reason": reason} for index, reason in scores.failures.items()]
@@ -132,6 +132,8 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "sampling": data.sampling if video else None,
         "target_fps": data.target_fps if video else None,
         "short_side": data.short_side if video else None,
+        "num_tubes": test.num_tubes,  # if other than the network's own
+        "num_points": test.num_points,
         "stored_short_sides": {str(side): sides[side] for side in sorted(sides) if side},
         "decoder": resolve_decoder(data.decoder) if video else None,
         "precision": test.precision,
@@ -144,17 +146,18 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "checkpoint_sha256": seen.sha256,
         "hparams": model.hparams,
         "environment": environment(seen.fabric),
+        "settings": seen.about,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if seen.fabric.is_global_zero:
         save_predictions(out, Predictions(scores=scores.means, kind=test.scores, **seen.listing))
         unfinished = out / ".results.json"
-        unfinished.write_text(json.dumps(results, indent=2))
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
         unfinished.replace(out / "results.json")
         seen.journal.remove()
     seen.fabric.barrier()  # a process that ends early takes the others with it
     for failure in failed[:5]:
-        logger.info("could not read %s: %s (counted as wrong)", failure["name"], failure["reason"])
+        logger.info("could not be read and counts as wrong: %s", failure["reason"])
     logger.info(
         "top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
         results["top1"], results["top5"], results["mean_class_accuracy"], results["scored"], results["listed"],
@@ -177,16 +180,20 @@ def extract_run(path: Path, config: Config, out: Path | None = None) -> Features
     Raises:
         ValueError: As `test_run`.
     """
-    out = out or _beside(path, f"features-{_folder_name(config.test)}.npz")
-    check_folder(out.parent)
-    seen = _look(path, config, out.with_name(f"{out.name}.unfinished"), features=True)
+    seen = _look(
+        path,
+        config,
+        lambda name: Path(f"{out or _beside(path, f'features-{name}.npz')}.unfinished"),
+        features=True,
+    )
+    out = seen.journal.folder.with_suffix("")
     features = Features(features=seen.scores.means, checkpoint=seen.sha256, **seen.listing)
     if seen.fabric.is_global_zero:
         save_features(out, features)
         seen.journal.remove()
     seen.fabric.barrier()
-    for index, reason in list(seen.scores.failures.items())[:5]:
-        logger.info("could not read %s: %s (a row of zeros)", seen.records.name(index), reason)
+    for reason in list(seen.scores.failures.values())[:5]:
+        logger.info("could not be read and is a row of zeros: %s", reason)
     n, width = features.features.shape
     logger.info("%d features of each of %d files; see %s", width, n - len(seen.scores.failures), out)
     return features
@@ -201,6 +208,7 @@ class _Seen:
     config: Config  # as it was carried out
     records: Records
     scores: Scores
+    about: dict[str, Any]  # all that decided the scores
     journal: Journal
     sha256: str
 
@@ -217,23 +225,62 @@ class _Seen:
         }
 
 
-def _look(path: Path, config: Config, journal_folder: Path, *, features: bool = False) -> _Seen:
-    """Do what tests and extractions share."""
+def _look(path: Path, config: Config, place: Callable[[str], Path], *, features: bool = False) -> _Seen:
+    """Do what tests and extractions share; `place` says where the journal goes, given the split and the views."""
     fabric = launch(config.test.precision)
     model, content = zoo.load_model(path, config.model.name)
     config = _carried_out(config, model.ndim)
+    journal_folder = place(_folder_name(config.test))
+    check_folder(journal_folder.parent)
     model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
     with fabric.rank_zero_first():
         records = build.build_records(config.data, config.test.split, model.ndim, content.get("classes"))
+    _check_once(config.data.list, records)
     if not features:
         _check_classes(path, model, records, content.get("classes"))
+        own = content.get("config", {}).get("data", {}).get("list")
+        if own == config.data.list and "{split}" not in own:
+            logger.warning("%s is what the network was trained on: --data.list names what to test it on", own)
     fabric.setup_module(model)  # moves and converts it in place
     sha256 = checkpoint.sha256(path)
     width = model.head.in_features if features else model.num_classes
+    about = _about(config, records, sha256, features)
+    if not features:
+        _check_results(journal_folder.with_name("results.json"), about)
     with fabric.rank_zero_first():
-        journal = Journal(journal_folder, _about(config, records, sha256, features), width + 2)
+        journal = Journal(journal_folder, about, width + 2)
     scores = score_files(fabric, model, config, records, features=features, journal=journal)
-    return _Seen(fabric, model, config, records, scores, journal, sha256)
+    return _Seen(fabric, model, config, records, scores, about, journal, sha256)
+
+
+def _check_once(listing: str, records: Records) -> None:
+    """See that no file, or no part of it, is listed twice: it would count twice, perhaps as two classes.
+
+    Raises:
+        ValueError: One is; the message names it.
+    """
+    spans = itertools.repeat(None) if records.spans is None else map(tuple, records.spans.tolist())
+    seen = set()
+    for entry in zip(map(records.name, range(len(records))), spans, strict=False):
+        if entry in seen:
+            raise ValueError(f"{listing}: lists {entry[0]} twice; a test scores each file once, leave one out")
+        seen.add(entry)
+
+
+def _check_results(results: Path, about: dict[str, Any]) -> None:
+    """See that no other test's results are in the way.
+
+    Raises:
+        ValueError: They are; the message tells what differs.
+    """
+    if not results.exists():
+        return
+    try:
+        changed = differences(json.loads(results.read_text())["settings"], about)
+    except (ValueError, KeyError, TypeError):
+        changed = "it does not say which"
+    if changed:
+        raise ValueError(f"{results}: of another test ({changed}); choose another --out, or move it away")
 
 
 def _check_classes(path: Path, model: SparseFormer, records: Records, classes: Sequence[str] | None) -> None:

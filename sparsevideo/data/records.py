@@ -132,7 +132,8 @@ def read_records(
             rows = join_files(place, rows, files, split)
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
-        raise FileNotFoundError(f"{place}: no such folder or list file; {root} holds: {held or 'nothing'}")
+        here = f"; {Path(listing).resolve()} is not looked at: give its whole path" if Path(listing).exists() else ""
+        raise FileNotFoundError(f"{place}: no such folder or list file; {root} holds: {held or 'nothing'}{here}")
 
     names, labels, lines, seconds = [], [], array("q"), array("d")
     line_of: dict[str, int] = {}  # label -> the first line that has it, whether or not its file is there

@@ -119,6 +119,12 @@ def _distinct(clip_index: Tensor, aug_index: Tensor) -> int:
     return len(set(zip(clip_index.tolist(), aug_index.tolist(), strict=True)))
 
 
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what decides the scores of one test and is different in another: nothing where they are the same test."""
+    now = json.loads(json.dumps(now))  # as it is read back
+    return "; ".join(f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name])
+
+
 class Journal:
     """The scores of an unfinished test, on disk: a killed test goes on from them.
 
@@ -139,11 +145,9 @@ class Journal:
         self._file = folder / f"{uuid4().hex}.rows"
         key = folder / "about.json"
         if key.exists():
-            was, now = json.loads(key.read_text()), json.loads(json.dumps(about))
-            changed = [f"{name} {was.get(name)} -> {now.get(name)}" for name in now if was.get(name) != now[name]]
-            if changed:
+            if changed := differences(json.loads(key.read_text()), about):
                 raise ValueError(
-                    f"{folder}: holds an unfinished test of another kind ({'; '.join(changed)}); go on with that one,"
+                    f"{folder}: holds an unfinished test of another kind ({changed}); go on with that one,"
                     " remove the folder, or choose another --out"
                 )
         else:

@@ -226,6 +226,10 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / ".metadata").exists():
+            best = path / "checkpoints" / "best.pt"
+            hint = f"; this run's is {best}" if best.exists() else ""
+            raise ValueError(f"{path}: a folder, but not the shards of a checkpoint{hint}")
         return _read_sharded(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")

@@ -252,6 +252,17 @@ def test_absent_files_are_counted_and_named(root: Path) -> None:
         read_records(root, "list.txt", kind="video")
 
 
+def test_a_list_in_the_working_directory_is_not_looked_at_but_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    Path("here.csv").write_text(f"{RIGHT_A},0\n")
+    found = tmp_path / "cwd" / "here.csv"
+    with pytest.raises(FileNotFoundError, match=f"; {found} is not looked at: give its whole path$"):
+        read_records(root, "here.csv", kind="video")
+
+
 def test_missing_and_empty_places(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; set data\.root"):
         read_records(root / "nowhere", "train", kind="video")
