@@ -157,6 +157,27 @@ def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, caps
     assert ["$5", "2", "50.0", "100.0", "<b>", "50.0"] in page.rows
 
 
+def test_files_that_could_not_be_read_are_told_with_their_reasons(tmp_path):
+    folder = save(tmp_path / "test", [0, 1, 1, 0], [0, 1, 0, 0], "ab", failed=[1, 2], root=tmp_path)
+    reason = f"{tmp_path}/b/1.mp4: does not decode (<torn>); remove it or make it anew"
+    results = {"clips": 1, "crops": 1, "failed": [{"name": "b/1.mp4", "reason": reason}]}
+    (tmp_path / "test" / "results.json").write_text(json.dumps(results))
+    assert main(["analyze", folder]) == OK
+    page = Page(tmp_path / "test" / "analysis" / "report.html")
+    assert ["b/1.mp4", "b", "does not decode (<torn>)"] in page.rows
+    assert ["b/2.mp4", "b", "not told"] in page.rows
+    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
+    assert [each["name"] for each in told["unread"]] == ["b/1.mp4", "b/2.mp4"]
+
+
+def test_what_lies_near_is_named(tmp_path, capsys):
+    folder = save(tmp_path / "run" / "test-1x1", [0, 1], [0, 1], "ab")
+    assert main(["analyze", str(tmp_path / "run")]) == FAILED
+    assert error(capsys).endswith(f"there are {folder}")
+    assert main(["analyze", f"{folder}/predictions.csv"]) == FAILED
+    assert error(capsys).endswith("give predictions.npz beside it")
+
+
 def test_a_results_file_of_another_program_tells_nothing(tmp_path):
     folder = save(tmp_path / "test", [0, 1], [0, 1], "ab")
     (tmp_path / "test" / "results.json").write_text("[1, 2]")

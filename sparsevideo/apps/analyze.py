@@ -25,13 +25,14 @@ from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions
 
-CLASSES, PAIRS, ERRORS = 30, 20, 24  # that the page shows
+CLASSES, PAIRS, ERRORS, UNREAD = 30, 20, 24, 30  # that the page shows
 _MATRIX = 20  # classes: the numbers in a matrix of more are too small on a page
 _THUMBNAIL = 160  # pixels wide
 _ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
 # What results.json, beside the predictions of a test, tells of how they were made.
-_PROTOCOL = ["split", "clips", "crops", "still", "num_frames", "frame_stride", "sampling", "target_fps", "size"]
-_PROTOCOL += ["short_side", "decoder", "precision", "checkpoint_sha256"]
+_PROTOCOL = ["list", "split", "clips", "crops", "convention", "full_frame", "share_stem", "still", "num_tubes"]
+_PROTOCOL += ["num_points", "num_frames", "frame_stride", "sampling", "target_fps", "size", "short_side", "decoder"]
+_PROTOCOL += ["precision", "checkpoint_sha256"]
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,13 @@ def _describe(model: Model, seed: int) -> Numbers:
     """All numbers about one model."""
     predictions, given = model.predictions, model.answers
     counts = metrics.count_confusions(given.predicted, predictions.labels, len(predictions.classes))
+    told = _results_file(model.path)
+    reasons = {each["name"]: each["reason"] for each in told.get("failed", ())}
+    unread = predictions.failed.nonzero()[0].tolist()
     return {
         "file": str(model.path),
         "scores": predictions.kind,
-        "protocol": _protocol(model.path.with_name("results.json")),
+        "protocol": {key: told[key] for key in _PROTOCOL if told.get(key) is not None},
         "listed": len(predictions.names),
         "failed": int(predictions.failed.sum()),
         "num_classes": len(predictions.classes),
@@ -139,15 +143,23 @@ def _describe(model: Model, seed: int) -> Numbers:
         "confused_pairs": analysis.confused_pairs(counts, predictions.classes, PAIRS),
         "confident_errors": analysis.confident_errors(predictions, given, ERRORS),
         "classes": analysis.class_table(counts, predictions.classes),
+        "unread": [
+            {
+                "name": predictions.names[row],
+                "true": predictions.classes[predictions.labels[row]],
+                "reason": reasons.get(predictions.names[row]),
+            }
+            for row in unread
+        ],
     }
 
 
-def _protocol(results: Path) -> Numbers:
-    """How the predictions were made, where that is told."""
+def _results_file(predictions: Path) -> Numbers:
+    """What the test told beside its predictions: how they were made, and why files could not be read."""
     try:
-        told = json.loads(results.read_text())
-        return {key: told[key] for key in _PROTOCOL if told.get(key) is not None}
-    except (OSError, ValueError, AttributeError):  # none there, or another program's
+        told = json.loads(predictions.with_name("results.json").read_text())
+        return told if {"clips", "crops"} <= told.keys() else {}
+    except (OSError, ValueError, AttributeError):  # none there, torn, or another program's
         return {}
 
 
@@ -234,12 +246,13 @@ def _sections(model: Model, told: Numbers, folder: Path, thumbnails: Path) -> di
         writer = csv.DictWriter(file, told["classes"][0])
         writer.writeheader()
         writer.writerows(told["classes"])
-    return {
+    parts = {
         "Classes": _classes(told["classes"]),
         "What is taken for what": _confusions(model, told["confused_pairs"], folder),
         "Most confident errors": _errors(model, told["confident_errors"], thumbnails),
         "Calibration": _calibration(told, folder),
     }
+    return parts | ({"Files that could not be read": _unread(model, told["unread"])} if told["unread"] else {})
 
 
 def _classes(classes: Sequence[Numbers]) -> list[page.Block]:
@@ -253,6 +266,18 @@ def _classes(classes: Sequence[Numbers]) -> list[page.Block]:
             f"{said} The worst come first, classes without files last. Precision: of the files that are called so,"
             " how many are.".strip()
         ),
+    ]
+
+
+def _unread(model: Model, files: Sequence[Numbers]) -> list[page.Block]:
+    rows = []
+    for each in files[:UNREAD]:
+        path = Path(model.predictions.root) / each["name"]
+        rows.append((legible(each["name"]), each["true"], _why(path, each["reason"] or "not told")))
+    said = f"The first {UNREAD} of {len(files)}; results.json has all. " if len(files) > UNREAD else ""
+    return [
+        page.Table(("file", "class", "why"), rows),
+        page.Text(f"{said}They count as wrong; `sparsevideo data scan` looks at every file."),
     ]
 
 
@@ -295,13 +320,17 @@ def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.
         try:
             _thumbnail(source, target)
         except (DecodeError, OSError) as reason:
-            why = str(reason).removeprefix(f"{source}: ").removesuffix(f"; {ADVICE}")
-            tiles.append(page.Text(f"{said} (no picture: {legible(why)})"))
+            tiles.append(page.Text(f"{said} (no picture: {_why(source, str(reason))})"))
             continue
         shown += 1
         tiles.append(page.Figure(target, f"The middle frame of {name}", said))
     said = f"Thumbnails: {shown} of {len(errors)}, from the middles of the files in {legible(model.predictions.root)}."
     return [page.Text(said if errors else "There are none."), page.Tiles(tiles)]
+
+
+def _why(path: Path, reason: str) -> str:
+    """A reason without what stands beside it."""
+    return legible(reason.removeprefix(f"{path}: ").removesuffix(f"; {ADVICE}"))
 
 
 def _thumbnail(source: Path, target: Path) -> None:

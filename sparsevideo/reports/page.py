@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows, the others are numbers.
+    """A table; the first column names the rows, the others are mostly numbers.
 
     Attributes:
         header: One heading a column.
@@ -44,10 +44,16 @@ class Table:
         """A `table` element that scrolls sideways where it is wider than the page."""
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
         body = "".join(
-            f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+            f'<tr><th scope="row">{escape(name)}</th>' + "".join(map(_cell, cells)) + "</tr>"
             for name, *cells in self.rows
         )
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(said: str) -> str:
+    """Numbers stay on one line, words may need several."""
+    words = ' class="text"' if any(map(str.isalpha, said)) else ""
+    return f"<td{words}>{escape(said)}</td>"
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ p { max-width: 42rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem 1.2rem .45rem 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
-th:first-child { text-align: left; }
+thead th, th:first-child, td.text { white-space: normal; }
+th:first-child, td.text { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
 thead th { color: var(--soft); font-weight: 500; }
 figure { margin: 1.5rem 0; }
 img, video { display: block; max-width: 100%; max-height: 34rem; border-radius: 6px; background: #fff; }

@@ -85,7 +85,11 @@ def load_predictions(path: str | Path) -> Predictions:
     path = Path(path)
     path = path / "predictions.npz" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of predictions; `sparsevideo test` writes predictions.npz")
+        near = ", ".join(sorted(str(each.parent) for each in path.parent.glob("*/predictions.npz")))
+        advice = f"there are {near}" if near else "`sparsevideo test` writes predictions.npz"
+        raise FileNotFoundError(f"{path}: no such file of predictions; {advice}")
+    if path.suffix == ".csv":
+        raise ValueError(f"{path}: is for readers; give {path.with_suffix('.npz').name} beside it")
     return read_npz(path, Predictions, "the predictions of a test", "test the checkpoint again")
 
 

@@ -57,6 +57,12 @@ def test_every_text_is_shown_as_it_is_and_never_as_markup(written, tmp_path):
     assert [attrs["alt"] for tag, attrs in page.found if tag == "img"] == [EVIL]
 
 
+def test_words_may_need_several_lines_and_numbers_stay_on_one(written):
+    page = written("a", {"b": [Table(["name", "x"], [["long name", "61.7 (49.0–73.3)", "taken for this", "–"]])]})
+    cells = [attrs.get("class") for tag, attrs in page.found if tag == "td"]
+    assert cells == [None, "text", None]
+
+
 def test_figures_travel_inside_the_page(written, tmp_path):
     for name in ("a.png", "b.mp4"):
         (tmp_path / name).write_bytes(PNG + name.encode())
