@@ -18,6 +18,7 @@ import yaml
 from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
+from sparsevideo.apps import runs
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.models import zoo
 
@@ -383,6 +384,23 @@ def test_no_git_is_needed(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == OK
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["commit"] is None
+
+
+def test_the_commit_says_whether_the_tree_is_what_was_committed(tmp_path, monkeypatch):
+    source = tmp_path / "sparsevideo" / "apps" / "runs.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+
+    def git(*argv):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    for argv in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"], ["tag", "v1", "-m", "a release"]):
+        git(*argv)
+    monkeypatch.setattr(runs, "__file__", str(source))
+    assert runs._commit() == git("rev-parse", "HEAD")
+    source.write_text("changed")
+    assert runs._commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_weights_of_another_architecture_or_kind_are_refused(trained, digits, tmp_path, capsys):

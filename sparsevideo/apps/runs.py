@@ -115,14 +115,17 @@ def environment(fabric: Fabric) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree; None where the package is installed, whatever repository lies around it."""
+    """The commit of this source tree, "-dirty" behind it where files have changed since.
+
+    None where the package is installed, whatever repository lies around it.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        said = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        # No tag's name: the whole hash, and whether the tree is what was committed.
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return None
     return said.stdout.strip() or None

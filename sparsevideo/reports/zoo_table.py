@@ -209,8 +209,13 @@ def _scores(told: Mapping[str, Any]) -> list[str]:
         f"{told['top5']:.1f}",
         f"{told['scored']} / {told['listed']}{missing}",
         f"`{told['checkpoint_sha256'][:8]}`",
-        f"`{told['environment']['commit'][:8]}`" if told["environment"]["commit"] else "",
+        _commit(told["environment"]["commit"] or ""),
     ]
+
+
+def _commit(told: str) -> str:
+    number, *dirty = told.split("-")
+    return f"`{'-'.join([number[:8], *dirty])}`" if told else ""
 
 
 def _source(item: Measured) -> str:

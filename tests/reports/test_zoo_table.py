@@ -147,6 +147,12 @@ def test_code_without_a_commit_leaves_the_cell_empty(uncounted):
     assert row["commit"] == "" and row["top-1"] == "99.6"
 
 
+def test_code_that_differs_from_its_commit_says_so(uncounted):
+    told = result(environment={**VIDEO["environment"], "commit": "2897ba72" * 5 + "-dirty"})
+    (row,) = rows_of([Measured("r.json", "digits", told)], "video_sparseformer_nano")
+    assert row["commit"] == "`2897ba72-dirty`"
+
+
 def test_results_are_named_with_their_data_set_and_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/lr=0.1")
