@@ -219,7 +219,7 @@ def _better(numbers: Numbers) -> list[page.Block]:
 
 def _pair(each: Numbers) -> tuple[str, str]:
     value, low, high = (f"{each['difference'][key]:+.1f}" for key in ("value", "low", "high"))
-    return f"{each['first']} against {each['second']}", f"{value} ({low} to {high})"
+    return f"{each['first']} against {each['second']}", f"{value} ({low}, {high})"
 
 
 def _together(fusion: Numbers) -> list[page.Block]:
