@@ -125,11 +125,11 @@ class TrainTransform:
         Returns:
             (3, T, S, S) uint8 and the label, which mirroring may have changed.
         """
+        video = clip.transpose(0, 1)  # (T, 3, S, S)
         mirror = rng.random() < self.flip
         mirrored_label = label if self.flip_labels is None else self.flip_labels[label]
         if mirror and mirrored_label >= 0:
-            clip, label = clip.flip(-1), mirrored_label
-        video = clip.transpose(0, 1)  # (T, 3, S, S)
+            video, label = video.flip(-1), mirrored_label
         if self.rand_augment is not None:
             layers, prob = self.rand_augment_layers, self.rand_augment_prob
             video = rand_augment(video, rng, magnitude=self.rand_augment, layers=layers, prob=prob, fill=self.fill)
