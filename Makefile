@@ -8,8 +8,8 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)  ## make the data, pretrain on stills, inflate, train on videos, test, draw (about five minutes)
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
 
-test: $(INSTALLED)  ## the whole suite but what is marked slow
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the whole suite but what is marked slow, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## what is marked slow: the wheel in a clean environment, long runs
 	$(BIN)/python -m pytest -m slow
