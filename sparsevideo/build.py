@@ -89,6 +89,8 @@ def build_train_loader(
 def build_test_loader(config: Config, records: Records, ndim: int, indices: Sequence[int]) -> DataLoader:
     """The files with these indices, each once, with all its views."""
     test = config.test
+    if test.share_stem and config.data.size % 4:  # crops are fractions of features, of a quarter of the resolution
+        raise ValueError(f"test.share_stem wants a data.size that is a multiple of 4, got {config.data.size}")
     transform = transforms.TestTransform(config.data.size, test.crops, full_frame=test.full_frame)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:

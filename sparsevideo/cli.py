@@ -27,7 +27,7 @@ REQUEUE = 75  # asked to end by SIGUSR1 or SIGTERM, saved, and ready to go on; s
 
 
 class UsageError(Exception):
-    """The command line or a run file says something that no setting is called."""
+    """The command line or a run file holds an unknown name, or a value of the wrong type."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 failed, 2 misused, 3 done although some files could not be read, 75 ended by a
-        signal and ready to be resumed.
+        signal and ready to be resumed, 130 interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -182,7 +182,23 @@ def quickstart(parser: Parser, argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     from sparsevideo.apps.quickstart import run
 
-    run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch)
+    return _resumable(
+        lambda: run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch), "the same command goes on"
+    )
+
+
+def _resumable(work: Callable[[], object], advice: str) -> int:
+    """Train, with an exit code of its own for a run that was asked to end and is saved."""
+    from sparsevideo.engine.launch import STOP_SIGNALS, Interrupted
+
+    try:
+        # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.
+        for number in STOP_SIGNALS:
+            atexit.register(signal.signal, number, signal.SIG_IGN)
+        work()
+    except Interrupted as interruption:
+        print(f"{interruption}; {advice}", file=sys.stderr)
+        return REQUEUE
     return OK
 
 
@@ -195,7 +211,6 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="do one step, describe the run and leave nothing")
     config, args = _parse_run(parser, argv)
     from sparsevideo.apps.training import dry_run, train_run
-    from sparsevideo.engine.launch import STOP_SIGNALS, Interrupted
 
     if args.dry_run:
         said = dry_run(config)
@@ -204,15 +219,10 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
         return OK
     if args.out is None:
         raise UsageError("--out is missing: the folder for the run")
-    try:
-        # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.
-        for number in STOP_SIGNALS:
-            atexit.register(signal.signal, number, signal.SIG_IGN)
-        train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes)
-    except Interrupted as interruption:
-        print(f"{interruption}; the same command with --resume goes on", file=sys.stderr)
-        return REQUEUE
-    return OK
+    return _resumable(
+        lambda: train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes),
+        "the same command with --resume goes on",
+    )
 
 
 def test(parser: Parser, argv: Sequence[str]) -> int:

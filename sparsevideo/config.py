@@ -108,12 +108,12 @@ class DataConfig:
         least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
         most = dict.fromkeys(shares, 1.0) | {"timeout_s": 1e6, "frame_stride": 1e6, "num_frames": 1e6}
         _check("data", self, least, most)
-        if self.target_fps is not None and self.target_fps <= 0:
-            raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0")
+        if self.target_fps is not None and not 0 < self.target_fps < inf:
+            raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0, and a number")
         _check_one_of("data.sampling", self.sampling, ("consecutive", "uniform"))
         _check_one_of("data.erase_mode", self.erase_mode, ("pixel", "const"))
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std is {self.std}; every channel's must be above 0")
+        if not all(0 < value < inf for value in self.std):
+            raise ValueError(f"data.std is {self.std}; every channel's must be above 0, and a number")
 
 
 @dataclass

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from time import monotonic, sleep
 
 import numpy as np
@@ -231,6 +232,8 @@ def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, 
         (["--num-points=5"], "at most the network's own 4, got 5"),
         (["--num-tubes=0"], "test.num_tubes is 0"),
         (["--full-frame", "--views=1x3"], "test.crops is 3, not 1"),
+        (["--share-stem", "--data.size=30"], "test.share_stem wants a data.size that is a multiple of 4, got 30"),
+        (["--data.target_fps=.nan"], "data.target_fps is nan; it must be above 0, and a number"),
     ],
 )
 def test_what_the_network_does_not_allow_is_refused(options, said, trained, digits, capsys):
@@ -327,3 +330,43 @@ def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     assert main(["probe", f"{tmp_path / 'train'}.npz", f"{tmp_path / 'test'}.npz", "--json"]) == OK
     results = json.loads(capsys.readouterr().out)
     assert all(0 <= results[name]["top1"] <= 100 for name in ("knn", "linear"))
+
+
+def test_other_seconds_of_the_same_files_are_another_test(trained, wide, classes, tmp_path, capsys):
+    parts = tmp_path / "parts.csv"
+    test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={parts}", f"--out={tmp_path / 'out'}"]
+    for start, code in ((0.0, OK), (0.25, FAILED)):
+        rows = [f"videos/test/{name}/a.mp4,{name},{start},1" for name in classes]
+        parts.write_text("\n".join(["path,label,start_s,end_s", *rows]))
+        assert main([*test, "--views=1x1"]) == code
+    assert "results.json: of another test (list " in error(capsys)
+
+
+def test_features_are_a_file(trained, digits, tmp_path, capsys):
+    assert main(["extract", checkpoint(trained), f"--data.root={digits}", f"--out={tmp_path}"]) == FAILED
+    assert error(capsys) == f"error: {tmp_path}: is a folder; --out names the file to write"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, wide, tmp_path):
+    """Numbers go down the pipe, the bar to the terminal, whose cursor is back in the end."""
+    if bad:
+        run = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
+    else:
+        run = ["test", checkpoint(trained), f"--data.root={wide}", "--views=1x1", "--json"]
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "sparsevideo", *run, f"--out={tmp_path / 'out'}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # how the end of a terminal is told
+            while some := os.read(ours, 4096):
+                said += some
+        out = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == (FAILED if bad else OK), said
+    assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") > 0
+    assert bad or json.loads(out)["scored"] == 8

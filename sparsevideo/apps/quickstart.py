@@ -28,6 +28,7 @@ from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.logging import peak_memory_gb
 from sparsevideo.models import zoo
 from sparsevideo.reports import metrics, page, visualize
+from sparsevideo.reports.predictions import load_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +133,9 @@ def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, still: bool = Fal
 
 def _draw(out: Path, results: dict[str, Any]) -> None:
     """Leave confusion.png, curves.png, strip.png and looks.mp4."""
-    predictions = np.load(out / "video" / f"test-{CLIPS}x{CROPS}" / "predictions.npz")
-    metrics.save_confusion_matrix(
-        out / "confusion.png", predictions["scores"], predictions["labels"], predictions["classes"].tolist()
-    )
+    told = load_predictions(out / "video" / f"test-{CLIPS}x{CROPS}")
+    failed = np.flatnonzero(told.failed).tolist()
+    metrics.save_confusion_matrix(out / "confusion.png", told.scores, told.labels, told.classes, failed)
     runs: dict[str, Path] = {name: out / name / "metrics.jsonl" for name in ("image", "video") if name in results}
     chance = {name: 100 / len(results[name]["classes"]) for name in runs}
     metrics.save_learning_curves(out / "curves.png", runs, chance=chance)

@@ -180,6 +180,8 @@ def extract_run(path: Path, config: Config, out: Path | None = None) -> Features
     Raises:
         ValueError: As `test_run`.
     """
+    if out is not None and out.is_dir():
+        raise IsADirectoryError(f"{out}: is a folder; --out names the file to write")
     seen = _look(
         path,
         config,
@@ -229,16 +231,17 @@ def _look(path: Path, config: Config, place: Callable[[str], Path], *, features:
     """Do what tests and extractions share; `place` says where the journal goes, given the split and the views."""
     fabric = launch(config.test.precision)
     model, content = zoo.load_model(path, config.model.name)
+    content = {name: content.get(name) for name in ("classes", "config")}  # averages and moments leave the memory
     config = _carried_out(config, model.ndim)
     journal_folder = place(_folder_name(config.test))
     check_folder(journal_folder.parent)
     model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
     with fabric.rank_zero_first():
-        records = build.build_records(config.data, config.test.split, model.ndim, content.get("classes"))
+        records = build.build_records(config.data, config.test.split, model.ndim, content["classes"])
     _check_once(config.data.list, records)
     if not features:
-        _check_classes(path, model, records, content.get("classes"))
-        own = content.get("config", {}).get("data", {}).get("list")
+        _check_classes(path, model, records, content["classes"])
+        own = (content["config"] or {}).get("data", {}).get("list")
         if own == config.data.list and "{split}" not in own:
             logger.warning("%s is what the network was trained on: --data.list names what to test it on", own)
     fabric.setup_module(model)  # moves and converts it in place
@@ -345,6 +348,8 @@ def _about(config: Config, records: Records, sha256: str, features: bool) -> dic
     listed = hashlib.sha256()
     for index in range(len(records)):
         listed.update(f"{records.name(index)}\0{records.labels[index]}\n".encode(errors="surrogateescape"))
+    if records.spans is not None:
+        listed.update(records.spans.tobytes())
     return {"checkpoint": sha256, "list": listed.hexdigest(), "features": features, **settings}
 
 

@@ -106,13 +106,15 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
                 "bad_files": sorted({number for _, bad in every for number in bad}),
             }
             state = checkpoint.collect(run.raw_model, run.raw_optimizer, run.ema, sharded=sharded)
+            # The best one first: killed in between, the run goes on from the last but one, and comes to both again.
+            if is_best or best_top1 < 0:  # without any validation the best is the last
+                whole = checkpoint.collect(run.raw_model, ema=run.ema) if sharded else state
+                if fabric.is_global_zero:
+                    checkpoint.save(best, {"model": whole.get("model_ema", whole["model"]), **content})
             if sharded:
                 checkpoint.save_sharded(fabric, last, state, {**content, **going_on}, keep=previous)
-                state = checkpoint.collect(run.raw_model, ema=run.ema)
             elif fabric.is_global_zero:
                 checkpoint.save(last, {**state, **content, **going_on}, keep=previous)
-            if fabric.is_global_zero and (is_best or best_top1 < 0):  # without any validation the best is the last
-                checkpoint.save(best, {"model": state.get("model_ema", state["model"]), **content})
             fabric.barrier()  # where one process ends while another writes, torchrun soon ends that, too
 
         with RunLog(out if fabric.is_global_zero else None, run.step, config.train.wandb) as log:

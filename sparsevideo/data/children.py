@@ -68,7 +68,7 @@ def run_all(
 
     Raises:
         ValueError: `workers` or `time_limit` is not positive.
-        RuntimeError: Children do not start.
+        ChildProcessError: Children do not start.
     """
     workers = _cores() if workers is None else workers
     if workers < 1 or not 0 < time_limit < math.inf:
@@ -102,7 +102,7 @@ def run_all(
                         continue
                     del jobs[child]
                     if starts and isinstance(result, ChildError):
-                        raise RuntimeError(f"child processes do not start: one {result}")
+                        raise ChildProcessError(f"child processes do not start: one {result}")
                     if isinstance(result, _CrashError) and child.messages > 1:
                         start(item)
                         continue

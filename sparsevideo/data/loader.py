@@ -254,6 +254,8 @@ class _Loader(DataLoader[Any]):
                 yield batch
         except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
             workers = getattr(self._iterator, "_workers", [])
+            if not workers:
+                raise
             wait([worker.sentinel for worker in workers], timeout=1)  # connections may break before the worker is dead
             files = [legible(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
             ends = [(worker.exitcode, file) for worker, file in zip(workers, files, strict=False)]

@@ -173,8 +173,8 @@ class TestTransform:
     def whole_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of whole frames whose short side is scaled to `size`.
 
-        The long side becomes a multiple of 4, the nearest that is no shorter than the short side: features have a
-        quarter of the resolution, and fractions of the frame are then fractions of them.
+        The long side becomes a multiple of 4, the nearest, or `size` where that is longer: features have a quarter of
+        the resolution, and fractions of the frame are then fractions of them.
 
         Example:
             >>> TestTransform(224).whole_shape(256, 340), TestTransform(224).whole_shape(720, 406)
@@ -203,7 +203,6 @@ class Normalize(nn.Module):
     Args:
         mean: Of each channel, for pixels in [0, 1].
         std: Likewise.
-        dtype: Of the result; the arithmetic is float32.
     """
 
     scale: Tensor
@@ -213,10 +212,8 @@ class Normalize(nn.Module):
         self,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.dtype = dtype
         # (x / 255 - mean) / std = x * scale + shift
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
@@ -224,7 +221,7 @@ class Normalize(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise images (B, 3, H, W) or clips (B, 3, T, H, W)."""
         per_channel = (-1,) + (1,) * (pixels.ndim - 2)
-        return torch.addcmul(self.shift.view(per_channel), pixels.float(), self.scale.view(per_channel)).to(self.dtype)
+        return torch.addcmul(self.shift.view(per_channel), pixels.float(), self.scale.view(per_channel))
 
 
 def resized_crop(frames: np.ndarray, box: Box, shape: tuple[int, int]) -> Tensor:

@@ -87,7 +87,7 @@ def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> No
         OSError: It could not be written, the disk is full say; the old file is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # what a killed run has left goes with the next
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)

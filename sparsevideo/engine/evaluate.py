@@ -81,27 +81,30 @@ def evaluate(
     todo = np.setdiff1d(np.arange(num_videos), fabric.broadcast(done)).tolist()
 
     failures: dict[int, str] = {}
-    bar = progress_bar("test", num_videos, num_videos - len(todo), show=fabric.is_global_zero)
-    seen, begun, told = 0, time.perf_counter(), time.perf_counter()  # over all processes, which are about as fast
-    for batch in load(todo):
-        failures.update((index, reason) for index, _, reason in batch["failures"])
-        index = batch["video_index"]
-        if len(index):
-            sums = score(batch).float().sum(1)  # (B, K)
-            views = torch.tensor([_distinct(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)])
-            added = torch.cat((sums, torch.stack((views, batch["short_side"]), dim=1).to(sums)), dim=1)
-            table[index.to(fabric.device)] += added
-            if journal is not None:
-                journal.add(index.numpy(), added.cpu().numpy())
-        step = (len(index) + len(batch["failures"])) * fabric.world_size
-        seen += step
-        bar.advance(bar.task_ids[0], step)
-        now = time.perf_counter()
-        if bar.disable and fabric.is_global_zero and now - told > _LINE_EVERY_S:
-            told, rate = now, seen / (now - begun)
-            left = max(0, len(todo) - seen)
-            logger.info("scored %d of %d files  %.2f/s  eta %.0f s", num_videos - left, num_videos, rate, left / rate)
-    bar.stop()
+    with progress_bar("test", num_videos, num_videos - len(todo), show=fabric.is_global_zero) as bar:
+        seen, begun, told = 0, time.perf_counter(), time.perf_counter()  # over all processes, which are about as fast
+        for batch in load(todo):
+            failures.update((index, reason) for index, _, reason in batch["failures"])
+            index = batch["video_index"]
+            if len(index):
+                sums = score(batch).float().sum(1)  # (B, K)
+                views = torch.tensor(
+                    [_distinct(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)]
+                )
+                added = torch.cat((sums, torch.stack((views, batch["short_side"]), dim=1).to(sums)), dim=1)
+                table[index.to(fabric.device)] += added
+                if journal is not None:
+                    journal.add(index.numpy(), added.cpu().numpy())
+            step = (len(index) + len(batch["failures"])) * fabric.world_size
+            seen += step
+            bar.advance(bar.task_ids[0], step)
+            now = time.perf_counter()
+            if bar.disable and fabric.is_global_zero and now - told > _LINE_EVERY_S:
+                told, rate = now, seen / (now - begun)
+                left = max(0, len(todo) - seen)
+                logger.info(
+                    "scored %d of %d files  %.2f/s  eta %.0f s", num_videos - left, num_videos, rate, left / rate
+                )
 
     table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))
     shares = [fabric.broadcast(failures, src=rank) for rank in range(fabric.world_size)]

@@ -13,17 +13,19 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger("sparsevideo")
 
+_terminal = Console(stderr=True)  # one for all bars: a validation's stands below the run's
+
 
 def progress_bar(description: str, total: int, completed: int = 0, show: bool = True) -> Progress:
-    """A started bar on a terminal; one that shows nothing elsewhere, or without `show`. Close it with `stop()`."""
+    """A bar for a `with` block: on a terminal it shows itself there, elsewhere or without `show` it does not."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, transient=True, disable=not (show and sys.stderr.isatty()))
+    bar = Progress(*columns, console=_terminal, transient=True, disable=not (show and sys.stderr.isatty()))
     bar.add_task(description, total=total, completed=completed)
-    bar.start()
     return bar
 
 
@@ -59,9 +61,8 @@ class RunLog:
 
     def metrics(self, split: str, step: int, **values: float) -> None:
         """Add one line of numbers; `step` counts the optimizer steps that are done."""
-        if self.folder is None:
-            return
-        self._add(self._metrics, split, step, values)
+        if self.folder is not None:
+            self._add(self._metrics, split, step, values)
 
     def speed(self, step: int, **values: float) -> None:
         """Add one line of what differs from run to run."""
@@ -96,7 +97,9 @@ class RunLog:
 def _continued(path: Path, start_step: int) -> TextIO:
     """Open a file of JSON lines to add to, without those beyond a step."""
     kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start_step]
-    path.write_text("".join(kept))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)
     return path.open("a")
 
 

@@ -88,7 +88,7 @@ def warmup_cosine(
     Args:
         total_steps: Optimizer steps of the whole run.
         lr: The peak.
-        min_lr: At the last step.
+        min_lr: At the last step, unless that is still in the warm-up.
         warmup_lr: At step 0.
         warmup_ratio: Part of `total_steps` that the warm-up takes.
 

@@ -86,70 +86,66 @@ def train(
         Interrupted: A signal came; the run is saved.
     """
     model.train()
-    bar = progress_bar("train", total_steps, start_step, show=fabric.is_global_zero)
-    iterator, waited, told = iter(batches), 0.0, False
-    for step in range(start_step, total_steps):
-        lr = schedule(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        passed = forward_backward(
-            fabric, model, iterator, prepare, accumulate,
-            label_smoothing=label_smoothing, seed=(seed, step), budgets=budgets,
-        )  # fmt: skip
-        bad_files.add(passed.failures)
-        if (fabric.world_size == 1 and passed.failures) or (step + 1) % log_every == 0 or step + 1 == total_steps:
-            bad_files.check(fabric)
-        grad_norm = clip(fabric, model, optimizer, clip_grad)
-        stopping = _check(fabric, passed, grad_norm, f"step {step}, learning rate {lr:.3g}", stop)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema is not None:
-            ema.update(step)
-
-        done = step + 1
-        last = done == total_steps
-        bar.advance(bar.task_ids[0])
-        if step > start_step:  # loaders have yet to start
-            waited += passed.data_s
-        meter.add(loss=passed.loss, grad_norm=grad_norm, top1=passed.top1, data_s=passed.data_s)
-        if done % log_every == 0 or last:
-            means = meter.read()
-            for name in ("loss", "top1"):
-                means[name] = cast(Tensor, fabric.all_reduce(torch.tensor(means[name]), reduce_op="mean")).item()
-            data_s, iter_s = means.pop("data_s"), means.pop("iter_s")
-            rate, memory = passed.samples * fabric.world_size / iter_s, peak_memory_gb(fabric.device)
-            log.metrics("train", done, epoch=done / steps_per_epoch, lr=lr, **means)
-            log.speed(done, data_s=data_s, iter_s=iter_s, samples_per_s=rate, memory_gb=memory)
-            logger.info(
-                "epoch %.2f  %d/%d  loss %.3f  lr %.2e  grad_norm %.2f  top1 %.1f | data %.3f s  iter %.3f s"
-                "  %.1f %s/s  mem %.2f GB  eta %.0f s",
-                done / steps_per_epoch, done, total_steps, means["loss"], lr, means["grad_norm"], means["top1"],
-                data_s, iter_s, rate, passed.kind, memory, (total_steps - done) * iter_s,
+    with progress_bar("train", total_steps, start_step, show=fabric.is_global_zero) as bar:
+        iterator, told = iter(batches), False
+        for step in range(start_step, total_steps):
+            lr = schedule(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            passed = forward_backward(
+                fabric, model, iterator, prepare, accumulate,
+                label_smoothing=label_smoothing, seed=(seed, step), budgets=budgets,
             )  # fmt: skip
-            if waited > _MUCH_WAITING * log_every * iter_s and not told:
-                told = True
-                logger.warning(
-                    "%.0f %% of the time goes into waiting for data: raise data.num_workers, `sparsevideo data scan`"
-                    " the videos, store them at a smaller size (tools/prepare_kinetics.py), or take several samples"
-                    " from each reading (data.repeats)",
-                    100 * waited / (log_every * iter_s),
-                )
-            waited = 0.0
+            bad_files.add(passed.failures)
+            if (fabric.world_size == 1 and passed.failures) or (step + 1) % log_every == 0 or step + 1 == total_steps:
+                bad_files.check(fabric)
+            grad_norm = clip(fabric, model, optimizer, clip_grad)
+            stopping = _check(fabric, passed, grad_norm, f"step {step}, learning rate {lr:.3g}", stop)
+            optimizer.step()
+            optimizer.zero_grad()
+            if ema is not None:
+                ema.update(step)
 
-        scores = None
-        if validate is not None and (last or done % validate_every == 0):
-            before = perf_counter()
-            scores = validate()
-            log.metrics("val", done, epoch=done / steps_per_epoch, **scores)
-            logger.info("validation at step %d: top1 %.2f  top5 %.2f", done, scores["top1"], scores["top5"])
-            model.train()
-            meter.skip(perf_counter() - before)
-        if scores or last or stopping or (checkpoint_every and done % checkpoint_every == 0):
-            save(done, scores)
-        if stopping and not last:
-            bar.stop()
-            raise Interrupted(f"asked to end by {stop.received or 'another process'}, saved at step {done}")
-    bar.stop()
+            done = step + 1
+            last = done == total_steps
+            bar.advance(bar.task_ids[0])
+            meter.add(loss=passed.loss, grad_norm=grad_norm, top1=passed.top1, data_s=passed.data_s)
+            if done % log_every == 0 or last:
+                means = meter.read()
+                for name in ("loss", "top1"):
+                    means[name] = cast(Tensor, fabric.all_reduce(torch.tensor(means[name]), reduce_op="mean")).item()
+                data_s, iter_s = means.pop("data_s"), means.pop("iter_s")
+                rate, memory = passed.samples * fabric.world_size / iter_s, peak_memory_gb(fabric.device)
+                log.metrics("train", done, epoch=done / steps_per_epoch, lr=lr, **means)
+                log.speed(done, data_s=data_s, iter_s=iter_s, samples_per_s=rate, memory_gb=memory)
+                logger.info(
+                    "epoch %.2f  %d/%d  loss %.3f  lr %.2e  grad_norm %.2f  top1 %.1f | data %.3f s  iter %.3f s"
+                    "  %.1f %s/s  mem %.2f GB  eta %.0f s",
+                    done / steps_per_epoch, done, total_steps, means["loss"], lr, means["grad_norm"], means["top1"],
+                    data_s, iter_s, rate, passed.kind, memory, (total_steps - done) * iter_s,
+                )  # fmt: skip
+                # Not after the first lines: loaders had yet to start.
+                if data_s > _MUCH_WAITING * iter_s and done > start_step + log_every and not told:
+                    told = True
+                    logger.warning(
+                        "%.0f %% of the time goes into waiting for data: raise data.num_workers, `sparsevideo data"
+                        " scan` the videos, store them at a smaller size (tools/prepare_kinetics.py), or take several"
+                        " samples from each reading (data.repeats)",
+                        100 * data_s / iter_s,
+                    )
+
+            scores = None
+            if validate is not None and (last or done % validate_every == 0):
+                before = perf_counter()
+                scores = validate()
+                log.metrics("val", done, epoch=done / steps_per_epoch, **scores)
+                logger.info("validation at step %d: top1 %.2f  top5 %.2f", done, scores["top1"], scores["top5"])
+                model.train()
+                meter.skip(perf_counter() - before)
+            if scores or last or stopping or (checkpoint_every and done % checkpoint_every == 0):
+                save(done, scores)
+            if stopping and not last:
+                raise Interrupted(f"asked to end by {stop.received or 'another process'}, saved at step {done}")
 
 
 @dataclass

@@ -33,7 +33,7 @@ def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int |
     classes = image_model.num_classes if num_classes is None else num_classes
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes, "num_classes": classes})
     video_model.to(image_model.token_roi).train(image_model.training)
-    state = inflate_state_dict(image_model.state_dict(), num_tubes)
+    state = {name: tensor for name, tensor, _ in inflated(image_model.state_dict(), num_tubes)}
     if classes != image_model.num_classes:
         logger.warning("the head is new: the image model has %d classes, not %d", image_model.num_classes, classes)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -41,13 +41,8 @@ def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int |
     return video_model
 
 
-def inflate_state_dict(image_state: Mapping[str, Tensor], num_tubes: int) -> dict[str, Tensor]:
-    """Give every tensor of an image state dict (our names) its video shape."""
-    return {name: tensor for name, tensor, _ in inflated(image_state, num_tubes)}
-
-
 def inflated(image_state: Mapping[str, Tensor], num_tubes: int) -> Iterator[tuple[str, Tensor, str]]:
-    """Yield each tensor's name, its video form and what was done to it, in words."""
+    """Yield the name of each tensor of an image state dict (our names), its video form, and in words what was done."""
     for name, tensor in image_state.items():
         if name == "stem.conv.weight":
             yield name, tensor.unsqueeze(2), "kernel of one frame"

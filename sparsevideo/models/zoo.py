@@ -159,12 +159,11 @@ def load_weights(
     """
     told = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if told is weights else str(weights))
-    report = _fill(model, unwrap(told, source), source, strict, new_head)
     for name in _SHAPELESS:
         was = told["hparams"].get(name) if isinstance(told.get("hparams"), dict) else None
         if was not in (None, model.hparams[name]):
             raise ValueError(f"{source}: trained with {name}={was}, the model has {model.hparams[name]}")
-    return report
+    return _fill(model, unwrap(told, source), source, strict, new_head)
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:

@@ -31,8 +31,8 @@ def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()
         failed: Rows without scores, such as videos that did not decode.
 
     Returns:
-        Percentages: `top1`; `top5` (`K` for fewer than five classes); `mean_class_accuracy`, the mean of each class's
-        own top-1 over the classes that have samples.
+        Percentages: `top1`; `top5`, among the first min(5, K); `mean_class_accuracy`, the mean of each class's own
+        top-1 over the classes that have samples.
 
     Raises:
         ValueError: No samples, shapes that do not fit, a label outside 0 to K-1, or a NaN score.

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from sparsevideo.apps import quickstart
+from sparsevideo.cli import REQUEUE, main
 from sparsevideo.data import moving_digits
+from sparsevideo.engine.launch import Interrupted
 
 
 @pytest.fixture
@@ -58,3 +60,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="no quickstart"):
         quickstart.run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_asked_to_end_it_says_how_to_go_on(short, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise Interrupted("asked to end by SIGTERM, saved at step 1")
+
+    monkeypatch.setattr(quickstart, "train_run", interrupted)
+    assert main(["quickstart", f"--out={tmp_path / 'quickstart'}"]) == REQUEUE
+    assert capsys.readouterr().err.endswith("saved at step 1; the same command goes on\n")

@@ -127,7 +127,7 @@ def test_children_that_do_not_start(
     (tmp_path / f"{name}.py").write_text(f"{script}def work(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(children, "_START_S", 1)
-    with pytest.raises(RuntimeError, match=f"do not start: one {reason}"):
+    with pytest.raises(ChildProcessError, match=f"do not start: one {reason}"):
         list(run_all(__import__(name).work, [()], what="task", time_limit=0.5))
 
 
