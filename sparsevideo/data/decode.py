@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo
+from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
 
 __all__ = [
     "DecodeError",
@@ -167,8 +167,9 @@ class _OtherVideo(Video):
     """A video that another library decodes, its frames numbered as PyAV numbers them.
 
     PyAV reads the files of which the library is known to make something else: containers on which it may hang, files
-    whose packets are no frames, files where frames are stored behind the keyframe that follows them (open groups of
-    pictures: both libraries give the wrong frame there), and files which it counts differently or does not read at all.
+    whose packets are no frames, mirrored ones, files where frames are stored behind the keyframe that follows them
+    (open groups of pictures) or pictures are refreshed bit by bit (both libraries give wrong frames there), and files
+    which it counts differently or does not read at all.
     """
 
     module: str
@@ -181,7 +182,7 @@ class _OtherVideo(Video):
         container, done = self._container.format.name, 0
         safe = self.containers is None or container in self.containers
         try:
-            if safe and self._times is not None and not self._open_gop:
+            if safe and self._times is not None and not self._open_gop and self._plain():
                 for image in self.library_images(wanted):
                     yield image
                     done += 1
@@ -193,6 +194,13 @@ class _OtherVideo(Video):
         if done < len(wanted):
             _say_once(self.module, container)
             yield from super()._images(wanted)
+
+    def _plain(self) -> bool:
+        """Whether nothing is mirrored, and the second keyframe is one."""
+        entries = self._keyframes[:2]
+        first, *_ = self._decode(entries)
+        a, b, c, d = display_matrix(first)
+        return entries == self._keyframes[:2] and a * d > b * c
 
     def library_images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the wanted frames (H, W, 3), none where the library counts other frames; raises what it raises."""

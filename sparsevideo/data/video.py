@@ -216,7 +216,7 @@ class Video:
             (plane,) = rgb.planes
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)  # type: ignore[call-overload]
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
-            yield np.rot90(image, round(frame.rotation / 90))
+            yield _upright(image, display_matrix(frame))
 
     def _open(self) -> None:
         with _naming(self.path):
@@ -238,7 +238,7 @@ class Video:
             self._keyframes = table.keyframes.tolist()
 
     def _list_frames(self) -> bool:
-        """List the frames from packets alone; False where packets do not tell frames apart."""
+        """List the frames from packets alone; False where they do not tell them apart, or not surely."""
         try:
             packets = [
                 _Packet(p.pts, p.size, p.is_keyframe, p.is_discard, p.is_corrupt)
@@ -266,16 +266,21 @@ class Video:
         regular = range(times[0], times[0] + step * len(times), step)
         self._times = regular if times[-1] == regular[-1] and times == list(regular) else times
         self.num_frames, self._number_of, self._keyframes = len(times), number_of, keyframes
-        return True
+        # B-frames that are stored in the order of their times: either none is used, or this is a copy of an avi, with
+        # what it has instead of times. Decoding tells.
+        in_order = all(number == place for place, (number, _) in enumerate(order))
+        return not (in_order and self._stream.codec_context.has_b_frames)
 
     def _one_frame_each(self, packets: "list[_Packet]") -> bool:
         """Whether container and codec are known to give one frame per packet, shown at the packet's time."""
         container, codec = self._container.format.name, self._stream.codec_context
-        if codec.name == "mpeg4":  # avi keeps no times, which matters with B-frames alone
-            in_order = container == "avi" and not codec.has_b_frames
-            whole = all(packet.size > _PLACEHOLDER_BYTES for packet in packets)
-            return whole and (in_order or container in _STORES_TIMES)
-        return container in _STORES_TIMES and codec.name != "vp8"  # VP8 has packets that are never shown
+        if codec.name == "vp8":  # has packets that are never shown
+            return False
+        if codec.name == "mpeg4" and any(packet.size <= _PLACEHOLDER_BYTES for packet in packets):
+            return False
+        if container == "avi":  # keeps no times
+            return codec.name == "mpeg4" and not codec.has_b_frames
+        return container in _STORES_TIMES
 
     def _number(self, time: int | None) -> int | None:
         """Return the number of the frame that is shown at a time stamp."""
@@ -305,13 +310,17 @@ class Video:
             yield from self._found(wanted, enumerate(self._first_frames()))
             return
         # One pass from a keyframe on for every group of frames without a keyframe worth seeking between them.
-        keyframes = [bisect_right(self._keyframes, number) - 1 for number in wanted]
+        keyframes = [self._keyframes[self._place(number)] for number in wanted]
         first = 0
         for last, number in enumerate(wanted):
-            if last + 1 == len(wanted) or self._keyframes[keyframes[last + 1]] - number > _SEEK_PAYS:
+            if last + 1 == len(wanted) or keyframes[last + 1] - number > _SEEK_PAYS:
                 group = wanted[first : last + 1]
-                yield from self._found(group, self._frames_from(keyframes[first], set(group)))
+                yield from self._found(group, self._frames_to(set(group), self._place(group[0])))
                 first = last + 1
+
+    def _place(self, number: int) -> int:
+        """Return which of the keyframes is the last before a frame, or is it."""
+        return bisect_right(self._keyframes, number) - 1
 
     def _found(self, wanted: list[int], frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[av.VideoFrame]:
         for number in wanted:
@@ -319,6 +328,23 @@ class Video:
             if frame is None or position != number:
                 raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} does not decode; {ADVICE}")
             yield frame
+
+    def _frames_to(self, wanted: set[int], place: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (number, frame) as `_frames_from` does, from the start where that keyframe turns out to be none.
+
+        Where pictures are refreshed bit by bit, containers call it a keyframe when a refresh begins: frames come out
+        when it is over, and are not always whole.
+        """
+        keyframe = self._keyframes[place]
+        entered = place == 0
+        for number, frame in self._frames_from(place, wanted | {keyframe}):
+            entered = entered or number == keyframe
+            if not entered and number > keyframe:
+                break
+            yield number, frame
+        if not entered:
+            self._keyframes = [0]
+            yield from self._frames_from(0, wanted)
 
     def _frames_from(self, place: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (number, frame) in the order shown, from the keyframe in that place up to the last wanted frame.
@@ -374,6 +400,23 @@ class _Packet(NamedTuple):
     key: bool
     discard: bool
     corrupt: bool
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d): what is stored at (x, y) is to be shown at (a x + c y, b x + d y), scale and shift aside."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":  # type: ignore[attr-defined]
+            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # type: ignore[call-overload]
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Turn and mirror an image for showing, to the nearest quarter turn."""
+    right, b, c, down = matrix
+    if abs(b) > abs(right):
+        image, right, down = image.swapaxes(0, 1), c, b
+    return image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
 
 def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:

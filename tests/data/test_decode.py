@@ -21,6 +21,12 @@ LISTED, COUNTED = True, False
 # container, codec, encoder options, whether packets tell the frames apart
 FILES = {
     "gop 12, B-frames": ("mp4", "libx264", {"g": "12", "bf": "3"}, LISTED),
+    "bit by bit refreshed": (
+        "mp4",
+        "libx264",
+        {"x264-params": "intra-refresh=1:keyint=12:bframes=0:scenecut=0"},
+        LISTED,
+    ),
     "gop 250, B-frames": ("mp4", "libx264", {"g": "250", "bf": "3"}, LISTED),
     "no B-frames": ("mp4", "libx264", {"g": "12", "bf": "0"}, LISTED),
     "h264, open gop": ("mp4", "libx264", {"x264-params": "open-gop=1:keyint=7:bframes=3"}, LISTED),
@@ -50,12 +56,14 @@ def numbers(frames: np.ndarray) -> list[int]:
 
 
 def remux(source: Path, target: Path, change: Callable[[list[av.Packet]], list[av.Packet]] = list, **how) -> None:
-    """Copy a file's packets, changed, into a new file; `how` may hold `rotation` and the container's options."""
-    rotation = how.pop("rotation", None)
+    """Copy a file's packets, changed, into a new file; `how` may hold `rotation`, `matrix` and options."""
+    rotation, matrix = how.pop("rotation", None), how.pop("matrix", None)
     with av.open(str(source)) as reader, av.open(str(target), "w", options=how) as writer:
         stream = writer.add_stream_from_template(reader.streams.video[0])
         if rotation is not None:
             stream.set_display_rotation(rotation)  # degrees against the clock
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
         for packet in change([packet for packet in reader.demux(video=0) if packet.size]):
             packet.stream = stream
             writer.mux(packet)
@@ -231,6 +239,23 @@ def test_rotation_in_the_file_is_undone(angle: int, decoder: str, tmp_path: Path
     assert (info.height, info.width) == upright.shape[1:3]
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("matrix", "axes"),
+    [((-1, 0, 0, 1), [2]), ((1, 0, 0, -1), [1]), ((0, 1, 1, 0), None)],
+    ids=["left and right", "top and bottom", "rows and columns"],
+)
+def test_mirroring_in_the_file_is_undone(matrix, axes, decoder: str, tmp_path: Path) -> None:
+    """Front cameras write it."""
+    plain, mirrored = tmp_path / "plain.mp4", tmp_path / "mirrored.mp4"
+    write_numbered(plain, 5, height=48, width=96)
+    a, b, c, d = (one << 16 for one in matrix)
+    remux(plain, mirrored, matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    frames = read_frames(plain, range(5))
+    upright = frames.swapaxes(1, 2) if axes is None else np.flip(frames, axes)
+    np.testing.assert_array_equal(read_frames(mirrored, range(5), decoder=needs(decoder)), upright)
+
+
 def test_ten_bits(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.mp4", 20, pix_fmt="yuv420p10le")
     assert numbers(read_frames(tmp_path / "video.mp4", [19, 4])) == [19, 4]
@@ -271,6 +296,22 @@ def test_a_start_cut_away_by_an_edit_list(tmp_path: Path) -> None:
     with open_video(tmp_path / "cut.mp4") as video:
         assert video.num_frames == 33
         assert numbers(video.read([0, 32, 9])) == [7, 39, 16]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("libx264", ".mkv"), ("mpeg4", ".mp4")])
+def test_times_of_decoding_in_the_place_of_times(codec: str, suffix: str, decoder: str, tmp_path: Path) -> None:
+    """What is left of avi's times in a copy that was not encoded anew."""
+
+    def decoding_times(packets: list[av.Packet]) -> list[av.Packet]:
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = number * packets[0].duration
+        return packets
+
+    whole, copy = tmp_path / "whole.mp4", tmp_path / f"copy{suffix}"
+    write_numbered(whole, 40, codec=codec, options={"g": "12", "bf": "2"})
+    remux(whole, copy, decoding_times)
+    assert numbers(read_frames(copy, [*range(8), 39, 20, 27], decoder=needs(decoder))) == [*range(8), 39, 20, 27]
 
 
 def test_frames_that_share_a_time(tmp_path: Path) -> None:
