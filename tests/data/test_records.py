@@ -69,9 +69,18 @@ def test_a_link_back_is_not_followed_and_a_link_elsewhere_is(tmp_path: Path) -> 
     touch(tmp_path, "set/left/a.mp4", "set/right/b.mp4", "elsewhere/c.mp4")
     (tmp_path / "set/left/loop").symlink_to(tmp_path / "set")
     (tmp_path / "set/right/self").symlink_to(tmp_path / "set/right")
-    (tmp_path / "set/right/more").symlink_to(tmp_path / "elsewhere")
-    records = read_records(tmp_path, "set", kind="video")
-    assert table(records) == [("set/left/a.mp4", 0), ("set/right/b.mp4", 1), ("set/right/more/c.mp4", 1)]
+    for name in ("left", "right"):  # what two classes share is in both
+        (tmp_path / "set" / name / "more").symlink_to(tmp_path / "elsewhere")
+    assert table(read_records(tmp_path, "set", kind="video")) == [
+        *[("set/left/a.mp4", 0), ("set/left/more/c.mp4", 0)],
+        *[("set/right/b.mp4", 1), ("set/right/more/c.mp4", 1)],
+    ]
+
+
+def test_files_of_a_folder_are_in_order_whatever_the_disk_says(tmp_path: Path) -> None:
+    names = [f"a/{number}.mp4" for number in range(10)]
+    touch(tmp_path, *names[5:], *names[4::-1])
+    assert [name for name, _ in table(read_records(tmp_path, kind="video"))] == names
 
 
 def test_a_split_may_lie_outside_the_root(root: Path, tmp_path: Path) -> None:
@@ -101,6 +110,7 @@ def test_images_and_videos_do_not_mix(root: Path) -> None:
         f"path label\n{LEFT} left\n{RIGHT_A} right\n",
         f"{LEFT}\tleft\n{RIGHT_A}\tright\n",
         f'path;x;label\n"{LEFT}";"1;5";left\n{RIGHT_A};3;right\n',
+        f'"path"\t"x"\t"label"\n"{LEFT}"\t"1"\t"left"\n"{RIGHT_A}"\t"3"\t"right"\n',
         "".join(
             json.dumps({"path": p, "label": c, "x": [1]}) + "\n\n" for p, c in [(LEFT, "left"), (RIGHT_A, "right")]
         ),
@@ -108,7 +118,8 @@ def test_images_and_videos_do_not_mix(root: Path) -> None:
     ],
     ids=[
         *["commas", "header", "other columns, byte order mark, Windows line ends", "spaces", "numbers"],
-        *["spaces and quotes", "spaces and header", "tabs", "semicolons", "JSON", "JSON with numbers and escapes"],
+        *["spaces and quotes", "spaces and header", "tabs", "semicolons", "all in quotes"],
+        *["JSON", "JSON with numbers and escapes"],
     ],
 )
 def test_list_files(root: Path, text: str) -> None:
@@ -128,12 +139,14 @@ def test_labels_after_a_comma_or_a_tab_may_hold_spaces(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["#1.mp4", "{a}.mp4", "-x.mp4", "a\u3000b.mp4", "日本 語, é.mp4", "take 2", "[1, 2].mkv"]
+    "name",
+    ["#1.mp4", "{a}.mp4", "-x.mp4", "a\u3000b.mp4", "日本 語, é.MP4", "take 2", "[1, 2].mkv", 'he said "no".mp4'],
 )
 def test_a_path_may_start_with_anything(tmp_path: Path, name: str) -> None:
     """No line is a comment: a file with such a name would silently be lost."""
     touch(tmp_path, name, "b.mp4")
-    for text in (f"{name} 1\nb.mp4 0\n", f'"{name}",1\nb.mp4,0\n', f'{{"path": "{name}", "label": 1}}'):
+    quoted, row = name.replace('"', '""'), json.dumps({"path": name, "label": 1})
+    for text in (f"{name} 1\nb.mp4 0\n", f'"{quoted}" 1\nb.mp4 0\n', f'"{quoted}",1\nb.mp4,0\n', row):
         (tmp_path / "list").write_text(text)
         assert table(read_records(tmp_path, "list", kind="video"))[0] == (name, 1)
     (tmp_path / "list").write_text(f"# my videos\n{name} 1\n")
@@ -250,6 +263,10 @@ def test_absent_files_are_counted_and_named(root: Path) -> None:
         FileNotFoundError, match=r"line 1: 5 of 6 listed files .*: gone/0\.mp4, gone/1\.mp4, gone/2\.mp4, \.\.\."
     ):
         read_records(root, "list.txt", kind="video")
+    caf = os.fsdecode(b"caf\xe9.mp4")
+    (root / "list.txt").write_text("".join(json.dumps({"path": f"{n}/{caf}", "label": 0}) + "\n" for n in range(3)))
+    with pytest.raises(FileNotFoundError, match=r": 0/caf\\xe9\.mp4, 1/caf\\xe9\.mp4, 2/caf\\xe9\.mp4$"):
+        read_records(root, "list.txt", kind="video")  # the message can be printed
 
 
 def test_a_list_in_the_working_directory_is_not_looked_at_but_named(
@@ -266,8 +283,11 @@ def test_a_list_in_the_working_directory_is_not_looked_at_but_named(
 def test_missing_and_empty_places(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; set data\.root"):
         read_records(root / "nowhere", "train", kind="video")
+    (root / ".void").mkdir()
     with pytest.raises(FileNotFoundError, match=r"tain: no such folder or list file; .* holds: videos$"):
         read_records(root, "tain", kind="video")
+    with pytest.raises(FileNotFoundError, match=r"val: no such folder or list file; .* holds: nothing$"):
+        read_records(root / ".void", "val", kind="video")
     with pytest.raises(ValueError, match=r"empty: no video in it; looked in every <class>/ for .*\.mp4"):
         read_records(root, "videos/train/empty", kind="video")
     with pytest.raises(ValueError, match=r"left: holds my clip, 1\.avi outside any class folder"):
@@ -428,7 +448,7 @@ def test_two_files_of_one_row_are_an_error(tmp_path: Path) -> None:
 
 
 def test_splits_of_a_kinetics_csv(tmp_path: Path) -> None:
-    """The split chooses among several, under both names of val; a list of one split is taken as it is."""
+    """The split chooses among several, under all names of val; a list of one split is taken as it is."""
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     (tmp_path / "all.csv").write_text(f"{HEADER}\ndance,a,0,10,train\nsing,b,0,10,validate\n,c,0,10,test\n")
     assert read_records(tmp_path, "all.csv", kind="video", split="train").name(0) == "a.mp4"
@@ -438,9 +458,9 @@ def test_splits_of_a_kinetics_csv(tmp_path: Path) -> None:
             read_records(tmp_path, "all.csv", kind="video", split=split)
     with pytest.raises(ValueError, match=r"all\.csv, line 4: has no label"):
         read_records(tmp_path, "all.csv", kind="video", split="test")
-    (tmp_path / "val.csv").write_text(f"{HEADER}\ndance,a,0,10,val\nsing,b,0,10,validate\n")
+    (tmp_path / "val.csv").write_text(f"{HEADER}\ndance,a,0,10,validation\nsing,b,0,10,validate\nsing,c,0,10,val\n")
     for split in (None, "val", "test"):
-        assert len(read_records(tmp_path, "val.csv", kind="video", split=split)) == 2
+        assert len(read_records(tmp_path, "val.csv", kind="video", split=split)) == 3
 
 
 def test_kinetics_lists_that_are_no_use(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Tar shards give what class folders give; a shard that would lose images stops at once, by name."""
 
+import bz2
 import gzip
 import io
 import json
 import logging
+import lzma
 import os
 import pickle
 import tarfile
@@ -214,6 +216,10 @@ def test_labels_are_numbers_or_names(tmp_path: Path) -> None:
     labelled(tmp_path, *[json.dumps(said) for said in ({"label": "up"}, {"cls": "down", "x": 1})], field="json")
     assert (read_shards(tmp_path, "a.tar").classes) == ("down", "up")
     assert read_shards(tmp_path, "a.tar", classes=["up", "down"]).labels.tolist() == [0, 1]
+    write_tar(tmp_path / "a.tar", [*samples(1, label="down"), ("1.json", b'{"label": "up"}')])
+    assert read_shards(tmp_path, "a.tar").classes == ("down",)
+    labelled(tmp_path, "01", "00")
+    assert read_shards(tmp_path, "a.tar").classes == ("00", "01")
 
 
 def test_class_names_beside_the_shards(tmp_path: Path) -> None:
@@ -226,13 +232,21 @@ def test_class_names_beside_the_shards(tmp_path: Path) -> None:
     assert read_shards(tmp_path, "a.tar", classes=known).labels.tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match=r"a\.tar: 0, 2 not among the 2 classes expected: down, right"):
         read_shards(tmp_path, "a.tar", classes=["down", "right"])
-    (tmp_path / "classes.txt").write_text("up\n\ndown\n")
-    with pytest.raises(ValueError, match=r"classes\.txt: a name is there twice, or a line is empty"):
-        read_shards(tmp_path, "a.tar")
+    for text in ("up\n\ndown\n", "up\ndown\nup\n"):
+        (tmp_path / "classes.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"classes\.txt: a name is there twice, or a line is empty"):
+            read_shards(tmp_path, "a.tar")
+
+
+def test_class_names_lie_in_the_shards_folder_and_can_be_printed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "set/a.tar", samples(1))
+    (tmp_path / "set/classes.txt").write_bytes(b"caf\xe9\n")
+    assert read_shards(tmp_path, "set").classes == (r"caf\xe9",)
 
 
 def test_labels_that_are_none(tmp_path: Path) -> None:
-    for text, field in [("", "cls"), ("\udce9", "cls"), ("3", "json"), ('{"label": 1.5}', "json"), ("{", "json")]:
+    wrong_json = ("3", '{"label": 1.5}', '{"label": true}', "{")
+    for text, field in [("", "cls"), ("\udce9", "cls"), *((text, "json") for text in wrong_json)]:
         members = [("x.jpg", b""), (f"x.{field}", text.encode(errors="surrogateescape"))]
         write_tar(tmp_path / "a.tar", members)
         with pytest.raises(ValueError, match=rf"a\.tar: x\.{field} holds no label; it wants"):
@@ -271,10 +285,15 @@ def test_links_are_no_images(tmp_path: Path) -> None:
 
 
 def test_compressed_shards(tmp_path: Path) -> None:
-    content = gzip.compress(write_tar(tmp_path / "a.tar", samples(1)).read_bytes())
-    for name in ("a.tar", "a.tar.gz"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: is compressed \(gzip\)"):
+    content = write_tar(tmp_path / "a.tar", samples(1)).read_bytes()
+    for name, how, compress in [
+        ("a.tar", "gzip", gzip.compress),
+        ("a.tar.gz", "gzip", gzip.compress),
+        ("a.tar.bz2", "bzip2", bz2.compress),
+        ("a.tar.xz", "xz", lzma.compress),
+    ]:
+        (tmp_path / name).write_bytes(compress(content))
+        with pytest.raises(ValueError, match=rf"{name}: is compressed \({how}\)"):
             read_shards(tmp_path, name)
 
 
@@ -317,8 +336,9 @@ def test_headers_are_read_once_until_the_shard_changes(tmp_path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(ValueError, match=r"a\.tar: no image in it"):
         read_shards(tmp_path, "a.tar")
-    write_tar(path, samples(1, 2, 3, label="5"))
-    assert read_shards(tmp_path, "a.tar").labels.tolist() == [5, 5, 5]
+    write_tar(path, samples(*range(9), label="5"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # another size is enough
+    assert read_shards(tmp_path, "a.tar").labels.tolist() == [5] * 9
     assert held(tmp_path) == [".a.tar.index.npz", "a.tar"]
 
 
