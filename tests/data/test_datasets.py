@@ -13,7 +13,7 @@ from PIL import Image
 from sparsevideo.data import datasets, scan
 from sparsevideo.data.clips import spread_clips, uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError, Video, open_video
+from sparsevideo.data.decode import DecodeError, Video, _say_once, open_video
 from sparsevideo.data.index import INDEX, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
@@ -101,11 +101,34 @@ def test_test_views_are_clips_by_crops(records: Records, convention: str) -> Non
     assert (item["label"], item["video_index"], item["video_name"], item["failures"]) == (0, 0, "a/0.mp4", [])
 
 
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (96, 48)])
+def test_views_that_share_a_stem_are_parts_of_whole_frames(height: int, width: int, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/video.mp4", 22, height=height, width=width)
+    records = read_records(tmp_path, kind="video")
+    views, shared = (viewing(records, crops=3, num_clips=2, share_stem=share)[0] for share in (False, True))
+    (whole,) = shared["video"]
+    assert whole.shape == (3, 8, height, width)  # frames 0, 3, ... 21, each in one clip or in both
+    assert views["short_side"] == shared["short_side"] == 48
+    for view, frames, box in zip(views["video"], shared["frames"], shared["boxes"], strict=True):
+        left, top, right, bottom = (box * torch.tensor([width, height] * 2)).round().int().tolist()
+        assert torch.equal(whole[:, frames, top:bottom, left:right], view)
+
+
 def test_crops_of_a_wide_video_differ(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     write_numbered(tmp_path / "a/wide.mp4", 12, height=48, width=144)
     left, centre, right = viewing(read_records(tmp_path, kind="video"), crops=3, num_clips=1)[0]["video"]
     assert not torch.equal(left, centre) and not torch.equal(centre, right)
+
+
+def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("decord")
+    _say_once.cache_clear()
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/video.ts", 12)
+    assert "video" in viewing(read_records(tmp_path, kind="video"), decoder="decord")[0]
+    assert "decord does not read some mpegts files" in caplog.text
 
 
 def test_still_clips_repeat_the_middle_frame(records: Records) -> None:
@@ -153,6 +176,12 @@ def test_clips_keep_to_the_seconds_of_their_record(records: Records) -> None:
     beyond = Records.build(records.root, records.classes, ["a/0.mp4"], [0], np.array([[2.0, 3.0]]))
     ((_, name, reason),) = viewing(beyond)[0]["failures"]
     assert name == "a/0.mp4" and "a/0.mp4: " in reason and "2" in reason
+
+
+def test_frames_per_second_count_from_the_records_first_second(records: Records) -> None:
+    cut = Records.build(records.root, records.classes, ["a/0.mp4"], [0], np.array([[0.4, np.inf]]))
+    views = viewing(cut, target_fps=12.5, frame_stride=2, num_clips=1)[0]["video"]
+    assert frame_numbers(views[0]) == [14, 18, 22, 26, 30, 34]  # of 10, 12, ..., 38 the centre
 
 
 def test_frames_per_second_are_those_asked_for(tmp_path: Path) -> None:
@@ -214,6 +243,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 def test_short_side_is_scaled_while_decoding(records: Records) -> None:
     item = viewing(records, short_side=24)[0]
     sharp = viewing(records)[0]
+    assert item["short_side"] == sharp["short_side"] == 48  # as they are stored
     assert item["video"].shape == sharp["video"].shape
     assert not torch.equal(item["video"], sharp["video"])
     assert frame_numbers(item["video"][0]) == frame_numbers(sharp["video"][0])
@@ -230,6 +260,15 @@ def test_in_training_bad_files_are_replaced_by_the_next(damaged: Records) -> Non
     damaged.path(0).write_bytes(b"")
     with pytest.raises(DecodeError, match=r"4 files in a row do not decode .*; the first: .*b/2\.mp4"):
         _ = reading(damaged)[2]
+    with pytest.raises(DecodeError, match="20 files in a row do not decode"):
+        _ = reading(Records.build(damaged.root, ["a"], ["gone.mp4"] * 50, [0] * 50))[2]
+
+
+def test_a_replacement_is_another_clip_than_the_file_gives_itself(records: Records) -> None:
+    dataset = reading(Records.build(records.root, ["a"], ["gone.mp4", "a/0.mp4"], [0, 0]))
+    replaced, own = dataset[5, 0], dataset[5, 1]
+    assert replaced["video_index"] == own["video_index"] == 1
+    assert frame_numbers(replaced["video"]) != frame_numbers(own["video"])
 
 
 def test_in_a_test_bad_files_are_not_replaced(damaged: Records) -> None:
@@ -261,8 +300,11 @@ def test_impossible_settings_stop_at_construction(records: Records) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             viewing(records, **changes)
-    with pytest.raises(IndexError):
-        _ = reading(records)[4]
+    with pytest.raises(ValueError, match="share_stem is for tests"):
+        reading(records, share_stem=True)
+    for index in (4, -1):
+        with pytest.raises(IndexError):
+            _ = reading(records)[index]
 
 
 def test_images(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def test_times(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.avi", 20, codec="mpeg4", options={"bf": "2"})  # its times are in coding order
     with open_video(tmp_path / "uneven.mp4") as video:
         np.testing.assert_allclose(video.times_s, [(n + n * n // 3) / 25 for n in range(20)], atol=1e-9)
-    for name in ("video.ts", "video.avi"):
+    write_numbered(tmp_path / "video.h264", 20)  # has none
+    for name in ("video.ts", "video.avi", "video.h264"):
         with open_video(tmp_path / name) as video:
             np.testing.assert_allclose(video.times_s, np.arange(20) / 25, atol=1e-4)
 
@@ -220,7 +221,8 @@ def test_one_frame(tmp_path: Path) -> None:
 
 
 def test_short_side(tmp_path: Path) -> None:
-    for name, height, width, shape in [("a", 48, 96, (32, 64)), ("b", 96, 48, (64, 32)), ("c", 16, 24, (32, 48))]:
+    sizes = [("a", 48, 96, (32, 64)), ("b", 96, 48, (64, 32)), ("c", 16, 24, (32, 48)), ("d", 48, 76, (32, 51))]
+    for name, height, width, shape in sizes:
         write_numbered(tmp_path / f"{name}.mp4", 8, height=height, width=width)
         frames = read_frames(tmp_path / f"{name}.mp4", [7, 2], short_side=32)
         assert frames.shape == (2, *shape, 3)
@@ -259,6 +261,22 @@ def test_mirroring_in_the_file_is_undone(matrix, axes, decoder: str, tmp_path: P
 def test_ten_bits(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.mp4", 20, pix_fmt="yuv420p10le")
     assert numbers(read_frames(tmp_path / "video.mp4", [19, 4])) == [19, 4]
+
+
+def test_of_several_streams_the_one_that_players_show_is_read(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "small.mp4", 5, height=32, width=32)
+    write_numbered(tmp_path / "large.mp4", 8)
+    with av.open(str(tmp_path / "both.mkv"), "w") as both:
+        readers = [av.open(str(tmp_path / name)) for name in ("small.mp4", "large.mp4")]
+        streams = [both.add_stream_from_template(reader.streams.video[0]) for reader in readers]
+        streams[1].disposition = av.stream.Disposition.default
+        for reader, stream in zip(readers, streams, strict=True):
+            for packet in (packet for packet in reader.demux(video=0) if packet.size):
+                packet.stream = stream
+                both.mux(packet)
+            reader.close()
+    assert probe(tmp_path / "both.mkv").height == 64
+    assert numbers(read_frames(tmp_path / "both.mkv", range(8))) == list(range(8))
 
 
 def test_a_cut_file_has_the_frames_that_are_left(tmp_path: Path) -> None:
@@ -369,14 +387,19 @@ def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
         probe(tmp_path)
 
 
-def test_damage_in_the_middle_stops_the_reads_that_need_it(tmp_path: Path) -> None:
-    path = tmp_path / "video.mp4"
+def write_damaged(path: Path) -> None:
+    """Frames 30 to 35 do not decode."""
     write_numbered(path, 60, options={"g": "12", "bf": "0", "sc_threshold": "0"})
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         position, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][30]
     content[position : position + size] = b"\xff" * size
     path.write_bytes(content)
+
+
+def test_damage_in_the_middle_stops_the_reads_that_need_it(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_damaged(path)
     with open_video(path) as video:
         assert numbers(video.read([29, 0])) == [29, 0]
         with pytest.raises(DecodeError, match=r"video\.mp4"):
@@ -385,6 +408,17 @@ def test_damage_in_the_middle_stops_the_reads_that_need_it(tmp_path: Path) -> No
     with open_video(path, verify=True) as video:
         assert video.num_frames == 30 and video.table.step == 0  # what the packets tell is no longer believed
         assert numbers(video.read([29, 0])) == [29, 0]
+        assert video.cut_short == "Invalid data found when processing input"
+    assert probe(path).num_frames == 30
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_up_to_damage_every_frame_is_the_one_it_says(decoder: str, tmp_path: Path) -> None:
+    """Also where the decoder has given some already, and another could begin anew."""
+    write_damaged(tmp_path / "video.mp4")
+    with open_video(tmp_path / "video.mp4", needs(decoder)) as video, pytest.raises(DecodeError, match=r"video\.mp4"):
+        for number, frame in video.frames(range(60)):
+            assert read_number(frame) == number
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "flv"])

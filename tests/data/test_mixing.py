@@ -53,6 +53,13 @@ def test_mixup_blends_what_its_targets_say(shape: tuple[int, ...], batch: int) -
     assert min(shares) < 0.3 and max(shares) > 0.7
 
 
+@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+def test_a_large_alpha_leaves_every_sample_its_half(kind: str) -> None:
+    torch.manual_seed(0)
+    mix = Mix(2, **{kind: 1000.0})
+    assert all(mix(torch.zeros(2, 3, 32, 32), torch.arange(2))[1][0, 0] > 0.45 for _ in range(50))
+
+
 def one_hot(label: int) -> Tensor:
     return F.one_hot(torch.tensor(label), 7).float()
 
@@ -171,7 +178,7 @@ def test_erasing_in_any_layout() -> None:
 
 
 def test_impossible_settings() -> None:
-    for arguments in [{}, {"mixup_alpha": -1.0}, {"mixup_alpha": 0.8, "prob": 1.5}]:
+    for arguments in [{}, {"mixup_alpha": 0.8, "cutmix_alpha": -1.0}, {"mixup_alpha": 0.8, "prob": 1.5}]:
         with pytest.raises(ValueError, match="mixing wants an alpha above 0"):
             Mix(7, **arguments)
     for arguments in [(1.5,), (0.5, "rand")]:

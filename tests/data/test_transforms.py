@@ -234,6 +234,13 @@ def test_test_crops_are_scaled() -> None:
     assert views[1, 0].float().mean() == pytest.approx(49.5, abs=0.6)  # the centre stays in the centre
 
 
+@pytest.mark.parametrize(("height", "width", "shape"), [(30, 30, (54, 56)), (300, 31, (524, 54)), (31, 32, (54, 56))])
+def test_a_whole_frame(height: int, width: int, shape: tuple[int, int]) -> None:
+    transform = TestTransform(54, full_frame=True)
+    assert transform.whole_shape(height, width) == shape
+    assert transform(ramp(2, height, width)).shape == (1, 3, 2, *shape)
+
+
 def test_test_boxes_are_what_a_test_cuts() -> None:
     frames = noise(2, 40, 100, 3)
     transform = TestTransform(16, 3)
@@ -400,17 +407,23 @@ def test_normalize_is_pytorchvideos() -> None:
 
 
 def test_impossible_settings() -> None:
-    for arguments in [{"scale": (0.5, 0.1)}, {"scale": (0.0, 1.0)}, {"ratio": (2.0, 0.5)}, {"flip": 1.5}]:
+    for arguments in [
+        *({"scale": scale} for scale in [(0.5, 0.1), (0.0, 1.0), (0.5, 1.5)]),
+        *({"ratio": ratio} for ratio in [(2.0, 0.5), (0.0, 1.0)]),
+        {"flip": 1.5},
+    ]:
         with pytest.raises(ValueError, match="got scale"):
             TrainTransform(32, **arguments)
     for jitter in [(16, 64), (64, 32)]:
         with pytest.raises(ValueError, match=r"short-side jitter wants 32 <= .*; got \("):
             TrainTransform(32, jitter=jitter)
-    for arguments in [{"rand_augment": 11}, {"rand_augment_layers": 15}, {"rand_augment_prob": 1.5}]:
+    wrong = {"rand_augment": (-1, 11), "rand_augment_layers": (0, 15), "rand_augment_prob": (-0.5, 1.5)}
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(ValueError, match="RandAugment wants"):
-            TrainTransform(32, **{"rand_augment": 9, **arguments})
+            TrainTransform(32, **{"rand_augment": 9, name: value})
     for strengths in [(0.4, -0.1, 0.0, 0.0), (0.0, 0.0, 0.0, 0.6)]:
         with pytest.raises(ValueError, match="colour jitter wants"):
             TrainTransform(32, color_jitter=strengths)
-    with pytest.raises(ValueError, match="at least one crop"):
-        TestTransform(32, 0)
+    for crops, full_frame in [(0, False), (3, True)]:
+        with pytest.raises(ValueError, match="at least one crop, and one only of full frames"):
+            TestTransform(32, crops, full_frame=full_frame)
