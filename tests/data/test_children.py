@@ -35,6 +35,11 @@ def work(what: str, path: str = "") -> str:
     elif what == "be deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
+    elif what == "tidy up":
+        try:
+            time.sleep(1000)
+        finally:
+            Path(path).touch()
     elif what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif what == "leave":
@@ -62,13 +67,14 @@ def test_each_item_has_its_result_or_reason(tmp_path: Path, caplog: pytest.LogCa
         "hang in the system": "took longer than 1 s",
         "hold python": "took longer than 1 s",
         "be deaf": "took longer than 1 s",
+        "tidy up": "took longer than 1 s",
         "crash": "crashed (SIGSEGV)",
         "leave": "crashed (exit code 7)",
         "be wrong": "a: is wrong",
         "fail": "KeyError: 'fail'",
         "raise what does not pickle": "Local: here",
     }
-    paths = {"hang in the system": str(tmp_path / "pipe"), "be wrong": "a"}
+    paths = {"hang in the system": str(tmp_path / "pipe"), "tidy up": str(tmp_path / "tidied"), "be wrong": "a"}
     items = [(what, paths.get(what, "")) for what in odd] + [(str(number), "") for number in range(40)]
     with caplog.at_level(logging.INFO):
         results = list(run_all(work, items, what="task", workers=7, time_limit=1, done=2))
@@ -76,7 +82,9 @@ def test_each_item_has_its_result_or_reason(tmp_path: Path, caplog: pytest.LogCa
     reasons = {item[0]: str(result) for item, result in results if isinstance(result, ChildError)}
     assert reasons == odd
     assert all(result == item[0] for item, result in results if item[0] not in odd)
-    assert "task: 51 of 51" in caplog.text
+    assert (tmp_path / "tidied").exists()
+    assert "task: 52 of 52" in caplog.text
+    assert caplog.text.count("task: ") <= 20
 
 
 def test_a_child_that_is_lost_is_replaced() -> None:

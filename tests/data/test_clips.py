@@ -185,6 +185,7 @@ def test_a_span_without_frames_is_an_error(start_s: float, end_s: float) -> None
         (np.arange(12) / 30, 8, [0, 3, 7, 11]),  # 0, 3.75, 7.5, 11.25
         (np.arange(12) / 30 + 7.3, 8, [0, 3, 7, 11]),  # the clock starts with the first frame
         (np.array([0.0, 0.1, 0.5, 0.55, 0.6]), 10, [0, 1, 1, 1, 1, 2, 4]),  # the last one ends at 0.675
+        (np.arange(12) / 1000, 400, [0, 2, 5, 7, 10]),  # at most a quarter of a frame early
         (np.array([0.0]), 10, [0]),
         (np.array([0.0, 10.0]), 0.01, [0]),
     ],

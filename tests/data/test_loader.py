@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numbered import write_numbered
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.loader import EpochSampler, collate, reading, shard, test_loader, train_loader
@@ -57,6 +57,9 @@ def test_ranks_share_what_one_rank_sees(world_size: int) -> None:
 def test_a_resumed_run_goes_on_exactly(start_step: int) -> None:
     whole = batches(20, 23, 4, seed=1)
     assert batches(20 - start_step, 23, 4, seed=1, start_step=start_step) == whole[start_step:]
+    halves = batches(40, 23, 2, accumulate=2, seed=1)
+    rest = batches(40 - 2 * start_step, 23, 2, accumulate=2, seed=1, start_step=start_step)
+    assert rest == halves[2 * start_step :]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -114,6 +117,10 @@ def test_a_batch_larger_than_the_data_stops() -> None:
             ValueError, match=rf"global batch of {3 * batch_size} \(3 x 1 x {batch_size}\) from 24 samples: train\."
         ):
             EpochSampler(24, batch_size, world_size=3)
+    with pytest.raises(ValueError, match=r"global batch of 0 \(1 x 0 x 8\) from 24 samples"):
+        EpochSampler(24, 8, accumulate=0)
+    with pytest.raises(ValueError, match="from 0 samples"):
+        EpochSampler(0, 8, pad=True)
 
 
 def test_shards_split_a_test_without_padding() -> None:
@@ -139,6 +146,9 @@ def test_collate() -> None:
     nothing = collate([bad])
     assert "video" not in nothing and len(nothing["video_index"]) == len(nothing["label"]) == 0
     assert nothing["failures"] == [(6, "y", "why")]
+    channels_last = good | {"video": torch.ones(2, 4, 4, 3).movedim(-1, 0)}
+    for count in (1, 2):  # nothing is rearranged
+        assert collate([channels_last] * count)["video"].stride()[1:] == (1, 48, 12, 3)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +242,9 @@ def test_iterating_again_goes_on(records: Records) -> None:
     assert_same(twice, list(islice(train_loader(training(records), EpochSampler(len(records), 3, seed=5)), 4)))
 
 
+SIGNALS = {"crash": signal.SIGSEGV, "full disk": signal.SIGBUS, "killed inside": signal.SIGKILL}
+
+
 class Dangerous(Dataset):
     """Reads a file as its content demands."""
 
@@ -246,8 +259,10 @@ class Dangerous(Dataset):
             content = self.paths[index].read_text()
             if content == "hang":
                 ctypes.PyDLL(None).sleep(1000)  # and no other Python code runs meanwhile, as in some decoders
-            if content == "crash":
-                os.kill(os.getpid(), signal.SIGSEGV)
+            if content in SIGNALS:
+                os.kill(os.getpid(), SIGNALS[content])
+            if content == "leave":
+                os._exit(7)
         if content == "killed outside":
             os.kill(os.getpid(), signal.SIGKILL)
         if content == "wrong":
@@ -257,16 +272,17 @@ class Dangerous(Dataset):
 
 @pytest.fixture
 def dangerous(tmp_path: Path) -> Path:
-    for content in ("fine", "hang", "crash", "killed outside", "wrong"):
+    for content in ("fine", "hang", *SIGNALS, "killed outside", "wrong"):
         (tmp_path / content).write_text(content)
     (tmp_path / "videos/a").mkdir(parents=True)
-    os.mkfifo(tmp_path / "videos/a/nobody writes.mp4")
+    for number in range(2):
+        os.mkfifo(tmp_path / f"videos/a/nobody writes {number}.mp4")
     return tmp_path
 
 
 def end_of(dataset: Dataset) -> OSError:
     """What a loader says once all its workers but the first have come to an end by themselves."""
-    loader = test_loader(dataset, range(3), batch_size=1, num_workers=3, timeout_s=0.5)
+    loader = test_loader(dataset, range(len(dataset)), batch_size=1, num_workers=len(dataset), timeout_s=0.5)
     batches = iter(loader)
     assert next(batches)["video"].shape == (1, 3, 1, 1, 1)
     workers = loader._iterator._workers  # type: ignore[union-attr]
@@ -285,28 +301,38 @@ def end_of(dataset: Dataset) -> OSError:
 def test_workers_that_hang_are_told_by_the_files_they_read(dangerous: Path) -> None:
     videos = read_records(dangerous / "videos", kind="video")
     views = VideoDataset(videos, num_frames=4, frame_stride=2, transform=TestTransform(32), num_clips=1)
-    error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), views]))
+    both = Subset(views, [0]), Subset(training(videos), [1])
+    error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), *both]))
     assert isinstance(error, TimeoutError)
     told = "not read within 0.5 s; `sparsevideo data scan` finds such files, remove it, or raise data.timeout_s"
-    first, second = str(error).split(" is that slow; ")
-    assert first.startswith(f"{dangerous / 'hang'}: {told}") and second.startswith(f"{videos.path(0)}: {told}")
+    files = [dangerous / "hang", videos.path(0), videos.path(1)]
+    for part, file in zip(str(error).split(" is that slow; "), files, strict=True):
+        assert part.startswith(f"{file}: {told}")
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_workers_that_die_are_told_by_the_files_they_read(dangerous: Path) -> None:
-    error = end_of(Dangerous(dangerous / "fine", dangerous / "crash", dangerous / "killed outside"))
-    assert isinstance(error, ChildProcessError)
+    ends = ("crash", "killed outside", "killed inside", "hang")
+    error = end_of(Dangerous(dangerous / "fine", *(dangerous / end for end in ends)))
+    assert isinstance(error, ChildProcessError)  # no matter how slow the disk is
     first, second = str(error).split(" make it anew; ")
     assert first.startswith(f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); `sparsevideo")
     assert second.startswith("a loader worker died between two files (SIGKILL); the memory or /dev/shm may be full")
+    assert f"; {dangerous / 'killed inside'}: a loader worker died while reading it (SIGKILL); the memory" in second
+    assert f"; {dangerous / 'hang'}: not read within 0.5 s" in second
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_a_file_is_named_whenever_its_worker_is_seen_to_be_dead(dangerous: Path) -> None:
-    """Connections break before exit codes are known."""
-    for _ in range(2):
-        with pytest.raises(ChildProcessError, match=r"crash: a loader worker died while reading it \(SIGSEGV\)"):
-            list(test_loader(Dangerous(dangerous / "crash"), [0], batch_size=1, num_workers=1))
+    """Connections break before exit codes are known. The advice depends on the signal, and the name can be printed."""
+    path = dangerous / os.fsdecode(b"caf\xe9")
+    for content, cause in [
+        ("leave", r"\(exit code 7\); `sparsevideo data scan` finds"),
+        ("full disk", r"\(SIGBUS\); the memory or /dev/shm may be full"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(ChildProcessError, match=r"caf\\xe9: a loader worker died while reading it " + cause):
+            list(test_loader(Dangerous(path), [0], batch_size=1, num_workers=1))
 
 
 def test_an_error_of_the_data_set_stays_what_it_is(dangerous: Path) -> None:

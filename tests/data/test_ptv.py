@@ -17,6 +17,7 @@ from numbered import REAL, read_number, write_numbered
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from sparsevideo.data import ptv
+from sparsevideo.data.decode import _say_once
 from sparsevideo.data.ptv import kinetics, labeled_video_dataset, make_clip_sampler
 
 T = 8
@@ -259,6 +260,38 @@ def test_lists_with_a_prefix(tmp_path: Path) -> None:
     spanned = "path,label,start_s,end_s\na 1.mp4,0,1,2\n"
     assert clips(spanned, "uniform", 0.4) == [("a 1.mp4", 0, [25, 29, 34]), ("a 1.mp4", 0, [35, 39, 44])]
     assert clips(spanned, "random", 9.0) == [("a 1.mp4", 0, [25, 37, 49])]
+
+
+def test_paths_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "lists"):
+        Path(folder).mkdir()
+    write_numbered(Path("videos/a.mp4"), 12)
+    for line, prefix in [("videos/a.mp4 3\n", ""), ("a.mp4 3\n", "videos")]:
+        Path("lists/list.txt").write_text(line)
+        sampler = make_clip_sampler("random", 9.0)
+        (item,) = labeled_video_dataset("lists/list.txt", sampler, video_path_prefix=prefix, num_frames=2)
+        assert (item["video_name"], item["label"], shown(item)) == ("a.mp4", 3, [0, 11])
+
+
+def test_a_video_that_has_gone_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_numbered(tmp_path / name / "1.mp4", 12)
+    dataset = kinetics(tmp_path, make_clip_sampler("random", 9.0), num_frames=2)
+    (tmp_path / "a/1.mp4").unlink()
+    (item,) = dataset
+    assert item["label"] == 1 and dataset.video_path_handler.failures == ["a/1.mp4"]
+    assert f"left out: {tmp_path / 'a/1.mp4'}: no such file" in caplog.text
+
+
+def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("decord")
+    _say_once.cache_clear()
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/video.ts", 12)
+    (_,) = kinetics(tmp_path, make_clip_sampler("random", 9.0), num_frames=2, decoder="decord")
+    assert "decord does not read some mpegts files" in caplog.text
 
 
 def test_arguments_are_pytorchvideos() -> None:

@@ -120,6 +120,24 @@ def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.Ca
     }
 
 
+def test_a_summary_of_any_shapes_lengths_and_places(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "nowhere.mp4", "up/a.mp4", "down/b.mp4", content=video)
+    put(tmp_path, "up/a\ttab\n.mp4", content=b"")
+    write_numbered(tmp_path / "up/tall.mp4", 10, height=96, width=48)
+    write_numbered(tmp_path / "up/long.mp4", 50)
+    assert scan(tmp_path) == INCOMPLETE
+    said = capsys.readouterr().out
+    assert "\nshort side  64: 4, 48: 1\n" in said
+    assert "\n.: 2 classes, fewest down: 1, most up: 3\n" in said
+    summary = json.loads((tmp_path / "sparsevideo-index.summary.json").read_text())
+    assert list(summary["classes"]) == ["."]  # of a file in no folder nobody knows the class
+    assert (summary["durations_s"]["shortest"], summary["durations_s"]["longest"]) == (0.4, 2.0)
+    (line,) = (tmp_path / "sparsevideo-index.bad.txt").read_text().splitlines()
+    assert line.startswith("up/a\\ttab\\n.mp4\tdoes not decode")
+
+
 def test_a_second_scan_does_what_is_left(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is known is not decoded: damage that leaves size and time as they were is not seen."""
     put(tmp_path, "c/same.mp4", "c/changed.mp4", "c/gone.mp4", content=video)
@@ -180,6 +198,7 @@ def test_an_interrupted_scan_goes_on(video: bytes, tmp_path: Path, capsys: pytes
     (tmp_path / "c" / "hangs.mp4").unlink()
     put(tmp_path, "c/hangs.mp4", content=video)
     assert scan(tmp_path) == OK
+    assert "scan: 9 of 9" in capsys.readouterr().err
     assert len(rows(tmp_path / INDEX)) == 9
 
 
