@@ -5,7 +5,7 @@ from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -182,7 +182,7 @@ class _OtherVideo(Video):
         container, done = self._container.format.name, 0
         safe = self.containers is None or container in self.containers
         try:
-            if safe and self._times is not None and not self._open_gop and self._plain():
+            if safe and self._times is not None and not self._open_gop and self._plain:
                 for image in self.library_images(wanted):
                     yield image
                     done += 1
@@ -195,6 +195,7 @@ class _OtherVideo(Video):
             _say_once(self.module, container)
             yield from super()._images(wanted)
 
+    @cached_property
     def _plain(self) -> bool:
         """Whether nothing is mirrored, and the second keyframe is one."""
         entries = self._keyframes[:2]
