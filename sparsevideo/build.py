@@ -126,14 +126,20 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
 def _index(config: DataConfig, records: Records) -> Index | None:
     """What a scan knows of the videos; one that lies in the root unasked stops nobody."""
     names = map(records.name, range(len(records)))
-    if config.index:
-        return read_index(config.index, names)
-    index = Path(config.root) / INDEX
+    path = index_path(config)
     try:
-        return read_index(index, names) if index.exists() else None
+        return None if path is None else read_index(path, names)
     except ValueError as error:
+        if config.index:
+            raise
         logger.warning("%s; going on without it", error)
         return None
+
+
+def index_path(config: DataConfig) -> Path | None:
+    """Where a scan has left what it knows of the videos: `data.index`, or the file in `data.root`, if there is one."""
+    index = Path(config.index or Path(config.root) / INDEX)
+    return index if config.index or index.exists() else None
 
 
 def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:

@@ -385,7 +385,7 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("root", help="folder; hidden files and folders below it are left out, links followed")
     parser.add_argument("--index", help="file to write, or to go on with; by default sparsevideo-index.jsonl in root")
     parser.add_argument("--workers", type=int | None, help="child processes; by default one for each core")
-    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds that a file may take; then it is bad")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds that a file may take; then it is bad")
     parser.add_argument("--retry-bad", action="store_true", help="decode once more what an earlier scan found bad")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse(argv)

@@ -465,7 +465,9 @@ def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_
     assert main(test) == INCOMPLETE
     said = capsys.readouterr().err
     assert "sparsevideo-index.jsonl: knows 24 of 24 files, 1 of them bad" in said
-    (failed,) = json.loads((tmp_path / "results.json").read_text())["failed"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["index"] == str(with_a_torn_video / "sparsevideo-index.jsonl")
+    (failed,) = results["failed"]
     assert failed["name"] == "videos/test/up/0000.mp4" and "marked bad by the scan" in failed["reason"]
 
     train = ["train", *VIDEO, f"--data.root={with_a_torn_video}", f"--out={tmp_path / 'run'}"]

@@ -89,6 +89,13 @@ def test_lists_and_copies(kinetics: Path) -> None:
     with open_video(val.path(0)) as video:
         assert abs(video.read([7]).mean() - 100) < 5
 
+    write_video(kinetics / list(GOOD)[2], np.zeros((10, 30, 30, 3), np.uint8))  # downloaded anew
+    kept = train.path(0).stat().st_mtime_ns
+    with prepare(kinetics) as process:
+        process.communicate(timeout=120)
+    assert probe(val.path(0)).num_frames == 10
+    assert train.path(0).stat().st_mtime_ns == kept
+
 
 @pytest.mark.slow
 def test_interrupted_and_resumed(kinetics: Path) -> None:

@@ -4,7 +4,8 @@
 
 Leaves in `kinetics400/256/` copies with a short side of 256 pixels (Kinetics-400 scores are from copies of 256 or 320,
 or of 340x256 whatever the aspect ratio, and depend on it) and for each csv our list `train.csv` of what there is, and
-`train.lacking.txt`: rows without a file and files that do not decode; with any, it exits with 3. It can be resumed.
+`train.lacking.txt`: rows without a file and files that do not decode; with any, it exits with 3. It can be
+resumed, and makes a copy anew where the video has changed since.
 """
 
 import argparse
@@ -20,11 +21,17 @@ from sparsevideo.data.lists import read_list
 from sparsevideo.data.records import EXTENSIONS, walk
 
 
+def is_newer(copy: Path, source: Path) -> bool:
+    """Whether there is a copy of what the source holds now, for all its time tells."""
+    return copy.exists() and copy.stat().st_mtime >= source.stat().st_mtime
+
+
 def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]) -> int:
     """Make the copies and the lists of one csv; returns how much is lacking."""
     rows = list(join_files(listing, read_list(listing, args.videos, EXTENSIONS["video"])[1], names, listing.stem))
     copies = {row.path: PurePosixPath(row.path).with_suffix(".mp4") for row in rows if row.path}
-    jobs = [(args.videos / old, out / new, args.short_side) for old, new in copies.items() if not (out / new).exists()]
+    pairs = [(args.videos / old, out / new) for old, new in copies.items()]
+    jobs = [(*pair, args.short_side) for pair in pairs if not is_newer(*reversed(pair))]
     kw = {"what": listing.stem, "workers": args.workers, "time_limit": args.time_limit, "done": len(copies) - len(jobs)}
     lacking = [f"{job[0]}\t{end}\n" for job, end in run_all(resize_video, jobs, **kw) if isinstance(end, ChildError)]
     lines = listing.read_text(encoding="utf-8-sig").split("\n")

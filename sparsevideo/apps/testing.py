@@ -136,6 +136,8 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "num_points": test.num_points,
         "stored_short_sides": {str(side): sides[side] for side in sorted(sides) if side},
         "decoder": resolve_decoder(data.decoder) if video else None,
+        # What a scan knows matters where a file decodes in part: it is as long as it decodes, else as long as it says.
+        "index": str(index) if video and (index := build.index_path(data)) else None,
         "precision": test.precision,
         "listed": len(records),
         "missing": records.missing,  # of a Kinetics csv: no file for them, so neither listed nor scored

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
 
@@ -159,6 +159,8 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> np.nda
             return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
+    except UnidentifiedImageError:  # its own text names an object in memory
+        raise DecodeError(f"{name}: does not decode (no known kind of image); {ADVICE}") from None
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
         raise DecodeError(f"{name}: does not decode ({error}); {ADVICE}") from error
 

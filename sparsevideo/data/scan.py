@@ -34,7 +34,7 @@ def scan(
     index: str | Path | None = None,
     *,
     workers: int | None = None,
-    time_limit: float = 60,
+    time_limit: float = 300,
     retry_bad: bool = False,
 ) -> dict[str, Any]:
     """Decode every video below a folder and write down what is found.

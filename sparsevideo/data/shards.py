@@ -178,6 +178,8 @@ def _number_classes(
         if largest >= MAX_CLASSES:
             raise ValueError(f"{place}: {largest} is no class number; labels count from 0")
         own = tuple(str(number) for number in range(largest + 1))
+    elif odd := sorted(label for label in labels if re.fullmatch(r"-\d+|-?\d+\.0*", label)):
+        raise ValueError(f"{place}: {odd[0]} is no class number; they are written 0, 1, 2, ...")
     else:
         own = tuple(sorted(labels))
     name_of = {str(number): name for number, name in enumerate(own)} | {name: name for name in own}

@@ -1,5 +1,6 @@
 """Frames are exactly the ones asked for, counts are true, and what does not decode says so."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -526,6 +527,8 @@ def test_images(tmp_path: Path) -> None:
     for name in ("cut.jpg", "empty.png"):
         with pytest.raises(DecodeError, match=name):
             read_image(tmp_path / name)
+    with pytest.raises(DecodeError, match=r"^shard/x\.png: does not decode \(no known kind of image\); remove"):
+        read_image(io.BytesIO(), "shard/x.png")
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg: no such file"):
         read_image(tmp_path / "absent.jpg")
 
