@@ -105,6 +105,14 @@ def test_what_is_absent_or_unknown_is_reported(source, target):
         assert name in str(report)
 
 
+def test_weights_that_would_compute_something_else_are_refused_before_any_is_filled(source, target):
+    before = target.head.weight.clone()
+    told = {"hparams": {**source.hparams, "padding": "border"}, "model": source.state_dict()}
+    with pytest.raises(ValueError, match="these weights: trained with padding=border, the model has zeros"):
+        load_weights(target, told)
+    assert torch.equal(target.head.weight, before)
+
+
 def test_other_classes_are_refused_or_keep_a_new_head(source):
     target = toy(2, num_classes=11, seed=5)
     head = target.head.weight.clone()
