@@ -79,6 +79,7 @@ class Video:
     def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
         self._reformatter = VideoReformatter()
+        self._matrices: dict[int, tuple[int, int, int, int]] = {}  # rotation of a frame -> all of how it is shown
         # Time stamps of the frames, a range where they are regular; None: only decoding tells frames apart.
         self._times: Sequence[int] | None = None
         self._stamps: list[int | None] = []  # of the frames as they decode, where they were counted so
@@ -216,7 +217,10 @@ class Video:
             (plane,) = rgb.planes
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)  # type: ignore[call-overload]
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
-            yield _upright(image, display_matrix(frame))
+            # Once for each rotation: side data that were asked for keep their frame until the garbage is collected.
+            if frame.rotation not in self._matrices:
+                self._matrices[frame.rotation] = display_matrix(frame)
+            yield _upright(image, self._matrices[frame.rotation])
 
     def _open(self) -> None:
         with _naming(self.path):

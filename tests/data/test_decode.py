@@ -1,5 +1,6 @@
 """Frames are exactly the ones asked for, counts are true, and what does not decode says so."""
 
+import gc
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -502,6 +503,18 @@ def test_files_are_closed(tmp_path: Path) -> None:
         with pytest.raises(DecodeError):
             probe(tmp_path / "audio.mp4")
     assert len(list(open_files.iterdir())) == before
+
+
+def test_frames_leave_the_memory_at_once(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.mp4", 40)
+    gc.collect()
+    gc.disable()  # it would hide that they refer to themselves
+    try:
+        with open_video(tmp_path / "video.mp4") as video:
+            video.read(range(40))
+            assert sum(type(each) is av.VideoFrame for each in gc.get_objects()) <= 2
+    finally:
+        gc.enable()
 
 
 def test_names_are_no_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
