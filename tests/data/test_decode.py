@@ -512,7 +512,7 @@ def test_frames_leave_the_memory_at_once(tmp_path: Path) -> None:
     try:
         with open_video(tmp_path / "video.mp4") as video:
             video.read(range(40))
-            assert sum(type(each) is av.VideoFrame for each in gc.get_objects()) <= 2
+            assert sum(type(each) is av.VideoFrame for each in gc.get_objects()) < 10
     finally:
         gc.enable()
 
