@@ -19,8 +19,8 @@ from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.data import clips
 from sparsevideo.data.decode import read_frames
 from sparsevideo.data.encode import write_video
+from sparsevideo.data.pixels import scaled
 from sparsevideo.data.transforms import Normalize
-from sparsevideo.data.video import scaled
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
 from sparsevideo.reports.features import load_features

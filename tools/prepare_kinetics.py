@@ -21,7 +21,7 @@ from sparsevideo.data.lists import read_list
 from sparsevideo.data.records import EXTENSIONS, walk
 
 
-def is_newer(copy: Path, source: Path) -> bool:
+def is_copied(source: Path, copy: Path) -> bool:
     """Whether there is a copy of what the source holds now, for all its time tells."""
     return copy.exists() and copy.stat().st_mtime >= source.stat().st_mtime
 
@@ -31,7 +31,7 @@ def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]
     rows = list(join_files(listing, read_list(listing, args.videos, EXTENSIONS["video"])[1], names, listing.stem))
     copies = {row.path: PurePosixPath(row.path).with_suffix(".mp4") for row in rows if row.path}
     pairs = [(args.videos / old, out / new) for old, new in copies.items()]
-    jobs = [(*pair, args.short_side) for pair in pairs if not is_newer(*reversed(pair))]
+    jobs = [(*pair, args.short_side) for pair in pairs if not is_copied(*pair)]
     kw = {"what": listing.stem, "workers": args.workers, "time_limit": args.time_limit, "done": len(copies) - len(jobs)}
     lacking = [f"{job[0]}\t{end}\n" for job, end in run_all(resize_video, jobs, **kw) if isinstance(end, ChildError)]
     lines = listing.read_text(encoding="utf-8-sig").split("\n")

@@ -19,8 +19,9 @@ from sparsevideo import __version__
 from sparsevideo.data.clips import middle_frame
 from sparsevideo.data.decode import DecodeError, open_video, read_image
 from sparsevideo.data.lists import legible
+from sparsevideo.data.pixels import scaled
 from sparsevideo.data.records import EXTENSIONS
-from sparsevideo.data.video import ADVICE, scaled
+from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
+from sparsevideo.data.pixels import display_matrix
+from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo
 
 __all__ = [
     "DecodeError",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from sparsevideo.data import ptv
-from sparsevideo.data.video import scaled
+from sparsevideo.data.pixels import scaled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -208,11 +208,7 @@ class Normalize(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         # (x / 255 - mean) / std = x * scale + shift
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)

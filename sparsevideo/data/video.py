@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
+
+from sparsevideo.data.pixels import display_matrix, scaled, upright
 
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -220,7 +220,7 @@ class Video:
             # Once for each rotation: side data that were asked for keep their frame until the garbage is collected.
             if frame.rotation not in self._matrices:
                 self._matrices[frame.rotation] = display_matrix(frame)
-            yield _upright(image, self._matrices[frame.rotation])
+            yield upright(image, self._matrices[frame.rotation])
 
     def _open(self) -> None:
         with _naming(self.path):
@@ -319,7 +319,7 @@ class Video:
         for last, number in enumerate(wanted):
             if last + 1 == len(wanted) or keyframes[last + 1] - number > _SEEK_PAYS:
                 group = wanted[first : last + 1]
-                yield from self._found(group, self._frames_to(set(group), self._place(group[0])))
+                yield from self._found(group, self._whole_frames_from(self._place(group[0]), set(group)))
                 first = last + 1
 
     def _place(self, number: int) -> int:
@@ -333,7 +333,7 @@ class Video:
                 raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} does not decode; {ADVICE}")
             yield frame
 
-    def _frames_to(self, wanted: set[int], place: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _whole_frames_from(self, place: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (number, frame) as `_frames_from` does, from the start where that keyframe turns out to be none.
 
         Where pictures are refreshed bit by bit, containers call it a keyframe when a refresh begins: frames come out
@@ -404,43 +404,6 @@ class _Packet(NamedTuple):
     key: bool
     discard: bool
     corrupt: bool
-
-
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d): what is stored at (x, y) is to be shown at (a x + c y, b x + d y), scale and shift aside."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":  # type: ignore[attr-defined]
-            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # type: ignore[call-overload]
-            return a, b, c, d
-    return 1, 0, 0, 1
-
-
-def _upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror an image for showing, to the nearest quarter turn."""
-    right, b, c, down = matrix
-    if abs(b) > abs(right):
-        image, right, down = image.swapaxes(0, 1), c, b
-    return image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
-
-
-def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale images, smoothly also where they shrink; the same for every decoder, and faster than FFmpeg does it.
-
-    Args:
-        images: (..., H, W, 3) uint8, strides of any sign.
-        size: Height and width of the result.
-
-    Returns:
-        (..., height, width, 3) uint8, a copy.
-    """
-    if images.shape[-3:-1] == size:
-        return images.copy()
-    # Numpy calls a single pixel contiguous whatever its strides, torch does not.
-    dense = np.ascontiguousarray(images) if min(images.strides) > 0 else images.copy()
-    # Four dimensions with the channels last in memory: what torch's fast path for bytes asks for.
-    pixels = torch.from_numpy(dense.reshape(-1, *dense.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
-    result = F.interpolate(pixels, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-    return result.numpy().reshape(*images.shape[:-3], *size, 3)
 
 
 @contextmanager
