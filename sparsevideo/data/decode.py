@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sparsevideo.data.pixels import display_matrix
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo
+from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
 
 __all__ = [
     "DecodeError",

@@ -1,18 +1,8 @@
 """Decoded images: which way up they are shown, and at which size."""
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d): what is stored at (x, y) is to be shown at (a x + c y, b x + d y), scale and shift aside."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":  # type: ignore[attr-defined]
-            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # type: ignore[call-overload]
-            return a, b, c, d
-    return 1, 0, 0, 1
 
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
@@ -20,7 +10,7 @@ def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
 
     Args:
         image: (H, W, 3) as it is stored.
-        matrix: See `display_matrix`.
+        matrix: (a, b, c, d): what is stored at (x, y) is to be shown at (a x + c y, b x + d y), scale and shift aside.
 
     Returns:
         (H, W, 3) or (W, H, 3), not copied.

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from sparsevideo.data.pixels import display_matrix, scaled, upright
+from sparsevideo.data.pixels import scaled, upright
 
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -404,6 +404,15 @@ class _Packet(NamedTuple):
     key: bool
     discard: bool
     corrupt: bool
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return how a frame is to be shown, as `upright` wants it."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":  # type: ignore[attr-defined]
+            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # type: ignore[call-overload]
+            return a, b, c, d
+    return 1, 0, 0, 1
 
 
 @contextmanager
