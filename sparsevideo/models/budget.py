@@ -8,6 +8,7 @@ Letters: N tokens of a tube, P points a token reads, C stem channels, D token wi
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -150,12 +151,15 @@ def kept_points(num_points: int, budget: int) -> list[int]:
     """
     rows, columns = geometry.grid_shape(num_points)
 
-    def repulsion(p: int, q: int) -> float:
+    def repulsion(p: int, q: int) -> Fraction:
         down, right = abs(p // columns - q // columns), abs(p % columns - q % columns)
-        return 1 / (min(down, rows - down) ** 2 + min(right, columns - right) ** 2)
+        return Fraction(1, min(down, rows - down) ** 2 + min(right, columns - right) ** 2)
 
-    kept, others = [0], list(range(1, num_points))
+    # Exact: many points are repelled alike, and of these it is the first. Floats would break the ties by their
+    # rounding errors, which differ between versions of Python.
+    kept, others = [0], dict.fromkeys(range(1, num_points), Fraction(0))
     while len(kept) < budget:
-        kept.append(min(others, key=lambda p: sum(repulsion(p, q) for q in kept)))
-        others.remove(kept[-1])
+        others = {p: total + repulsion(p, kept[-1]) for p, total in others.items()}
+        kept.append(min(others, key=others.__getitem__))
+        del others[kept[-1]]
     return sorted(kept)
