@@ -78,7 +78,7 @@ def spread_clips(
     if convention == "slowfast":
         starts = np.arange(num_clips) * slack // num_clips
     elif num_clips == 1:
-        starts = np.array([slack // 2])
+        starts = np.full(1, slack // 2)
     else:
         starts = np.arange(num_clips) * slack // (num_clips - 1)
     return _clips(starts, total, num_frames, frame_stride)

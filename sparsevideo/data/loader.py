@@ -122,7 +122,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first_step = divmod(self.step, self.steps_per_epoch)
         for epoch in count(first_epoch):
-            order = np.arange(self.num_samples)
+            order: np.ndarray = np.arange(self.num_samples)
             if self.shuffle:
                 order = np.random.default_rng((self.seed, epoch)).permutation(order)
             if self.pad:

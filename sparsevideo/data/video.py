@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -17,8 +17,11 @@ from av.video.reformatter import VideoReformatter
 
 from sparsevideo.data.pixels import scaled, upright
 
+_PYAV = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
-_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+_ONE_THREAD = {"threads": 1} if _PYAV >= 17 else {}
+# A title in another encoding than UTF-8 stops no file: from version 19 PyAV reads any, and has no such argument.
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
 _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
@@ -214,8 +217,8 @@ class Video:
         """Yield the wanted frames, whose numbers rise, upright."""
         for frame in self._decode(wanted):
             rgb = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD)
-            (plane,) = rgb.planes
-            rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)  # type: ignore[call-overload]
+            plane: Any = rgb.planes[0]
+            rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
             # Once for each rotation: side data that were asked for keep their frame until the garbage is collected.
             if frame.rotation not in self._matrices:
@@ -225,7 +228,7 @@ class Video:
     def _open(self) -> None:
         with _naming(self.path):
             # "file:" keeps FFmpeg from taking a name such as "concat:a" for a protocol
-            self._container = av.open(f"file:{self.path}", metadata_errors="ignore")
+            self._container = av.open(f"file:{self.path}", **_ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()
@@ -233,7 +236,8 @@ class Video:
         stream.thread_count = 1  # parallelism belongs to the loader's workers
         stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
         assert stream.time_base is not None  # every demuxer sets it
-        self._stream, self.time_base = stream, stream.time_base
+        self._stream = stream
+        self.time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
 
     def _trust(self, table: FrameTable) -> None:
         self.num_frames = table.num_frames
@@ -408,11 +412,11 @@ class _Packet(NamedTuple):
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return how a frame is to be shown, as `upright` wants it."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":  # type: ignore[attr-defined]
-            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # type: ignore[call-overload]
-            return a, b, c, d
-    return 1, 0, 0, 1
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    return a, b, c, d
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def test_a_damaged_video_is_copied_as_far_as_it_decodes(tmp_path: Path, caplog: 
     source, copy = tmp_path / "source.mp4", tmp_path / "copy.mp4"
     write_numbered(source, 60, options={"g": "60", "bf": "0"}, height=96, width=192)
     content = bytearray(source.read_bytes())
-    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) // 4)
+    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) * 3 // 4 - len(content) // 2)
     source.write_bytes(content)
     count = probe(source).num_frames
     with open_video(source) as video:

@@ -64,7 +64,7 @@ def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.Ca
     write_numbered(root / "val/up/irregular.mkv", 20, irregular=True, fps=10)
     write_numbered(tmp_path / "damaged.mp4", 60, options={"g": "60", "bf": "0"})
     content = bytearray((tmp_path / "damaged.mp4").read_bytes())
-    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) // 4)
+    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) * 3 // 4 - len(content) // 2)
     put(root, "val/up/damaged.mp4", content=bytes(content))
     (root / "val" / "down").symlink_to(tmp_path / "elsewhere")
     (root / "val" / "loop").symlink_to(root)
