@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
 from sparsevideo.data import loader, mixing, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError
+from sparsevideo.data.decode import DecodeError, resolve_decoder
 from sparsevideo.data.index import INDEX, Index, read_index
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.shards import is_shards, read_shards
@@ -43,6 +43,8 @@ def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[s
     listing = config.list.replace("{split}", split)
     if ndim == 2 and is_shards(config.root, listing):
         return read_shards(config.root, listing, classes=classes)
+    if ndim == 3:
+        resolve_decoder(config.decoder)  # one that does not work stops before long lists are read
     kind = "image" if ndim == 2 else "video"
     return read_records(config.root, listing, kind=kind, classes=classes, split=split)
 

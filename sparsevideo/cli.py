@@ -19,6 +19,7 @@ import jsonargparse
 
 from sparsevideo import __version__
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+from sparsevideo.data import warn_of_untested_pyav
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (UsageError, ValueError, TypeError, OSError) as error:
+    except (UsageError, ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
         # A loader worker's error comes with its traceback, whose last line is what happened.
@@ -125,6 +126,7 @@ def _dispatch(args: list[str]) -> int:
         raise UsageError(
             f"unknown verb {args[0]!r}" + (f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(VERBS)}")
         )
+    warn_of_untested_pyav()
     function = VERBS[verb]
     parser = Parser(prog=f"sparsevideo {verb}", description=function.__doc__)
     return function(parser, args[len(verb.split()) :])
@@ -394,7 +396,7 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
 
     summary = run(args.root, args.index, workers=args.workers, time_limit=args.time_limit, retry_bad=args.retry_bad)
     print(json.dumps(summary, indent=2) if args.json else describe(summary))
-    return INCOMPLETE if summary["bad"] else OK
+    return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 
 
 def models_list(parser: Parser, argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path, PurePosixPath
 
 from sparsevideo.data.children import ChildError, run_all
-from sparsevideo.data.encode import resize_video
+from sparsevideo.data.encode import check_codecs, resize_video
 from sparsevideo.data.kinetics import join_files
 from sparsevideo.data.lists import read_list
 from sparsevideo.data.records import EXTENSIONS, walk
@@ -59,6 +59,7 @@ if __name__ == "__main__":
         parser.error(f"--short-side is an even number of pixels, got {args.short_side}")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
+        check_codecs()
         (out := args.out / str(args.short_side)).mkdir(parents=True, exist_ok=True)
         names = [name for _, names in walk(args.videos, args.videos, EXTENSIONS["video"]) for name in names]
         sys.exit(3 if sum([prepare(args, out, listing, names) for listing in args.lists]) else 0)

@@ -23,7 +23,7 @@ from sparsevideo.apps.testing import test_run
 from sparsevideo.apps.training import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
-from sparsevideo.data.encode import write_video
+from sparsevideo.data.encode import check_codecs, write_video
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.logging import peak_memory_gb
 from sparsevideo.models import zoo
@@ -47,8 +47,10 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
         What stands in `results.json`.
 
     Raises:
-        ValueError: The folder holds a quickstart of another seed or kind.
+        ValueError: The folder holds a quickstart of another seed or kind, or videos are not decoded or not encoded on
+            this machine.
     """
+    check_codecs()
     _claim(out, {"seed": seed, "from_scratch": from_scratch})
     clock = Clock()
     with clock.stage("data"):

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sparsevideo.data import PYAV_ADVICE, warn_of_untested_pyav
 from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
 
 __all__ = [
@@ -55,6 +56,7 @@ def resolve_decoder(name: str) -> str:
     Raises:
         ValueError: There is no such decoder, or it does not work on this machine.
     """
+    warn_of_untested_pyav()
     wanted = [name] if name in _DECODERS else ["pyav", "torchcodec"] if name == "auto" else []
     reasons = []
     for decoder in wanted:
@@ -75,8 +77,11 @@ def _self_test(decoder: str) -> str | None:
         try:
             with _opened(_DECODERS[decoder][0], path) as video:
                 images = video.library_images([0]) if isinstance(video, _OtherVideo) else [video.read([0])]
-                if not list(images):
-                    return "it finds another number of frames"
+                image = next(iter(images), None)
+            if image is None:
+                return "it finds another number of frames"
+            if image.shape[-3:] != (64, 64, 3) or np.abs(image.astype(int) - 128).max() > 2:
+                return "it gives another picture than the one encoded"
         except Exception as error:  # whatever a library that does not work here may raise
             return " ".join(str(error).split())[:200]
     return None
@@ -246,7 +251,7 @@ def _say_once(module: str, container: str) -> None:
 
 
 _DECODERS: dict[str, tuple[type[Video], str]] = {  # and what each needs
-    "pyav": (Video, "pip install av"),
+    "pyav": (Video, PYAV_ADVICE),
     "torchcodec": (_TorchCodecVideo, "pip install torchcodec, and FFmpeg 4 to 8 from your system"),
     "decord": (_DecordVideo, "pip install decord, on x86-64 Linux or Windows"),
 }

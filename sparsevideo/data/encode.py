@@ -4,12 +4,15 @@ import logging
 import os
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
 
-from sparsevideo.data.decode import open_video
+from sparsevideo.data import PYAV_ADVICE
+from sparsevideo.data.decode import open_video, read_frames, resolve_decoder
 from sparsevideo.data.video import DecodeError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,27 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+@cache
+def check_codecs() -> None:
+    """Encode a short video and decode it again: what makes videos calls this before it makes anything.
+
+    Raises:
+        ValueError: Videos are not decoded or not encoded on this machine; the message says why and what to try.
+    """
+    resolve_decoder("auto")
+    frames = np.full((2, 64, 64, 3), 128, np.uint8)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "gray.mp4"
+        try:
+            write_video(path, frames)
+            difference = np.abs(read_frames(path, range(len(frames))).astype(int) - frames).max()
+            reason = f"pixels are {difference} levels off" if difference > 2 else None
+        except Exception as error:  # whatever a library that does not work here may raise
+            reason = " ".join(str(error).split())[:200]
+    if reason:
+        raise ValueError(f"PyAV does not encode H.264 here ({reason}); try: {PYAV_ADVICE}")
 
 
 def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf: int = 20, gop: int = 32) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparsevideo.data.encode import write_video
+from sparsevideo.data.encode import check_codecs, write_video
 
 VERSION = 1  # of the pixels: raise it with every change that moves one
 SPLITS = ("train", "val", "test")
@@ -137,9 +137,8 @@ class MovingDigits:
         rng = np.random.default_rng((self.seed, 1 + stream, SPLITS.index(split), index))
         photo = str(rng.choice(list(self.photos)))
         side = int(rng.integers(64, 97))
-        row, column = rng.choice(
-            [(r, c) for r, tiles in enumerate(_TILES) for c, own in enumerate(tiles) if own == split]
-        )
+        places = [(r, c) for r, tiles in enumerate(_TILES) for c, own in enumerate(tiles) if own == split]
+        row, column = places[rng.integers(len(places))]
         x0 = int(column * _TILE_WIDTH + rng.integers(_TILE_WIDTH - side + 1))
         y0 = int(row * _TILE_HEIGHT + rng.integers(_TILE_HEIGHT - side + 1))
         size, speed = rng.uniform(0.36, 0.48), rng.uniform(0.8, 1.25)
@@ -216,7 +215,7 @@ def make_moving_digits(
         What `dataset.json` holds: settings, sizes and protocol.
 
     Raises:
-        ValueError: `root` holds something else, which stays as it is.
+        ValueError: `root` holds something else, which stays as it is, or videos are not encoded on this machine.
     """
     root = Path(root)
     summary = {
@@ -243,6 +242,7 @@ def make_moving_digits(
     interrupted = unfinished.is_file() and unfinished.read_text() == summary_json
     if root.exists() and not interrupted and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} already exists and is no empty folder; choose another folder")
+    check_codecs()
     root.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(summary_json)
     for split in SPLITS:

@@ -115,11 +115,12 @@ def labeled_video_dataset(
         raise ValueError("this reader gives no sound; pass decode_audio=False, or use pytorchvideo.data itself")
     if num_frames < 1 or (short_side is not None and short_side < 1):
         raise ValueError(f"num_frames and short_side want at least 1, got {num_frames} and {short_side}")
+    decoder = resolve_decoder(decoder)
     if Path(data_path).is_dir():
         records = read_records(data_path, kind="video")
     else:
         records = read_records(video_path_prefix or ".", str(Path(data_path).absolute()), kind="video")
-    videos = _Videos(records, num_frames, short_side, resolve_decoder(decoder))
+    videos = _Videos(records, num_frames, short_side, decoder)
     dataset = __getattr__("LabeledVideoDataset")(videos, clip_sampler, video_sampler, transform, decode_audio=False)
     dataset.video_path_handler = videos
     return dataset

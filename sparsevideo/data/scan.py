@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from sparsevideo.data.children import ChildError, run_all
-from sparsevideo.data.decode import open_video
+from sparsevideo.data.decode import open_video, resolve_decoder
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
 from sparsevideo.data.records import EXTENSIONS, walk
@@ -51,15 +51,18 @@ def scan(
         retry_bad: Decode once more what an earlier scan has found to be bad.
 
     Returns:
-        The summary: `files`, `good` and `bad` are counts, `reasons` has the bad by reason; `cut_short` names good files
-        of which only the first frames decode; `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and
+        The summary: `files`, `good` and `bad` are counts, `reasons` has the bad by reason; `suspicious` is true if all
+        of at least two files are bad for the same reason, which may not be their fault; `cut_short` names good files of
+        which only the first frames decode; `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and
         `classes` (videos by the name of their folder, where that lies in the same folder) are of the good.
 
     Raises:
         FileNotFoundError: There is no such folder.
         OSError: The index cannot be written.
-        ValueError: The folder holds no video, another scan is running, or the index is damaged.
+        ValueError: The folder holds no video, another scan is running, the index is damaged, or PyAV does not decode on
+            this machine.
     """
+    resolve_decoder("pyav")  # else it would be every file's fault
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
@@ -110,6 +113,11 @@ def describe(summary: dict[str, Any]) -> str:
     lines.append(f"index       {summary['index']}")
     if summary["bad"]:
         lines.append(f"bad files   {_bad_list(Path(summary['index']))}")
+    if summary["suspicious"]:
+        lines.append(
+            f"All {summary['files']} files fail for the same reason, so it may not be their fault: check the disk and"
+            " the decoder, then scan again with --retry-bad."
+        )
     if any(reason.startswith("took longer") for reason in summary["reasons"]):
         lines.append("What took too long may only be long: try a larger --time-limit, with --retry-bad.")
     return "\n".join(lines)
@@ -218,6 +226,7 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         "good": files - bad,
         "bad": bad,
         "reasons": dict(reasons.most_common()),
+        "suspicious": files == bad > 1 and len(reasons) == 1,
         "cut_short": cut_short,
         "hours": sum(seconds) / 3600,
         "frames": frames,

@@ -54,6 +54,24 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
     return by_path
 
 
+def test_when_all_files_fail_alike_it_may_not_be_their_fault(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "a/1.mp4", content=b"")
+    assert scan(tmp_path) == INCOMPLETE  # of one file nobody can tell
+    assert "same reason" not in capsys.readouterr().out
+    put(tmp_path, "a/2.mp4", "b/3.mp4", content=b"")
+    assert scan(tmp_path) == FAILED
+    assert "All 3 files fail for the same reason" in capsys.readouterr().out
+    assert scan(tmp_path, "--json") == FAILED  # nor is it forgotten
+    assert json.loads(capsys.readouterr().out)["suspicious"] is True
+    (tmp_path / "b/4.mp4").symlink_to(tmp_path / "nowhere")
+    assert scan(tmp_path) == INCOMPLETE
+    put(tmp_path, "a/1.mp4", "a/2.mp4", "b/3.mp4", content=video)
+    assert scan(tmp_path, "--retry-bad") == INCOMPLETE
+    assert "4 videos, 3 good, 1 bad" in capsys.readouterr().out
+
+
 def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "a root"
     put(root, "train/up/a.mp4", "train/up/-b c.mp4", "train/down/ü \u4e2d.MP4", f"val/up/{LATIN_1}", content=video)

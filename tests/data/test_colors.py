@@ -1,0 +1,90 @@
+"""Committed files give the same pixels with every PyAV that we admit: color matrices, ranges, depths and orientations.
+
+`python tests/data/test_colors.py` writes the files again: H.264 without loss, and PNG of what it decodes to.
+"""
+
+import platform
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from sparsevideo.data.decode import read_frames, read_image
+
+FILES = sorted((Path(__file__).parent / "colors").glob("*.mp4"))
+# Swscale rounds in its own way on each kind of processor.
+TOLERANCE = 0 if platform.machine() in ("x86_64", "AMD64") else 2
+
+SIDE = 16  # of a patch, in pixels
+COLORS = [[(20, 200, 40), (200, 30, 40), (30, 40, 220)], [(230, 220, 30), (128, 128, 128), (250, 250, 250)]]
+SCENE = np.array(COLORS, np.uint8).repeat(SIDE, axis=0).repeat(SIDE, axis=1)  # (32, 48, 3)
+# Matrix, primaries and transfer by their numbers in ITU-T H.273; the matrix as swscale numbers it
+MATRICES = {"untagged": (2, 2, 2, 5), "bt601": (6, 6, 6, 5), "bt709": (1, 1, 1, 1), "bt2020": (9, 9, 14, 9)}
+RANGES = {"limited": 1, "full": 2}
+# (a, b, c, d) of the display matrix, and how an upright image is to be stored for it
+ORIENTATIONS = {
+    "quarter_turn": ((0, -1, 1, 0), lambda image: np.rot90(image, -1)),
+    "half_turn": ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+    "three_quarter_turn": ((0, 1, -1, 0), lambda image: np.rot90(image, 1)),
+    "mirrored": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_every_admitted_pyav_gives_the_committed_pixels(path: Path) -> None:
+    (frame,) = read_frames(path, [0])
+    np.testing.assert_allclose(frame.astype(int), read_image(path.with_suffix(".png")), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_colors_are_those_that_were_encoded_and_upright(path: Path) -> None:
+    """Within what 8 bits of limited range and halved chroma lose; a wrong matrix is 13 levels off, or more."""
+    (frame,) = read_frames(path, [0])
+    centers = np.s_[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
+    assert frame.shape == SCENE.shape
+    np.testing.assert_allclose(frame[centers].astype(int), SCENE[centers], rtol=0, atol=4)
+
+
+def test_all_kinds_are_there() -> None:
+    assert len(FILES) == 14
+
+
+def write(
+    name: str,
+    matrix: str = "bt709",
+    levels: str = "limited",
+    pix_fmt: str = "yuv420p",
+    orientation: tuple[int, int, int, int] | None = None,
+    scene: np.ndarray = SCENE,
+) -> None:
+    path = Path(__file__).parent / "colors" / f"{name}.mp4"
+    space, primaries, transfer, swscale = MATRICES[matrix]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *scene.shape[:2], pix_fmt
+        if orientation:
+            a, b, c, d = (one << 16 for one in orientation)
+            stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
+        context = stream.codec_context
+        context.colorspace, context.color_range = space, RANGES[levels]
+        context.color_primaries, context.color_trc = primaries, transfer
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene), format="rgb24")
+        how = {"dst_colorspace": swscale, "dst_color_range": RANGES[levels]}
+        frame = VideoReformatter().reformat(rgb, format=pix_fmt, **how)
+        frame.colorspace, frame.color_range = space, RANGES[levels]
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    Image.fromarray(read_frames(path, [0])[0]).save(path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    for matrix in MATRICES:
+        for levels in RANGES:
+            write(f"{matrix}_{levels}", matrix, levels)
+    for matrix in ("bt709", "bt2020"):
+        write(f"{matrix}_10_bits", matrix, pix_fmt="yuv420p10le")
+    for name, (orientation, stored) in ORIENTATIONS.items():
+        write(name, orientation=orientation, scene=stored(SCENE))
