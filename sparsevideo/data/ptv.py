@@ -87,9 +87,8 @@ def labeled_video_dataset(
     loader workers included.
 
     What stays pytorchvideo's: `constant_clips_per_video` of its release 0.1.5 spaces n clips by 1/n of the video, so
-    never reaches its end; the order depends on the number of loader workers, which must be forks where
-    `video_sampler` is `RandomSampler`; `DistributedSampler` repeats videos to give every rank as many. `VideoDataset`
-    does none of this.
+    never reaches its end; the order depends on the number of loader workers; `DistributedSampler` repeats videos to
+    give every rank as many. `VideoDataset` does none of this.
 
     Args:
         data_path: A folder with a folder of videos for each class, or any list that `read_records` reads.
@@ -123,7 +122,22 @@ def labeled_video_dataset(
     videos = _Videos(records, num_frames, short_side, decoder)
     dataset = __getattr__("LabeledVideoDataset")(videos, clip_sampler, video_sampler, transform, decode_audio=False)
     dataset.video_path_handler = videos
+    if dataset._video_random_generator is not None:
+        dataset._video_random_generator = dataset._video_sampler.generator = _Generator()
     return dataset
+
+
+class _Generator(torch.Generator):
+    """A generator that reaches workers which are no forks: torch's own has its state in shared memory, gone by then."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _generator, (self.get_state().tolist(),)
+
+
+def _generator(state: list[int]) -> _Generator:
+    generator = _Generator()
+    generator.set_state(torch.tensor(state, dtype=torch.uint8))
+    return generator
 
 
 kinetics = labeled_video_dataset  # as it is in pytorchvideo

@@ -201,6 +201,17 @@ def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) 
     )
 
 
+def test_workers_of_any_kind_give_the_same_order(made: list[Path]) -> None:
+    """From Python 3.14 on workers are no forks unless told so; pytorchvideo's own data set does not reach them."""
+    orders = []
+    for context in ("fork", "forkserver", "spawn"):
+        torch.manual_seed(0)
+        dataset = ours(made[:4], ("random", 0.3), RandomSampler)
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context)
+        orders.append([item["video_index"] for item in loader])
+    assert orders[0] == orders[1] == orders[2] and sorted(orders[0]) == [0, 1, 2, 3]
+
+
 def test_a_transform_that_subsamples_may_stay(made: list[Path]) -> None:
     def subsample(item: Item) -> torch.Tensor:
         return ptv.UniformTemporalSubsample(T)(item["video"])
