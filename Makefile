@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow test-versions lint types clean
 
 demo: $(INSTALLED)  ## make the data, pretrain on stills, inflate, train on videos, test, draw (about five minutes)
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
@@ -13,6 +13,10 @@ test: $(INSTALLED)  ## the whole suite but what is marked slow, two files at a t
 
 test-slow: $(INSTALLED)  ## what is marked slow: the wheel in a clean environment, long runs
 	$(BIN)/python -m pytest -m slow
+
+# VERSIONS="-k newest" runs one end alone.
+test-versions: $(INSTALLED)  ## the suite with the oldest and the newest versions that are admitted; gigabytes
+	$(BIN)/python -m pytest -m versions -s tests/test_versions.py $(VERSIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
