@@ -90,5 +90,5 @@ def test_the_newest_versions_pass_on_the_newest_python(python: str) -> None:
     if not has_torch(python):
         pytest.skip(f"torch has no wheel for Python {python}")
     if python != newest_python():
-        pytest.skip(f"Python {python} is not the newest that is found: make PYTHON=python{python} test")
+        pytest.skip(f"Python {python} is not the newest that is found: make clean test PYTHON={interpreter(python)}")
     run_suite("newest", python, [])
