@@ -10,12 +10,12 @@ from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
-import findpython
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+findpython = pytest.importorskip("findpython")
 pytestmark = pytest.mark.versions
 
 ROOT = Path(__file__).parents[1]
