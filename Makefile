@@ -9,7 +9,7 @@ demo: $(INSTALLED)  ## make the data, pretrain on stills, inflate, train on vide
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
 
 test: $(INSTALLED)  ## the whole suite but what is marked slow, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## what is marked slow: the wheel in a clean environment, long runs
 	$(BIN)/python -m pytest -m slow

@@ -22,6 +22,14 @@ if "forkserver" in multiprocessing.get_all_start_methods():
     forkserver.ensure_running()
 
 
+LONGEST = ("test_resume.py", "test_cli.py", "test_testing.py", "test_processes.py", "test_slurm.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring forward the files that take minutes: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded data set, small: 8 motions and 10 digits; 6, 2 and 3 videos and 4, 2 and 2 images of a class."""

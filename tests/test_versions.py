@@ -20,7 +20,7 @@ pytestmark = pytest.mark.versions
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-SUITE = ("-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-p", "no:cacheprovider")
+SUITE = ("-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-q", "-p", "no:cacheprovider")
 
 
 @cache
