@@ -90,10 +90,10 @@ def run_all(
                 start(todo.popleft())
             while jobs:
                 soonest = min(limit for _, limit in jobs.values())
-                ready = wait([child.pipe for child in jobs], max(0, soonest - monotonic()))
+                wait([child.pipe for child in jobs], max(0, soonest - monotonic()))
                 for child, (item, limit) in list(jobs.items()):
                     starts = not child.messages
-                    if child.pipe in ready:
+                    if child.pipe.poll():  # asked anew: ending a child or using a result may have taken a while
                         result = child.receive()
                     elif limit <= monotonic():
                         child.end()

@@ -28,6 +28,8 @@ def work(what: str, path: str = "") -> str:
         what = "crash"
     if what == "hang":
         time.sleep(1000)
+    elif what == "nap":
+        time.sleep(0.1)
     elif what == "hang in the system":
         os.open(path, os.O_RDONLY)  # a pipe that nobody writes to
     elif what == "hold python":
@@ -85,6 +87,14 @@ def test_each_item_has_its_result_or_reason(tmp_path: Path, caplog: pytest.LogCa
     assert (tmp_path / "tidied").exists()
     assert "task: 52 of 52" in caplog.text
     assert caplog.text.count("task: ") <= 20
+
+
+def test_a_result_that_was_in_time_counts_however_late_it_is_read() -> None:
+    results = []
+    for (item,), result in run_all(work, [("1",), ("nap",)] * 4, what="task", workers=3, time_limit=0.5):
+        results.append((item, result))
+        time.sleep(0.7)
+    assert sorted(results) == [("1", "1")] * 4 + [("nap", "nap")] * 4
 
 
 def test_a_child_that_is_lost_is_replaced() -> None:
