@@ -41,7 +41,7 @@ def finish(*argv):
 
 def wait_for_step(process, out, step):
     """Until the log has a line of that step or a later one."""
-    end = monotonic() + 60
+    end = monotonic() + 180
     while monotonic() < end and process.poll() is None:
         if any(line["step"] >= step for line in logged(out)):
             return
