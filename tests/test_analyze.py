@@ -45,7 +45,7 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, failed=(), kind="softmax"):
+def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, failed=(), kind="softmax", spans=None):
     """Predictions that are `sure` of what they say."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     k = len(classes)
@@ -57,7 +57,7 @@ def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, 
     scores[flags] = 0
     names = names or [f"{classes[label]}/{row}.mp4" for row, label in enumerate(labels)]
     folder.mkdir(parents=True, exist_ok=True)
-    save_predictions(folder, Predictions(names, labels, scores, flags, list(classes), kind, str(root)))
+    save_predictions(folder, Predictions(names, labels, scores, flags, list(classes), kind, str(root), spans))
     return str(folder)
 
 
@@ -85,8 +85,8 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     kept = []
     original = analyze._thumbnail
 
-    def keep(source, target):
-        original(source, target)
+    def keep(source, target, span):
+        original(source, target, span)
         kept.append((source.relative_to(videos).as_posix(), np.asarray(Image.open(target))))
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)
@@ -102,6 +102,44 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     assert "Thumbnails: 3 of 3" in page.text
     assert "red taken for green, 90.0 % sure: red/0.mp4" in page.words
     assert sum(picture["src"].startswith("data:image/jpeg;base64,") for picture in page.pictures) == 3
+
+
+def test_segments_of_one_film_have_their_own_pictures_and_reasons(tmp_path, monkeypatch):
+    """A film of 25 frames a colour; the last segment lies behind its end, and two could not be read in the test."""
+    frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLOURS.values()])
+    write_video(tmp_path / "film.mp4", frames, fps=25)
+    spans = np.array([[0, 1], [1, 2], [2, 3], [9, np.inf], [0, 0.5], [0.5, 1]])
+    folder = save(
+        tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLOURS,
+        root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=spans,
+    )  # fmt: skip
+    failed = [
+        {"name": "film.mp4", "start_s": start, "end_s": end, "reason": f"{tmp_path}/film.mp4 [{start}-{end} s]: {why}"}
+        for start, end, why in ((0.5, 1, "gone"), (0, 0.5, "torn"))
+    ]
+    (tmp_path / "test" / "results.json").write_text(json.dumps({"clips": 1, "crops": 1, "failed": failed}))
+    pictures = []
+    original = analyze._thumbnail
+
+    def keep(source, target, span):
+        original(source, target, span)
+        pictures.append(np.asarray(Image.open(target)).mean((0, 1)))
+
+    monkeypatch.setattr(analyze, "_thumbnail", keep)
+    assert main(["analyze", folder]) == OK
+    assert np.abs(np.array(pictures) - list(COLOURS.values())).max() < 12
+    page = Page(tmp_path / "test" / "analysis" / "report.html")
+    assert "red taken for green, 90.0 % sure: film.mp4 [0-1 s]" in page.words
+    assert any("film.mp4 [from 9 s] (no picture: no frame in the span" in text for text in page.words)
+    assert ["film.mp4 [0-0.5 s]", "red", "torn"] in page.rows and ["film.mp4 [0.5-1 s]", "red", "gone"] in page.rows
+    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
+    assert [(each["start_s"], each["end_s"]) for each in told["confident_errors"]] == [
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (9, None),
+    ]
+    assert [(each["start_s"], each["reason"][-4:]) for each in told["unread"]] == [(0, "torn"), (0.5, "gone")]
 
 
 def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos, tmp_path):

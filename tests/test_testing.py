@@ -15,6 +15,7 @@ import torch
 import yaml
 from toy_runs import IMAGE, VIDEO
 
+from sparsevideo.apps import testing
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.data import clips
 from sparsevideo.data.decode import read_frames
@@ -279,9 +280,59 @@ def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(tra
     listing.write_text(f"{name},{classes[0]}\n{name},{classes[1]}\n")
     assert main(["test", checkpoint(trained), root, f"--data.list={listing}"]) == FAILED
     assert f"lists {name} twice" in error(capsys)
+    listing.write_text("path,label,start_s,end_s\n" + f"{name},{classes[0]},0,0.5\n" * 2)
+    assert main(["test", checkpoint(trained), root, f"--data.list={listing}"]) == FAILED
+    assert f"lists {name} [0-0.5 s] twice" in error(capsys)
     parts = "".join(f"{name},{classes[0]},{start},{start + 0.5}\n" for start in (0, 0.5))
     listing.write_text("path,label,start_s,end_s\n" + parts)
     scores(trained, wide, tmp_path / "parts", "--views=1x1", f"--data.list={listing}")
+
+
+def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_path, capsys):
+    """Four segments of a film of three seconds; the third lies behind its end, the others score as their frames do."""
+    name, spans = f"videos/test/{classes[0]}/a.mp4", [[0, 1], [1, 2], [5, 6], [2, np.inf]]
+    listing = tmp_path / "list.csv"
+    rows = "".join(f"{name},{classes[0]},{start},{'' if end == np.inf else end}\n" for start, end in spans)
+    listing.write_text("path,label,start_s,end_s\n" + rows)
+    options = [checkpoint(trained), f"--data.root={wide}", f"--data.list={listing}", "--views=1x1"]
+    assert main(["test", *options, f"--out={tmp_path / 'out'}"]) == INCOMPLETE
+    line = f"could not be read and counts as wrong: {wide / name} [5-6 s]: no frame in the span"
+    assert line in capsys.readouterr().err
+    (failed,) = json.loads((tmp_path / "out" / "results.json").read_text())["failed"]
+    assert (failed["name"], failed["start_s"], failed["end_s"]) == (name, 5, 6)
+    predictions = load_predictions(tmp_path / "out")
+    assert predictions.names == [name] * 4 and predictions.spans.tolist() == spans
+    columns = [row.split(",")[:3] for row in (tmp_path / "out" / "predictions.csv").read_text().splitlines()]
+    assert (
+        columns[0] == ["path", "start_s", "end_s"]
+        and columns[2] == [name, "1.0", "2.0"]
+        and columns[4] == [name, "2.0", ""]
+    )
+    model = zoo.load_model(checkpoint(trained))[0].eval()
+    for row, first, frames in ((0, 0, 10), (1, 10, 10), (3, 20, 10)):
+        numbers = first + clips.spread_clips(frames, 4, 2, 1)[0]
+        pixels = torch.from_numpy(scaled(read_frames(wide / name, numbers)[:, :, 16:64], (SIZE, SIZE)))
+        with torch.no_grad():
+            expected = model(Normalize()(pixels.permute(3, 0, 1, 2)[None])).softmax(-1)[0]
+        assert np.abs(predictions.scores[row] - expected.numpy()).max() < 1e-6
+    assert main(["extract", *options, f"--out={tmp_path / 'f.npz'}"]) == INCOMPLETE
+    assert load_features(tmp_path / "f.npz").spans.tolist() == spans
+
+
+def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes, tmp_path, capsys, monkeypatch):
+    """Two segments of one film change places in the list: the rows of the journal are not theirs any more."""
+    name, listing = f"videos/test/{classes[0]}/a.mp4", tmp_path / "list.csv"
+    rows = [f"{name},{classes[0]},{start},{start + 1}" for start in (0, 1)]
+    test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={listing}", f"--out={tmp_path / 'out'}"]
+
+    def full(folder, predictions):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(testing, "save_predictions", full)
+    for order, message in ((rows, "no space left on device"), (rows[::-1], "unfinished test of another kind (list ")):
+        listing.write_text("\n".join(["path,label,start_s,end_s", *order]))
+        assert main([*test, "--views=1x1"]) == FAILED
+        assert message in error(capsys)
 
 
 def test_images_have_one_clip_and_their_results_are_called_so(digits, tmp_path):

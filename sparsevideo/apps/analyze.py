@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsevideo import __version__
-from sparsevideo.data.clips import middle_frame
+from sparsevideo.data.clips import middle_frame, within
 from sparsevideo.data.decode import DecodeError, open_video, read_image
 from sparsevideo.data.lists import legible
 from sparsevideo.data.pixels import scaled
 from sparsevideo.data.records import EXTENSIONS
+from sparsevideo.data.segments import WHOLE, segment_columns, segment_name, span_of
 from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
@@ -130,7 +131,10 @@ def _describe(model: Model, seed: int) -> Numbers:
     predictions, given = model.predictions, model.answers
     counts = metrics.count_confusions(given.predicted, predictions.labels, len(predictions.classes))
     told = _results_file(model.path)
-    reasons = {each["name"]: each["reason"] for each in told.get("failed", ())}
+    # Results of a list without seconds, and of older versions, have neither column.
+    reasons = {
+        (each["name"], each.get("start_s"), each.get("end_s")): each["reason"] for each in told.get("failed", ())
+    }
     unread = predictions.failed.nonzero()[0].tolist()
     return {
         "file": str(model.path),
@@ -147,8 +151,10 @@ def _describe(model: Model, seed: int) -> Numbers:
         "unread": [
             {
                 "name": predictions.names[row],
+                **(columns := segment_columns(predictions.spans, row)),
+                "row": row,
                 "true": predictions.classes[predictions.labels[row]],
-                "reason": reasons.get(predictions.names[row]),
+                "reason": reasons.get((predictions.names[row], columns.get("start_s"), columns.get("end_s"))),
             }
             for row in unread
         ],
@@ -273,8 +279,8 @@ def _classes(classes: Sequence[Numbers]) -> list[page.Block]:
 def _unread(model: Model, files: Sequence[Numbers]) -> list[page.Block]:
     rows = []
     for each in files[:UNREAD]:
-        path = Path(model.predictions.root) / each["name"]
-        rows.append((legible(each["name"]), each["true"], _why(path, each["reason"] or "not told")))
+        reason = each["reason"] or "not told"
+        rows.append((legible(model.predictions.segment(each["row"])), each["true"], _why(model, each["row"], reason)))
     said = f"The first {UNREAD} of {len(files)}; results.json has all. " if len(files) > UNREAD else ""
     return [
         page.Table(("file", "class", "why"), rows),
@@ -315,32 +321,46 @@ def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.
     tiles: list[page.Block] = []
     shown = 0
     for number, error in enumerate(errors):
-        name = legible(error["name"])
+        name = legible(model.predictions.segment(error["row"]))
         said = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
         source, target = Path(model.predictions.root) / error["name"], folder / f"{number}.jpg"
         try:
-            _thumbnail(source, target)
+            _thumbnail(source, target, span_of(model.predictions.spans, error["row"]))
         except (DecodeError, OSError) as reason:
-            tiles.append(page.Text(f"{said} (no picture: {_why(source, str(reason))})"))
+            tiles.append(page.Text(f"{said} (no picture: {_why(model, error['row'], str(reason))})"))
             continue
         shown += 1
         tiles.append(page.Figure(target, f"The middle frame of {name}", said))
-    said = f"Thumbnails: {shown} of {len(errors)}, from the middles of the files in {legible(model.predictions.root)}."
+    parts = "files" if model.predictions.spans is None else "segments of files"
+    said = (
+        f"Thumbnails: {shown} of {len(errors)}, from the middles of the {parts} in {legible(model.predictions.root)}."
+    )
     return [page.Text(said if errors else "There are none."), page.Tiles(tiles)]
 
 
-def _why(path: Path, reason: str) -> str:
-    """A reason without what stands beside it."""
-    return legible(reason.removeprefix(f"{path}: ").removesuffix(f"; {ADVICE}"))
+def _why(model: Model, row: int, reason: str) -> str:
+    """Return a reason without the path, the seconds and the advice."""
+    path = str(Path(model.predictions.root) / model.predictions.names[row])
+    for prefix in (segment_name(path, span_of(model.predictions.spans, row)), path):
+        reason = reason.removeprefix(f"{prefix}: ")
+    return legible(reason.removesuffix(f"; {ADVICE}"))
 
 
-def _thumbnail(source: Path, target: Path) -> None:
-    """Save an image, or the middle frame of a video, as a small JPEG."""
+def _thumbnail(source: Path, target: Path, span: tuple[float, float]) -> None:
+    """Save an image, or the middle frame of a segment of a video, as a small JPEG.
+
+    Raises:
+        DecodeError: The file does not decode, or has no frame in the segment.
+    """
     if source.suffix.lower() in EXTENSIONS["image"]:
         image = read_image(source)
     else:
         with open_video(source) as video:
-            image = video.read([middle_frame(video.num_frames)])[0]
+            try:
+                frames = range(video.num_frames) if span == WHOLE else within(video.times_s, *span)
+            except ValueError as error:
+                raise DecodeError(f"{source}: {error}") from error
+            image = video.read([frames[middle_frame(len(frames))]])[0]
     height, width = image.shape[:2]
     small = scaled(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
     Image.fromarray(small).save(target, quality=85)

@@ -1,7 +1,6 @@
 """From a checkpoint and a list to scores or features: `sparsevideo test` and `sparsevideo extract`."""
 
 import hashlib
-import itertools
 import json
 import logging
 from collections import Counter
@@ -21,6 +20,7 @@ from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
 from sparsevideo.data.records import Records
+from sparsevideo.data.segments import segment_columns
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate
 from sparsevideo.engine.launch import launch
@@ -82,7 +82,7 @@ def score_files(
     )
     if len(scores.failures) == len(records):
         index, reason = next(iter(scores.failures.items()))
-        raise ValueError(f"none of {len(records)} files could be read; the first, {records.name(index)}: {reason}")
+        raise ValueError(f"none of {len(records)} files could be read; the first, {records.segment(index)}: {reason}")
     return scores
 
 
@@ -112,7 +112,10 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     out = seen.journal.folder.parent
     config, model, records, scores = seen.config, seen.model, seen.records, seen.scores
     data, test, video, uniform = config.data, config.test, model.ndim == 3, config.data.sampling == "uniform"
-    failed = [{"name": records.name(index), "reason": reason} for index, reason in scores.failures.items()]
+    failed = [
+        {"name": records.name(index), **segment_columns(records.spans, index), "reason": reason}
+        for index, reason in scores.failures.items()
+    ]
     sides = Counter(scores.short_sides.tolist())
     results: dict[str, Any] = {
         **summarize(scores, records),
@@ -226,6 +229,7 @@ class _Seen:
             "failed": np.isin(np.arange(len(records)), list(self.scores.failures)),
             "classes": list(records.classes),
             "root": str(Path(self.config.data.root).resolve()),
+            "spans": records.spans,
         }
 
 
@@ -259,17 +263,16 @@ def _look(path: Path, config: Config, place: Callable[[str], Path], *, features:
 
 
 def _check_once(listing: str, records: Records) -> None:
-    """See that no file, or no part of it, is listed twice: it would count twice, perhaps as two classes.
+    """Check that no file, or no segment of a file, is listed twice: it would count twice, perhaps as two classes.
 
     Raises:
         ValueError: One is; the message names it.
     """
-    spans = itertools.repeat(None) if records.spans is None else map(tuple, records.spans.tolist())
-    seen = set()
-    for entry in zip(map(records.name, range(len(records))), spans, strict=False):
-        if entry in seen:
-            raise ValueError(f"{listing}: lists {entry[0]} twice; a test scores each file once, leave one out")
-        seen.add(entry)
+    listed = set()
+    for segment in map(records.segment, range(len(records))):
+        if segment in listed:
+            raise ValueError(f"{listing}: lists {segment} twice; a test scores each file once, leave one out")
+        listed.add(segment)
 
 
 def _check_results(results: Path, about: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from sparsevideo.data.decode import DecodeError, Video, open_video, read_image, 
 from sparsevideo.data.index import Index
 from sparsevideo.data.loader import reading
 from sparsevideo.data.records import Records
+from sparsevideo.data.segments import WHOLE, segment_name
 from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resized_crop
 
 Item = dict[str, Any]
@@ -100,10 +100,10 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
             place = number % len(self)
             rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.repeats)]
             try:
-                with reading(self.records.path(place)):
+                with reading(self._segment_path(place)):
                     views = self._read(place, rngs)[0].pixels[:, 0]  # (k, 3, T, S, S)
             except (DecodeError, OSError) as error:
-                failures.append((place, self.records.name(place), str(error)))
+                failures.append((place, self.records.name(place), self.records.reason(place, error)))
                 continue
             items = []
             for clip_index, (view, rng) in enumerate(zip(views, rngs, strict=True)):
@@ -120,10 +120,10 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         assert isinstance(self.transform, TestTransform)
         item: Item = {"label": int(self.records.labels[index])} | self._origin(index)
         try:
-            with reading(self.records.path(index)):
+            with reading(self._segment_path(index)):
                 read, numbers = self._read(index, [])
         except (DecodeError, OSError) as error:
-            return item | {"failures": [(index, self.records.name(index), str(error))]}
+            return item | {"failures": [(index, self.records.name(index), self.records.reason(index, error))]}
         height, width = read.size
         boxes = self.transform.boxes(height, width)
         item |= self._pixels(read.pixels.flatten(0, 1)) | {"short_side": min(read.stored_size), "failures": []}
@@ -136,7 +136,10 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         return item
 
     def _origin(self, index: int) -> Item:
-        return {"video_index": index, "video_name": self.records.name(index)}
+        return {"video_index": index, "video_name": self.records.segment(index)}
+
+    def _segment_path(self, index: int) -> str:
+        return segment_name(str(self.records.path(index)), self.records.span(index))
 
 
 class VideoDataset(_LabelledFiles):
@@ -152,8 +155,9 @@ class VideoDataset(_LabelledFiles):
     consist of, each once and whole; which of them make up a view say `frames` (V, T), and which part of them `boxes`
     (V, 4), corners (x, y, x, y) as fractions.
 
-    The other keys are pytorchvideo's: `label`, `video_index`, `video_name`, and `clip_index` and `aug_index` (the
-    crop), which are numbers in training and (V,) tensors in a test.
+    The other keys are pytorchvideo's: `label`, `video_index`, `video_name` (with its seconds where only a part of it
+    counts, see `Records.segment`), and `clip_index` and `aug_index` (the crop), which are numbers in training and (V,)
+    tensors in a test.
 
     Frames are decoded one by one, and no more of each than its boxes is kept.
 
@@ -220,13 +224,12 @@ class VideoDataset(_LabelledFiles):
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""
-        frames, spans = np.arange(video.num_frames), self.records.spans
-        span = (0.0, inf) if spans is None else tuple(spans[index].tolist())
-        if span == (0.0, inf) and self.target_fps is None:
+        frames, span = np.arange(video.num_frames), self.records.span(index)
+        if span == WHOLE and self.target_fps is None:
             return frames  # times may cost the decoding of the whole file
         times_s = video.times_s
         try:
-            if span != (0.0, inf):
+            if span != WHOLE:
                 frames = clips.within(times_s, *span)
             if self.target_fps is not None:
                 frames = frames[clips.at_fps(times_s[frames], self.target_fps)]

@@ -161,7 +161,7 @@ class _Videos:
         try:
             return _OpenVideo(self, index)
         except (DecodeError, OSError) as error:
-            self.tell(index, str(error))
+            self.tell(index, self.records.reason(index, error))
             raise
 
     def tell(self, index: int, reason: str) -> None:
@@ -171,8 +171,8 @@ class _Videos:
 
     @property
     def failures(self) -> list[str]:
-        """Names of the videos that were left out so far."""
-        return [self.records.name(index) for index in self._failed.nonzero().ravel().tolist()]
+        """Names, with the seconds where a list gives them, of the videos that were left out so far."""
+        return [self.records.segment(index) for index in self._failed.nonzero().ravel().tolist()]
 
 
 class _OpenVideo:
@@ -191,7 +191,7 @@ class _OpenVideo:
             end = self._times.max() if duration is None else duration
             whole: Fraction | float = int(end - self._start) * self._video.time_base  # as pytorchvideo reckons it
             spans = videos.records.spans
-            span = (0, math.inf) if spans is None else spans[index].tolist()
+            span = (0, math.inf) if spans is None else spans[index].tolist()  # a whole 0 keeps times exact
             self._from_s: float = span[0]
             self._to_s: float = span[1]
             self.duration = min(whole, self._to_s) - self._from_s
@@ -213,7 +213,7 @@ class _OpenVideo:
             try:
                 frames = self._video.read(numbers[places], self._videos.short_side)
             except (DecodeError, OSError) as error:
-                reason = str(error)
+                reason = self._videos.records.reason(self._index, error)
         if frames is None:
             self._videos.tell(self._index, reason)
             return {"video": None, "audio": None}

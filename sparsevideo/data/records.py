@@ -17,6 +17,7 @@ import numpy as np
 
 from sparsevideo.data.kinetics import join_files
 from sparsevideo.data.lists import KINETICS, Row, few, legible, read_list
+from sparsevideo.data.segments import segment_name, span_of
 
 EXTENSIONS = {
     "video": (
@@ -80,6 +81,20 @@ class Records:
     def path(self, index: int) -> Path:
         """Return where a file lies."""
         return self.root / self.name(index)
+
+    def span(self, index: int) -> tuple[float, float]:
+        """Return the first and last second that count; 0 and infinity for a whole file."""
+        return span_of(self.spans, index)
+
+    def segment(self, index: int) -> str:
+        """Return a file's name and, if only a part of it counts, the seconds of that part."""
+        return segment_name(self.name(index), self.span(index))
+
+    def reason(self, index: int, error: Exception) -> str:
+        """Return why a file could not be read, with the seconds that were asked for beside its path."""
+        path = str(self.path(index))
+        segment = segment_name(path, self.span(index))
+        return str(error) if segment == path else f"{segment}: {str(error).removeprefix(f'{path}: ')}"
 
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsevideo.data.segments import segment_columns
 from sparsevideo.reports.metrics import rank_classes
 from sparsevideo.reports.predictions import Predictions
 
@@ -54,7 +55,7 @@ def check_scores(predictions: Predictions) -> None:
         reason = "scores that are called softmax but are negative, or do not add up to 1"
     if wrong.any():
         first = read[wrong.argmax()]
-        raise ValueError(f"{wrong.sum()} rows have {reason}; the first is {first}, {predictions.names[first]}")
+        raise ValueError(f"{wrong.sum()} rows have {reason}; the first is {first}, {predictions.segment(first)}")
 
 
 def answers(predictions: Predictions) -> Answers:
@@ -207,13 +208,16 @@ def confident_errors(predictions: Predictions, given: Answers, at_most: int) -> 
     """Tell where the model was surest of a wrong class; files that failed are not among them.
 
     Returns:
-        Rows of `name`, `true`, `predicted`, the `probability` of that, and `true_probability`; the surest first.
+        Rows of `name` (and `start_s` and `end_s`, if the list gives seconds), `true`, `predicted`, the `probability` of
+        that, `true_probability` and `row`, its index in the predictions; the surest first.
     """
     wrong = np.flatnonzero(~given.top1 & ~predictions.failed)
     sure = predictions.probabilities[wrong, given.predicted[wrong]]
     return [
         {
             "name": predictions.names[row],
+            **segment_columns(predictions.spans, row),
+            "row": row,
             "true": predictions.classes[predictions.labels[row]],
             "predicted": predictions.classes[given.predicted[row]],
             "probability": float(predictions.probabilities[row, given.predicted[row]]),

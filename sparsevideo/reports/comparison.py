@@ -6,6 +6,7 @@ Letters: n files, K classes, M models.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -57,14 +58,13 @@ def compare(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Numbers:
 
 def subset(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the predictions of some files."""
-    return Predictions(
+    return replace(
+        predictions,
         names=[predictions.names[row] for row in rows],
         labels=predictions.labels[rows],
         scores=predictions.scores[rows],
         failed=predictions.failed[rows],
-        classes=predictions.classes,
-        kind=predictions.kind,
-        root=predictions.root,
+        spans=None if predictions.spans is None else predictions.spans[rows],
     )
 
 
@@ -80,14 +80,7 @@ def fused(models: Sequence[Predictions], weights: np.ndarray) -> Predictions:
     probabilities = np.stack([model.probabilities for model in models])  # (M, n, K)
     total = np.tensordot(weights.astype(np.float32), probabilities, axes=1)  # (n, K)
     sums = total.sum(axis=1, keepdims=True)
-    return Predictions(
-        names=models[0].names,
-        labels=models[0].labels,
-        scores=total / np.where(sums > 0, sums, 1),
-        failed=sums[:, 0] == 0,
-        classes=models[0].classes,
-        root=models[0].root,
-    )
+    return replace(models[0], scores=total / np.where(sums > 0, sums, 1), failed=sums[:, 0] == 0, kind="softmax")
 
 
 def search_weights(models: Sequence[Predictions]) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsevideo.data.segments import segment_name, span_of
 from sparsevideo.reports.npz import read_npz, write_npz
 
 
@@ -28,6 +29,8 @@ class Features:
         classes: K names.
         root: Folder that `names` are relative to.
         checkpoint: SHA-256 of the weights that made the features; empty where it is not known.
+        spans: (n, 2) float64 first and last second that each row is about, see `data.segments`; None if the list gives
+            no seconds.
 
     Raises:
         ValueError: Shapes that do not fit, a label outside 0 to K-1, or a feature that is not finite.
@@ -46,6 +49,7 @@ class Features:
     classes: Sequence[str]
     root: str = "."
     checkpoint: str = ""
+    spans: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, k = len(self.names), len(self.classes)
@@ -53,11 +57,17 @@ class Features:
         for name, (array, axes) in told.items():
             if array.ndim != axes or len(array) != n:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names want ({n}, {'D' * (axes - 1)})")
+        if self.spans is not None and self.spans.shape != (n, 2):
+            raise ValueError(f"spans have shape {self.spans.shape}; {n} names need ({n}, 2)")
         if n and not 0 <= self.labels.min() <= self.labels.max() < k:
             raise ValueError(f"labels {self.labels.min()} to {self.labels.max()} do not fit {k} classes")
         wrong = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
         if len(wrong):
-            raise ValueError(f"features of {len(wrong)} files are not finite; the first is {self.names[wrong[0]]}")
+            raise ValueError(f"features of {len(wrong)} files are not finite; the first is {self.segment(wrong[0])}")
+
+    def segment(self, row: int) -> str:
+        """Return the path of a row and, if only a part of the file counts, its seconds."""
+        return segment_name(self.names[row], span_of(self.spans, row))
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
@@ -66,17 +76,25 @@ class Features:
             rows[name].append(row)
         return dict(rows)
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Return the features (D,) of a file by its path as it is listed; zeros where it failed.
+    def __getitem__(self, key: str | tuple[str, float, float]) -> np.ndarray:
+        """Return the features (D,) of a file, or of a segment of it; zeros where it failed.
+
+        Args:
+            key: The path as it is listed, or (path, start_s, end_s) if several segments of the file are listed.
 
         Raises:
-            KeyError: No such file, or several parts of it are listed.
+            KeyError: No such file or segment, or several segments of the file.
         """
+        name, *span = (key,) if isinstance(key, str) else key
         rows = self._rows.get(name, [])
-        if len(rows) == 1:
-            return self.features[rows[0]]
+        found = [row for row in rows if not span or span_of(self.spans, row) == tuple(span)]
+        if len(found) == 1:
+            return self.features[found[0]]
         if rows:
-            raise KeyError(f"{name} is listed {len(rows)} times: rows {', '.join(map(str, rows))} of `features`")
+            listed = ", ".join(f"{row} ({self.segment(row)})" for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            raise KeyError(
+                f"{name} is listed {len(rows)} times, rows {listed} of `features`; ask for (path, start_s, end_s)"
+            )
         ordered = sorted(self._rows)  # to compare with all names of a large data set would take seconds
         at = bisect(ordered, name)
         near = difflib.get_close_matches(name, ordered[max(0, at - 500) : at + 500], n=1)
@@ -87,7 +105,8 @@ def save_features(path: str | Path, features: Features) -> None:
     """Write an npz file, which appears when it is whole; its folder must exist.
 
     It holds the fields of `Features` by name, `names` and `features` row by row, for readers without this package:
-    `dict(zip(file["names"], file["features"]))`.
+    `dict(zip(file["names"], file["features"]))`. `spans` is there only if the list gives seconds: then several rows may
+    have one path.
     """
     write_npz(Path(path), features)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsevideo.data.segments import segment_columns, segment_name, span_of
 from sparsevideo.reports.npz import read_npz, write_npz
 
 KINDS = ("softmax", "logits")
@@ -28,6 +29,8 @@ class Predictions:
         classes: K names.
         kind: Of what `scores` are the mean: "softmax" or "logits".
         root: Folder that `names` are relative to.
+        spans: (n, 2) float64 first and last second that each row is about, see `data.segments`; None if the list gives
+            no seconds.
     """
 
     names: Sequence[str]
@@ -37,15 +40,21 @@ class Predictions:
     classes: Sequence[str]
     kind: str = "softmax"
     root: str = "."
+    spans: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind of scores {self.kind!r}; it is one of {', '.join(KINDS)}")
         n, k = len(self.names), len(self.classes)
         told = {"labels": (self.labels, (n,)), "failed": (self.failed, (n,)), "scores": (self.scores, (n, k))}
+        told |= {} if self.spans is None else {"spans": (self.spans, (n, 2))}
         for name, (array, shape) in told.items():
             if array.shape != shape:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names and {k} classes want {shape}")
+
+    def segment(self, row: int) -> str:
+        """Return the path of a row and, if only a part of the file counts, its seconds."""
+        return segment_name(self.names[row], span_of(self.spans, row))
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -60,18 +69,21 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
     """Write `predictions.npz`, and `predictions.csv` for people and spreadsheets, into a folder that exists.
 
     The csv has a row for each file: path, true class, predicted class ("failed" where there is none), then the score
-    of every class.
+    of every class. If the list gives seconds, `start_s` and `end_s` follow the path; `end_s` is empty where the segment
+    ends with the file.
     """
     write_npz(folder / "predictions.npz", predictions)
     unfinished = folder / ".predictions.csv"
     with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "predicted", *predictions.classes])
+        seconds = [] if predictions.spans is None else ["start_s", "end_s"]
+        writer.writerow(["path", *seconds, "label", "predicted", *predictions.classes])
         first = predictions.scores.argmax(axis=1)
         for index, name in enumerate(predictions.names):
             said = "failed" if predictions.failed[index] else predictions.classes[first[index]]
             numbers = [f"{score:.6g}" for score in predictions.scores[index].tolist()]
-            writer.writerow([name, predictions.classes[predictions.labels[index]], said, *numbers])
+            span = segment_columns(predictions.spans, index).values()
+            writer.writerow([name, *span, predictions.classes[predictions.labels[index]], said, *numbers])
     unfinished.replace(folder / "predictions.csv")
 
 
@@ -94,7 +106,7 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
-    """See that files of predictions are about the same files, labels and classes, in the same order.
+    """See that predictions are about the same files, seconds, labels and classes, in the same order.
 
     Args:
         predictions: What to call each, and it.
@@ -106,7 +118,11 @@ def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
     for name, other in others:
         for what, ours, theirs in (
             ("class", list(first.classes), list(other.classes)),
-            ("file", list(first.names), list(other.names)),
+            (
+                "file",
+                list(map(first.segment, range(len(first.names)))),
+                list(map(other.segment, range(len(other.names)))),
+            ),
             ("label", first.labels.tolist(), other.labels.tolist()),
         ):
             if ours == theirs:
@@ -116,5 +132,5 @@ def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
                 said = f"{len(ours)} against {len(theirs)} of them"
             else:
                 said = f"{what} {at} is {ours[at]!r} against {theirs[at]!r}"
-                said += f" (of {first.names[at]})" if what == "label" else ""
+                said += f" (of {first.segment(at)})" if what == "label" else ""
             raise ValueError(f"{first_name} and {name} are predictions of different lists: {said}")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sparsevideo.data.segments import segment_name, span_of
 from sparsevideo.reports.features import Features, load_features
 from sparsevideo.reports.metrics import summarize
 from sparsevideo.reports.predictions import Predictions, save_predictions
@@ -171,7 +173,7 @@ def check_pair(train: Features, test: Features) -> None:
 
     Raises:
         ValueError: Other classes, another width, another checkpoint, no files or a single class to learn, no files to
-            classify, or a file that stands in both; the message names the first.
+            classify, or a file that stands in both, if its seconds overlap; the message names the first.
     """
     for index, (ours, theirs) in enumerate(zip(train.classes, test.classes, strict=False)):
         if ours != theirs:
@@ -188,8 +190,14 @@ def check_pair(train: Features, test: Features) -> None:
             f"the training features are of checkpoint {train.checkpoint[:8] or 'unknown'}, the test features of"
             f" {test.checkpoint[:8] or 'unknown'}; only features of one network can be compared"
         )
-    seen = set(_paths(train))
-    both = [path for path in _paths(test) if path in seen]
+    trained: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row, path in enumerate(_paths(train)):
+        trained[path].append(span_of(train.spans, row))
+    both = [
+        segment_name(path, span)
+        for row, path in enumerate(_paths(test))
+        if any(_overlap(span := span_of(test.spans, row), other) for other in trained.get(path, ()))
+    ]
     if both:
         raise ValueError(f"{len(both)} test files are training files, too; the first is {both[0]}")
     if test.failed.all():
@@ -210,6 +218,11 @@ def _paths(features: Features) -> list[str]:
     return [os.path.normpath(os.path.join(features.root, name)) for name in features.names]  # noqa: PTH118
 
 
+def _overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Two segments share a moment; each ends before its last second."""
+    return first == second or (first[0] < second[1] and second[0] < first[1])
+
+
 def _weights(distances: np.ndarray) -> np.ndarray:
     return np.exp((1 - distances) / TEMPERATURE)
 
@@ -217,7 +230,7 @@ def _weights(distances: np.ndarray) -> np.ndarray:
 def _classify(classifier: Any, test: Features) -> Predictions:
     scores = np.zeros((len(test.names), len(test.classes)), dtype=np.float32)
     scores[np.ix_(~test.failed, classifier.classes_)] = classifier.predict_proba(test.features[~test.failed])
-    return Predictions(test.names, test.labels, scores, test.failed, test.classes, "softmax", test.root)
+    return Predictions(test.names, test.labels, scores, test.failed, test.classes, "softmax", test.root, test.spans)
 
 
 def _fit(x: np.ndarray, y: np.ndarray, c: float) -> Pipeline:

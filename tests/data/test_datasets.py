@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,21 @@ def test_clips_keep_to_the_seconds_of_their_record(records: Records) -> None:
     assert starts == {10, 11, 12, 13, 14}
     beyond = Records.build(records.root, records.classes, ["a/0.mp4"], [0], np.array([[2.0, 3.0]]))
     ((_, name, reason),) = viewing(beyond)[0]["failures"]
-    assert name == "a/0.mp4" and "a/0.mp4: " in reason and "2" in reason
+    assert name == "a/0.mp4" and "a/0.mp4 [2-3 s]: no frame in the span" in reason
+
+
+def test_messages_about_a_segment_hold_its_seconds(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of a batch, the file that a worker reads, and a reason that has no path in front."""
+    spans = np.array([[0.4, 1.2], [0.0, np.inf], [0.96, np.inf], [0.0, 0.08]])
+    cut = Records.build(records.root, records.classes, list(LENGTHS), records.labels, spans)
+    opened = []
+    monkeypatch.setattr(datasets, "reading", lambda file: opened.append(file) or nullcontext())
+    expected = ["a/0.mp4 [0.4-1.2 s]", "a/1.mp4", "b/2.mp4 [from 0.96 s]", "b/3.mp4 [0-0.08 s]"]
+    assert [viewing(cut)[i]["video_name"] for i in range(4)] == expected
+    assert [reading(cut)[0, i]["video_name"] for i in range(4)] == expected
+    assert opened == [str(records.root / name) for name in expected] * 2
+    assert cut.reason(0, OSError("disk away")) == f"{records.root}/a/0.mp4 [0.4-1.2 s]: disk away"
+    assert cut.reason(1, OSError("disk away")) == "disk away"
 
 
 def test_frames_per_second_count_from_the_records_first_second(records: Records) -> None:

@@ -58,10 +58,23 @@ def test_a_file_is_found_by_its_path_and_a_wrong_path_offers_the_nearest():
 
 
 def test_parts_of_one_video_are_not_taken_for_each_other():
-    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"])
+    spans = np.array([[0, 1], [0, np.inf], [0, 1], [1, 2.5]], dtype=float)
+    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans)
     assert told["b.mp4"].tolist() == [3, 4, 5]
-    with pytest.raises(KeyError, match=r"a\.mp4 is listed 2 times: rows 0, 3 of `features`"):
-        told["a.mp4"]
+    assert told["a.mp4", 0, 1].tolist() == [0, 1, 2] and told["a.mp4", 1, 2.5].tolist() == [9, 10, 11]
+    for key in ("a.mp4", ("a.mp4", 1, 2)):
+        with pytest.raises(KeyError, match=r"listed 2 times, rows 0 \(a\.mp4 \[0-1 s\]\), 3 \(a\.mp4 \[1-2\.5 s\]\)"):
+            told[key]
+
+
+def test_seconds_come_back_and_a_list_without_them_has_none(tmp_path):
+    spans = np.array([[0, 1], [0, np.inf], [0, 1], [1, 2.5]])
+    for given in (spans, None):
+        save_features(tmp_path / "f.npz", features(spans=given))
+        with np.load(tmp_path / "f.npz") as file:
+            assert ("spans" in file) == (given is not None)
+        loaded = load_features(tmp_path / "f.npz").spans
+        assert loaded is None if given is None else np.array_equal(loaded, spans)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,7 @@ def test_parts_of_one_video_are_not_taken_for_each_other():
         ({"features": np.zeros(4)}, r"features have shape \(4,\)"),
         ({"labels": np.zeros(3, int)}, r"labels have shape \(3,\); 4 names want \(4, \)"),
         ({"failed": np.zeros((4, 1), bool)}, r"failed have shape \(4, 1\)"),
+        ({"spans": np.zeros((4, 3))}, r"spans have shape \(4, 3\); 4 names need \(4, 2\)"),
         ({"labels": np.array([0, 1, 1, 2])}, "labels 0 to 2 do not fit 2 classes"),
         ({"labels": np.array([0, -1, 1, 1])}, "labels -1 to 1"),
         ({"features": np.diag([1, 1, 1, np.nan])}, r"features of 1 files are not finite; the first is up/d\.mp4"),

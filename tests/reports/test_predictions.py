@@ -1,12 +1,13 @@
 """Predictions are of one shape and one list, and the csv says what the npz does."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_analysis import predictions
 
-from sparsevideo.reports.predictions import Predictions, check_same_list, save_predictions
+from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions, save_predictions
 
 
 def test_large_logits_have_probabilities_and_failed_files_have_none():
@@ -25,12 +26,33 @@ def test_the_csv_tells_the_true_class_the_predicted_one_and_the_scores(tmp_path)
     ]
 
 
+def test_seconds_stand_beside_the_path(tmp_path):
+    spans = np.array([[0, 1.25], [2, np.inf]])
+    save_predictions(tmp_path, replace(predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1]), spans=spans))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:5] == ["path", "start_s", "end_s", "label", "predicted"]
+    assert [row[:4] for row in rows] == [["0.mp4", "0.0", "1.25", "class 0"], ["1.mp4", "2.0", "", "class 1"]]
+    assert np.array_equal(load_predictions(tmp_path).spans, spans)
+
+
+def test_other_seconds_are_another_list():
+    one = predictions(np.eye(2), [0, 1])
+    cut, other = (replace(one, spans=np.array([[0, 1], [1, end]])) for end in (2.0, 2.5))
+    check_same_list([("a", cut), ("b", replace(cut))])
+    with pytest.raises(ValueError, match=r"file 1 is '1\.mp4 \[1-2 s\]' against '1\.mp4 \[1-2\.5 s\]'"):
+        check_same_list([("a", cut), ("b", other)])
+    with pytest.raises(ValueError, match=r"file 0 is '0\.mp4 \[0-1 s\]' against '0\.mp4'"):
+        check_same_list([("a", cut), ("b", one)])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"kind": "odds"}, "unknown kind of scores 'odds'; it is one of softmax, logits"),
         ({"labels": np.zeros(3, int)}, r"labels have shape \(3,\); 2 names and 2 classes want \(2,\)"),
         ({"failed": np.zeros((2, 1), bool)}, r"failed have shape \(2, 1\)"),
+        ({"spans": np.zeros((1, 2))}, r"spans have shape \(1, 2\); 2 names and 2 classes want \(2, 2\)"),
         ({"scores": np.eye(2, 3)}, r"scores have shape \(2, 3\); 2 names and 2 classes want \(2, 2\)"),
     ],
 )

@@ -254,6 +254,22 @@ def test_a_leak_is_found_however_root_and_name_share_the_path():
     check_pair(train, make(**A, root="data/videos/test", names=["0.mp4", "1.mp4", "2.mp4"]))
 
 
+def test_segments_of_one_film_are_a_leak_only_if_they_overlap():
+    films = {"names": ["a.mp4"] * 3, "root": "films"}
+    train = make(**A, **films, spans=np.array([[0.0, 1], [1, 2], [4, 5]]))
+    apart = np.array([[2.0, 3], [3, 4], [5, np.inf]])
+    check_pair(train, make(**A, **films, spans=apart))
+    predictions = knn(train, make(**A, **films, spans=apart), 1).predictions
+    assert np.array_equal(predictions.spans, apart)
+    for spans, message in (
+        (apart - [[0, 0], [0, 0], [0.5, 0]], r"1 test files .*films.a\.mp4 \[from 4\.5 s\]"),
+        (np.array([[2.0, 2], [4, 5], [1, 1.5]]), r"2 test files .*films.a\.mp4 \[4-5 s\]"),
+        (None, r"3 test files .*films.a\.mp4$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_pair(train, make(**A, **films, spans=spans))
+
+
 def test_files_leave_both_results_and_predictions_that_say_the_same(tmp_path):
     train, test = clouds(30, "train", failed=[2]), clouds(12, "test", failed=[1, 4], checkpoint="")
     save_features(tmp_path / "a.npz", train)
