@@ -88,9 +88,29 @@ def test_one_view_is_the_validation_of_training(digits, tmp_path):
     scores(run, digits, tmp_path / "val", "--test.split=val", "--views=1x1")
     results = json.loads((tmp_path / "val" / "results.json").read_text())
     assert validation["split"] == "val"
-    assert {name: results[name] for name in ("top1", "top5", "mean_class_accuracy")} == {
-        name: validation[name] for name in ("top1", "top5", "mean_class_accuracy")
+    assert {name: results[name] for name in ("top1", "top5", "mean_class_accuracy", "loss")} == {
+        name: validation[name] for name in ("top1", "top5", "mean_class_accuracy", "loss")
     }
+    assert f"validation at step 4: loss {validation['loss']:.3f}  top1" in (run / "log.txt").read_text()
+    (events,) = (run / "tensorboard").iterdir()
+    assert b"val/loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "logits"])
+def test_the_loss_is_the_cross_entropy_of_the_mean_scores_of_the_files_that_could_be_read(
+    kind, trained, wide, classes, tmp_path
+):
+    root = tmp_path / "data"
+    shutil.copytree(wide, root)
+    (root / "videos" / "test" / classes[0] / "a.mp4").write_bytes(b"torn")
+    options = [f"--data.root={root}", f"--out={tmp_path / 'out'}", "--views=3x1", f"--test.scores={kind}"]
+    assert main(["test", checkpoint(trained), *options]) == INCOMPLETE
+    starts = clips.spread_clips(30, 4, 2, 3)
+    logits = looked_at(trained, wide, [(numbers, *CROPS[1]) for numbers in starts])[1:].double()
+    log_prob = logits.softmax(-1).mean(1).log() if kind == "softmax" else logits.mean(1).log_softmax(-1)
+    labels = torch.arange(1, len(classes))
+    loss = json.loads((tmp_path / "out" / "results.json").read_text())["loss"]
+    assert loss == pytest.approx(torch.nn.functional.nll_loss(log_prob, labels).item(), abs=1e-5)
 
 
 def looked_at(run, root, views, **budget):

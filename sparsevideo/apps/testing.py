@@ -27,7 +27,7 @@ from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.reports import metrics
+from sparsevideo.reports import calibration, metrics
 from sparsevideo.reports.features import Features, save_features
 from sparsevideo.reports.predictions import Predictions, save_predictions
 
@@ -86,9 +86,22 @@ def score_files(
     return scores
 
 
-def summarize(scores: Scores, records: Records) -> dict[str, float]:
-    """Percentages, failed files counted as wrong."""
-    return metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
+def summarize(scores: Scores, records: Records, kind: str) -> dict[str, float]:
+    """Return the accuracies, where failed files count as wrong, and the loss of the files that could be read.
+
+    Args:
+        scores: Means over the views.
+        records: The files.
+        kind: What the means are of: "softmax" or "logits".
+
+    Returns:
+        The percentages of `metrics.summarize` and `loss`, the mean over files of the cross entropy of a file's mean
+        scores, in nats, without label smoothing.
+    """
+    accuracies = metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
+    read = np.setdiff1d(np.arange(len(records)), list(scores.failures))
+    loss = calibration.nll(calibration.log_scores(scores.means[read], kind), records.labels[read])
+    return {**accuracies, "loss": loss}
 
 
 def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     ]
     sides = Counter(scores.short_sides.tolist())
     results: dict[str, Any] = {
-        **summarize(scores, records),
+        **summarize(scores, records, test.scores),
         "clips": test.clips,
         "crops": test.crops,
         "convention": None if uniform else test.convention,
@@ -164,9 +177,9 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     for failure in failed[:5]:
         logger.info("could not be read and counts as wrong: %s", failure["reason"])
     logger.info(
-        "top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
-        results["top1"], results["top5"], results["mean_class_accuracy"], results["scored"], results["listed"],
-        test.clips, test.crops, out / "results.json",
+        "loss %.3f  top1 %.2f  top5 %.2f  mean class %.2f  on %d of %d files, %d x %d views; see %s",
+        results["loss"], results["top1"], results["top5"], results["mean_class_accuracy"],
+        results["scored"], results["listed"], test.clips, test.crops, out / "results.json",
     )  # fmt: skip
     return results
 

@@ -79,11 +79,12 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
                     model = SparseFormer(**run.raw_model.hparams)
                     checkpoint.copy_whole(run.raw_model, model)
                     model = model.to(fabric.device)
-                scores = score_files(fabric, model, one_view(config), run.val_records)
+                settings = one_view(config)
+                scores = score_files(fabric, model, settings, run.val_records)
             if scores.failures:
                 reasons = "; ".join(list(scores.failures.values())[:3])
                 logger.warning("%d validation files could not be read: %s", len(scores.failures), reasons)
-            return {**summarize(scores, run.val_records), "failed": len(scores.failures)}
+            return {**summarize(scores, run.val_records, settings.test.scores), "failed": len(scores.failures)}
 
         def save(done: int, scores: dict[str, float] | None) -> None:
             nonlocal best_top1

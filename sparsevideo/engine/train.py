@@ -62,7 +62,7 @@ def train(
         batches: From `start_step` on, without an end.
         prepare: Batch to inputs and labels on the device: (B,), or (B, K) where samples are mixed.
         schedule: Step to learning rate.
-        validate: Scores the validation set; None where there is none.
+        validate: Scores the validation set, with `loss`, `top1` and `top5`; None where there is none.
         save: Writes a checkpoint; called with the steps done and, after a validation, its scores.
         log: Where numbers go.
         meter: Averages between two lines of the log, a resumed run's from before.
@@ -139,7 +139,10 @@ def train(
                 before = perf_counter()
                 scores = validate()
                 log.metrics("val", done, epoch=done / steps_per_epoch, **scores)
-                logger.info("validation at step %d: top1 %.2f  top5 %.2f", done, scores["top1"], scores["top5"])
+                logger.info(
+                    "validation at step %d: loss %.3f  top1 %.2f  top5 %.2f",
+                    done, scores["loss"], scores["top1"], scores["top5"],
+                )  # fmt: skip
                 model.train()
                 meter.skip(perf_counter() - before)
             if scores or last or stopping or (checkpoint_every and done % checkpoint_every == 0):

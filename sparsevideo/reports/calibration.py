@@ -60,9 +60,14 @@ def expected_calibration_error(bins: Sequence[Numbers]) -> float:
     return apart / sum(each["samples"] for each in filled)
 
 
-def log_scores(predictions: Predictions) -> np.ndarray:
-    """What a temperature divides: logits, or the logarithm of probabilities; (n, K)."""
-    return predictions.scores if predictions.kind == "logits" else np.log(np.maximum(predictions.scores, LEAST))
+def log_scores(scores: np.ndarray, kind: str) -> np.ndarray:
+    """Return what a temperature divides: logits, or the logarithm of probabilities; (n, K).
+
+    Args:
+        scores: (n, K), see `Predictions`.
+        kind: "softmax" or "logits".
+    """
+    return scores if kind == "logits" else np.log(np.maximum(scores, LEAST))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -84,12 +89,22 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     bounds = tuple(np.log(TEMPERATURES))  # NLL is convex in 1 / T: along log T it has one valley
     fit = minimize_scalar(
-        lambda log: _nll(logits / np.exp(log), labels), bounds=bounds, method="bounded", options={"xatol": 1e-4}
+        lambda log: nll(logits / np.exp(log), labels), bounds=bounds, method="bounded", options={"xatol": 1e-4}
     )
     return float(np.exp(fit.x))
 
 
-def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of the true classes, in nats: the cross entropy.
+
+    Args:
+        logits: (n, K); what softmax takes.
+        labels: (n,) true classes.
+
+    Example:
+        >>> round(nll(np.log([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])), 4)  # -(log 0.5 + log 0.75) / 2
+        0.4904
+    """
     return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels], dtype=float))
 
 
@@ -104,7 +119,7 @@ def calibration(predictions: Predictions, *, seed: int = 0) -> Numbers:
     """
     read = np.flatnonzero(~predictions.failed)
     fitted, scored = halves(read, seed)
-    logits, labels = log_scores(predictions), predictions.labels
+    logits, labels = log_scores(predictions.scores, predictions.kind), predictions.labels
     temperature = fit_temperature(logits[fitted], labels[fitted])
     return {
         "temperature": temperature,
@@ -120,4 +135,4 @@ def _calibrated(logits: np.ndarray, labels: np.ndarray) -> Numbers:
     confidence = np.exp(logits.max(axis=1) - logsumexp(logits, axis=1))
     bins = reliability(confidence, predicted == labels)
     ece = expected_calibration_error(bins)
-    return {"samples": len(labels), "nll": _nll(logits, labels), "ece": ece, "bins": bins}
+    return {"samples": len(labels), "nll": nll(logits, labels), "ece": ece, "bins": bins}
