@@ -88,8 +88,10 @@ def build_train_loader(
     return batches, sampler
 
 
-def build_test_loader(config: Config, records: Records, ndim: int, indices: Sequence[int]) -> DataLoader:
-    """The files with these indices, each once, with all its views."""
+def build_test_loader(
+    config: Config, records: Records, ndim: int, indices: Sequence[int], *, with_clip_spans: bool = False
+) -> DataLoader:
+    """The files with these indices, each once, with all its views and, if asked for, the seconds of its clips."""
     test = config.test
     if test.share_stem and config.data.size % 4:  # crops are fractions of features, of a quarter of the resolution
         raise ValueError(f"test.share_stem wants a data.size that is a multiple of 4, got {config.data.size}")
@@ -97,6 +99,7 @@ def build_test_loader(config: Config, records: Records, ndim: int, indices: Sequ
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
         views |= {"num_clips": test.clips, "convention": test.convention, "still": test.still}
+        views |= {"with_clip_spans": with_clip_spans}
     dataset = _dataset(config.data, records, ndim, transform=transform, **views)
     # Whole frames differ in shape from file to file.
     alone = test.share_stem or test.full_frame

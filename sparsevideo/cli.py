@@ -243,22 +243,25 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
 
 def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of every listed file, what a checkpoint's head sees, as one npz keyed by path."""
-    path, config, args = _parse_test(parser, argv, out="file to write (.npz); by default beside the run")
+    flags = {"per-clip": "write a row for each clip, with its start and end in seconds, not the mean over all clips"}
+    path, config, args = _parse_test(parser, argv, out="file to write (.npz); by default beside the run", **flags)
     from sparsevideo.apps.testing import extract_run
 
-    features = extract_run(path, config, Path(args.out) if args.out else None)
+    features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
     first = _first()
     if args.json and first:
         n, width = features.features.shape
-        print(json.dumps({"files": n, "failed": int(features.failed.sum()), "width": width}))
+        print(
+            json.dumps({"clips" if args.per_clip else "files": n, "failed": int(features.failed.sum()), "width": width})
+        )
     return INCOMPLETE if features.failed.any() and first else OK
 
 
-def _parse_test(parser: Parser, argv: Sequence[str], out: str) -> tuple[Path, Config, Any]:
+def _parse_test(parser: Parser, argv: Sequence[str], out: str, **flags: str) -> tuple[Path, Config, Any]:
     """The checkpoint, and its settings with what the run file and the command line change."""
     from sparsevideo.apps.runs import checkpoint_config
 
-    _add_test_options(parser, Config(), out)
+    _add_test_options(parser, Config(), out, flags)
     told, args = _parse_run(parser, argv)
     path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
     if not views:
@@ -269,7 +272,7 @@ def _parse_test(parser: Parser, argv: Sequence[str], out: str) -> tuple[Path, Co
     own = checkpoint_config(path)
     if own is not None:  # once more, with the checkpoint's settings as defaults
         parser = Parser(prog=parser.prog)
-        _add_test_options(parser, own, out)
+        _add_test_options(parser, own, out, flags)
         told, args = _parse_run(parser, argv)
         if told.model.name != own.model.name:
             raise UsageError(f"the run file is of {told.model.name}, {path} of {own.model.name}")
@@ -287,7 +290,7 @@ def _parse_test(parser: Parser, argv: Sequence[str], out: str) -> tuple[Path, Co
 _SHORT = {"share_stem": bool, "full_frame": bool, "num_frames": int, "num_tubes": int, "num_points": int}
 
 
-def _add_test_options(parser: Parser, config: Config, out: str) -> None:
+def _add_test_options(parser: Parser, config: Config, out: str, flags: dict[str, str]) -> None:
     parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
     parser.add_argument(
         "--config", action="config", help="run file (YAML) for data and test; options given after it win"
@@ -296,6 +299,8 @@ def _add_test_options(parser: Parser, config: Config, out: str) -> None:
     for name, kind in _SHORT.items():
         option: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **option)
+    for name, meaning in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument("--out", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     _add_settings(parser, data=config.data, test=config.test)

@@ -394,6 +394,57 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "features.npz"]
 
 
+def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_path, capsys):
+    """Of a film, a segment of it, one behind its end and a torn file; at 10 frames a second, clips of 4 at stride 2."""
+    root = tmp_path / "data"
+    shutil.copytree(wide, root)
+    name, torn = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
+    (root / torn).write_bytes(b"torn")
+    rows = [
+        f"{name},{classes[0]},,",
+        f"{name},{classes[0]},1,1.95",
+        f"{name},{classes[0]},5,6",
+        f"{torn},{classes[1]},,",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,start_s,end_s", *rows]))
+    options = ["extract", checkpoint(trained), f"--data.root={root}", f"--data.list={tmp_path / 'list.csv'}", "--json"]
+    args = [*options, "--views=3x2", "--per-clip", f"--out={tmp_path / 'clips.npz'}"]
+    assert main(args) == INCOMPLETE
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"clips": 12, "failed": 6, "width": 32}
+    assert "32 features of each of 3 clips of 2 files" in said.err
+    features = load_features(tmp_path / "clips.npz")
+    assert features.names == [name] * 9 + [torn] * 3
+    assert features.labels.tolist() == [0] * 9 + [1] * 3 and features.failed.tolist() == [False] * 6 + [True] * 6
+    whole = [[0, 0.7], [1.1, 1.8], [2.3, 3]]
+    part = [[1, 1.7], [1.1, 1.8], [1.3, 1.95]]  # frames 10 to 19; the last one ends with the segment
+    assert features.spans[:6] == pytest.approx(np.array(whole + part), abs=1e-9)
+    assert features.spans[6:].tolist() == [[5, 6]] * 3 + [[0, np.inf]] * 3
+    assert not features.features[6:].any()
+
+    model, _ = zoo.load_model(checkpoint(trained))
+    for row, first in enumerate([0, 11, 23, 10, 11, 13]):
+        frames = read_frames(wide / name, first + 2 * np.arange(4))
+        crops = []
+        for left in (0, 32):
+            clip = torch.from_numpy(scaled(frames[:, :, left : left + 48], (SIZE, SIZE))).permute(3, 0, 1, 2)
+            with torch.no_grad():
+                crops.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
+        assert features.features[row] == pytest.approx(torch.stack(crops).mean(0).numpy(), abs=1e-5), row
+
+    assert main([*options, "--views=3x2", f"--out={tmp_path / 'means.npz'}"]) == INCOMPLETE
+    means = load_features(tmp_path / "means.npz")
+    assert features.features.reshape(4, 3, 32).mean(1) == pytest.approx(means.features, abs=1e-5)
+
+
+def test_an_image_has_no_clips(digits, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
+    assert main(["extract", checkpoint(run), f"--data.root={digits}", "--per-clip"]) == FAILED
+    assert error(capsys).startswith("error: --per-clip is for videos; ")
+    assert main(["test", checkpoint(run), "--per-clip"]) == USAGE
+
+
 def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     for split in ("train", "test"):
         args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}"]

@@ -22,7 +22,7 @@ from sparsevideo.data.loader import shard
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import segment_columns
 from sparsevideo.engine import checkpoint
-from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate
+from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
 from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
@@ -50,6 +50,7 @@ def score_files(
     records: Records,
     *,
     features: bool = False,
+    per_clip: bool = False,
     journal: Journal | None = None,
 ) -> Scores:
     """Look at every listed file with the views that the settings ask for: the mean over them.
@@ -60,6 +61,7 @@ def score_files(
         config: Its `data` and `test`.
         records: The files.
         features: Take what the head sees instead of scores.
+        per_clip: Take the mean over the crops of each clip, and the seconds of each clip.
         journal: Where scores are kept on the way.
 
     Raises:
@@ -69,7 +71,7 @@ def score_files(
 
     def load(todo: list[int]) -> DataLoader:
         mine = [todo[place] for place in shard(len(todo), fabric.global_rank, fabric.world_size)]
-        return build.build_test_loader(config, records, model.ndim, mine)
+        return build.build_test_loader(config, records, model.ndim, mine, with_clip_spans=per_clip)
 
     scores = evaluate(
         fabric,
@@ -78,6 +80,7 @@ def score_files(
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
         num_views=config.test.clips * config.test.crops,
+        num_clips=config.test.clips if per_clip else None,
         journal=journal,
     )
     if len(scores.failures) == len(records):
@@ -184,38 +187,59 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     return results
 
 
-def extract_run(path: Path, config: Config, out: Path | None = None) -> Features:
+def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip: bool = False) -> Features:
     """Write what the head of a checkpoint sees of every listed file, the mean over its views, as one npz.
+
+    With `per_clip` there is a row for each clip, the mean over its crops. The clips of a file follow each other, and
+    files are in the order of the list. `spans` then holds the seconds of each clip; a file that could not be read has
+    its listed seconds.
 
     Args:
         path: Checkpoint of a run, or other weights.
         config: As for `test_run`.
         out: The file to write; None takes one in the run folder, named after the split and the views.
+        per_clip: Write a row for each clip.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: As `test_run`.
+        ValueError: As `test_run`, or `per_clip` with an image network.
     """
     if out is not None and out.is_dir():
         raise IsADirectoryError(f"{out}: is a folder; --out names the file to write")
+    suffix = "-per-clip" if per_clip else ""
     seen = _look(
         path,
         config,
-        lambda name: Path(f"{out or _beside(path, f'features-{name}.npz')}.unfinished"),
+        lambda name: Path(f"{out or _beside(path, f'features-{name}{suffix}.npz')}.unfinished"),
         features=True,
+        per_clip=per_clip,
     )
     out = seen.journal.folder.with_suffix("")
-    features = Features(features=seen.scores.means, checkpoint=seen.sha256, **seen.listing)
+    scores, listing = seen.scores, seen.listing
+    num_clips = 1
+    if scores.clip_spans is not None:
+        num_clips = scores.clip_spans.shape[1]
+        spans = scores.clip_spans.copy()
+        for index in scores.failures:
+            spans[index] = seen.records.span(index)
+        listing |= {name: np.repeat(listing[name], num_clips) for name in ("labels", "failed")}
+        listing |= {
+            "names": [name for name in listing["names"] for _ in range(num_clips)],
+            "spans": spans.reshape(-1, 2),
+        }
+    means = scores.means.reshape(-1, scores.means.shape[-1])
+    features = Features(features=means, checkpoint=seen.sha256, **listing)
     if seen.fabric.is_global_zero:
         save_features(out, features)
         seen.journal.remove()
     seen.fabric.barrier()
-    for reason in list(seen.scores.failures.values())[:5]:
+    for reason in list(scores.failures.values())[:5]:
         logger.info("could not be read and is a row of zeros: %s", reason)
-    n, width = features.features.shape
-    logger.info("%d features of each of %d files; see %s", width, n - len(seen.scores.failures), out)
+    n, width = len(scores.means) - len(scores.failures), features.features.shape[1]
+    clips = f"{num_clips} clips of " if per_clip else ""
+    logger.info("%d features of each of %s%d files; see %s", width, clips, n, out)
     return features
 
 
@@ -246,12 +270,16 @@ class _Seen:
         }
 
 
-def _look(path: Path, config: Config, place: Callable[[str], Path], *, features: bool = False) -> _Seen:
+def _look(
+    path: Path, config: Config, place: Callable[[str], Path], *, features: bool = False, per_clip: bool = False
+) -> _Seen:
     """Do what tests and extractions share; `place` says where the journal goes, given the split and the views."""
     fabric = launch(config.test.precision)
     model, content = zoo.load_model(path, config.model.name)
     content = {name: content.get(name) for name in ("classes", "config")}  # averages and moments leave the memory
     config = _carried_out(config, model.ndim)
+    if per_clip and model.ndim == 2:
+        raise ValueError(f"--per-clip is for videos; {path} is an image network")
     journal_folder = place(_folder_name(config.test))
     check_folder(journal_folder.parent)
     model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
@@ -266,12 +294,12 @@ def _look(path: Path, config: Config, place: Callable[[str], Path], *, features:
     fabric.setup_module(model)  # moves and converts it in place
     sha256 = checkpoint.sha256(path)
     width = model.head.in_features if features else model.num_classes
-    about = _about(config, records, sha256, features)
+    about = _about(config, records, sha256, "per clip" if per_clip else features)
     if not features:
         _check_results(journal_folder.with_name("results.json"), about)
     with fabric.rank_zero_first():
-        journal = Journal(journal_folder, about, width + 2)
-    scores = score_files(fabric, model, config, records, features=features, journal=journal)
+        journal = Journal(journal_folder, about, row_width(width, config.test.clips if per_clip else None))
+    scores = score_files(fabric, model, config, records, features=features, per_clip=per_clip, journal=journal)
     return _Seen(fabric, model, config, records, scores, about, journal, sha256)
 
 
@@ -355,7 +383,7 @@ def with_frames(data: DataConfig, num_frames: int) -> DataConfig:
     return replace(data, num_frames=num_frames, frame_stride=span // num_frames)
 
 
-def _about(config: Config, records: Records, sha256: str, features: bool) -> dict[str, Any]:
+def _about(config: Config, records: Records, sha256: str, features: bool | str) -> dict[str, Any]:
     """All that decides the scores, for the journal."""
     settings = {
         f"{section}.{name}": value

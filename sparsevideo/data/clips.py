@@ -191,6 +191,27 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     return np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
 
 
+def clip_spans(times_s: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Return the seconds that clips cover, from the start of the first frame to the end of the last one.
+
+    The last frame of a video is on show for the median time between frames; the one frame of a video, for no time.
+
+    Args:
+        times_s: (n,) seconds at which frames come on show, rising.
+        frames: (k, T) frame numbers of each clip.
+
+    Returns:
+        (k, 2) float64 seconds.
+
+    Example:
+        >>> clip_spans(np.array([0.0, 0.5, 1.0, 1.5]), np.array([[0, 1], [1, 3]])).tolist()
+        [[0.0, 1.0], [0.5, 2.0]]
+    """
+    interval_s = np.median(np.diff(times_s)) if len(times_s) > 1 else 0.0
+    ends_s = np.append(times_s[1:], times_s[-1] + interval_s)
+    return np.stack([times_s[frames.min(axis=1)], ends_s[frames.max(axis=1)]], axis=1)
+
+
 def middle_frame(total: int) -> int:
     """Return the number of a video's middle frame.
 

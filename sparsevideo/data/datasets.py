@@ -34,6 +34,7 @@ class _Read(NamedTuple):
     pixels: Tensor  # (k, A, 3, T, S, S) uint8: A boxes of each of k clips
     size: tuple[int, int]  # height and width of the frames from which they were cut
     stored_size: tuple[int, int]  # the same of the frames in the file
+    clip_spans: Tensor | None = None  # (k, 2) float64 seconds, if asked for
 
 
 class _LabelledFiles(Dataset[Item | list[Item]]):
@@ -129,6 +130,8 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         item |= self._pixels(read.pixels.flatten(0, 1)) | {"short_side": min(read.stored_size), "failures": []}
         item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
         item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)
+        if read.clip_spans is not None:
+            item["clip_spans"] = read.clip_spans
         if self.share_stem:
             corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
             item["boxes"] = torch.tensor(corners).repeat(self.num_clips, 1)  # (V, 4)
@@ -177,6 +180,8 @@ class VideoDataset(_LabelledFiles):
         short_side: Scale frames to this short side while decoding; None keeps their size.
         still: Repeat the video's middle frame instead, to see what motion is worth.
         share_stem: In a test, give whole frames once instead of cutting views out of them.
+        with_clip_spans: In a test, give `clip_spans` (num_clips, 2) float64 too: the seconds that each clip covers, see
+            `clips.clip_spans`.
         index: What a scan found out about the files.
     """
 
@@ -197,6 +202,7 @@ class VideoDataset(_LabelledFiles):
         short_side: int | None = None,
         still: bool = False,
         share_stem: bool = False,
+        with_clip_spans: bool = False,
         index: Index | None = None,
     ) -> None:
         clips_each = 1 if num_clips is None else num_clips
@@ -208,7 +214,7 @@ class VideoDataset(_LabelledFiles):
         self.num_frames, self.frame_stride, self.convention = num_frames, frame_stride, convention
         self.sampling, self.target_fps = sampling, target_fps
         self.decoder, self.short_side, self.still = resolve_decoder(decoder), short_side, still
-        self.index = index
+        self.index, self.with_clip_spans = index, with_clip_spans
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
@@ -220,7 +226,10 @@ class VideoDataset(_LabelledFiles):
             distinct, places = np.unique(numbers, return_inverse=True)
             wanted = distinct[None] if self.share_stem else numbers
             pixels, size = _cut(video.frames(distinct, self.short_side), wanted, self._cuts(rngs))
-            return _Read(pixels, size, video.stored_size or size), places.reshape(numbers.shape)
+            spans = None
+            if self.with_clip_spans:  # a frame of a segment may end after the segment does
+                spans = torch.from_numpy(clips.clip_spans(video.times_s, numbers).clip(*self.records.span(index)))
+            return _Read(pixels, size, video.stored_size or size, spans), places.reshape(numbers.shape)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""

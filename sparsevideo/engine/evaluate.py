@@ -1,6 +1,6 @@
 """Scores of whole videos: every video once, every view once, from any number of processes, however often interrupted.
 
-Letters: B videos, V views (clips x crops), K classes (or whatever else a network gives for a view).
+Letters: B videos, V views (clips x crops), C clips, K classes (or whatever else a network gives for a view).
 """
 
 import json
@@ -30,14 +30,17 @@ class Scores:
     """What a network says of every listed video.
 
     Attributes:
-        means: (n, K) float32 mean over the views; zeros where a video failed.
+        means: (n, K) float32 mean over the views, or (n, C, K) over the crops of each clip; zeros where a video failed.
         short_sides: (n,) int64 pixels along the short side of the stored frames; 0 where a video failed.
         failures: Index of each video that could not be read to the reason.
+        clip_spans: (n, C, 2) float64 seconds of each clip, to the nanosecond; zeros where a video failed. None without
+            rows for clips.
     """
 
     means: np.ndarray
     short_sides: np.ndarray
     failures: dict[int, str]
+    clip_spans: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -49,6 +52,7 @@ def evaluate(
     num_videos: int,
     num_scores: int,
     num_views: int,
+    num_clips: int | None = None,
     journal: "Journal | None" = None,
 ) -> Scores:
     """Score this process' share of the videos, then gather.
@@ -62,14 +66,16 @@ def evaluate(
         num_videos: Videos listed, over all processes.
         num_scores: K.
         num_views: V.
+        num_clips: C, for the mean over the crops of each clip; batches then hold `clip_spans` (B, C, 2) float64 too.
+            None for one mean over all views.
         journal: Where scores are kept on the way; videos that it has already are not scored again.
 
     Raises:
         RuntimeError: A video was not seen exactly once, or not with each of its views.
     """
-    # A row is the sum over the views, their number, and the short side. Every process fills its own rows, so the sum
-    # over processes is exact.
-    table = torch.zeros(num_videos, num_scores + 2, device=fabric.device)
+    # A row is what `_sums` returns, the number of views, and the short side. Every process fills its own rows, so the
+    # sum over processes is exact.
+    table = torch.zeros(num_videos, row_width(num_scores, num_clips), device=fabric.device)
     done = np.empty(0, dtype=np.int64)
     if journal is not None and fabric.is_global_zero:
         done, rows = journal.rows()
@@ -87,7 +93,7 @@ def evaluate(
             failures.update((index, reason) for index, _, reason in batch["failures"])
             index = batch["video_index"]
             if len(index):
-                sums = score(batch).float().sum(1)  # (B, K)
+                sums = _sums(score(batch).float(), batch, num_clips)
                 views = torch.tensor(
                     [_distinct(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)]
                 )
@@ -114,7 +120,30 @@ def evaluate(
     if not torch.equal(table[:, -2], wanted):
         wrong = (table[:, -2] != wanted).nonzero().flatten().tolist()
         raise RuntimeError(f"{len(wrong)} videos were not scored exactly once with {num_views} views: {wrong[:5]}")
-    return Scores((table[:, :-2] / num_views).cpu().numpy(), table[:, -1].long().cpu().numpy(), failures)
+    short_sides = table[:, -1].long().cpu().numpy()
+    if num_clips is None:
+        return Scores((table[:, :-2] / num_views).cpu().numpy(), short_sides, failures)
+    sums, high, low = table[:, :-2].split([num_clips * num_scores, 2 * num_clips, 2 * num_clips], dim=1)
+    means = (sums / (num_views // num_clips)).unflatten(1, (num_clips, num_scores)).cpu().numpy()
+    spans = high.cpu().double().add(low.cpu()).unflatten(1, (num_clips, 2)).numpy().round(9)
+    return Scores(means, short_sides, failures, spans)
+
+
+def row_width(num_scores: int, num_clips: int | None = None) -> int:
+    """Return how many numbers a video has in the journal of `evaluate`."""
+    return (num_scores if num_clips is None else num_clips * (num_scores + 4)) + 2
+
+
+def _sums(scores: Tensor, batch: Mapping[str, Any], num_clips: int | None) -> Tensor:
+    """Sum (B, V, K) over the views; or over the crops of each clip, and append the clips' seconds.
+
+    Seconds are two float32 numbers each, a rounded one and the rest: one alone is off by a millisecond after hours.
+    """
+    if num_clips is None:
+        return scores.sum(1)
+    high = batch["clip_spans"].flatten(1).float()
+    low = (batch["clip_spans"].flatten(1) - high).float()
+    return torch.cat((scores.unflatten(1, (num_clips, -1)).sum(2).flatten(1), high.to(scores), low.to(scores)), dim=1)
 
 
 def _distinct(clip_index: Tensor, aug_index: Tensor) -> int:

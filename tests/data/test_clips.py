@@ -15,6 +15,7 @@ from sparsevideo.data import ptv
 from sparsevideo.data.clips import (
     at_fps,
     clip_span,
+    clip_spans,
     middle_frame,
     random_clip,
     spread_clips,
@@ -278,3 +279,11 @@ def test_impossible_clips() -> None:
 def test_a_time_stamp_that_jumps_fills_no_memory() -> None:
     with pytest.raises(ValueError, match="too long for 10 frames a second"):
         at_fps(np.array([0.0, 0.1, 0.2, 1e9]), 10)
+
+
+def test_a_clip_ends_with_its_last_frame_wherever_that_stands() -> None:
+    """Frames of uneven length, in any order within the clip; a single frame of a video is on show for no time."""
+    times_s = np.array([0.0, 0.1, 0.4, 1.0])  # the median of 0.1, 0.3 and 0.6 is the length of the last one
+    frames = np.array([[1, 0, 1], [2, 2, 2], [1, 3, 2]])
+    assert clip_spans(times_s, frames) == pytest.approx(np.array([[0, 0.4], [0.4, 1.0], [0.1, 1.3]]))
+    assert clip_spans(np.zeros(1), np.zeros((2, 4), int)).tolist() == [[0, 0]] * 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from sparsevideo.engine.evaluate import Journal, evaluate
+from sparsevideo.engine.evaluate import Journal, evaluate, row_width
 
 
 def batches(indices, views, failures=()):
@@ -25,7 +25,7 @@ def batches(indices, views, failures=()):
     }
 
 
-def run(load, num_videos, views, journal=None):
+def run(load, num_videos, views, journal=None, num_clips=None):
     return evaluate(
         Fabric(),
         load if callable(load) else lambda indices: load,
@@ -33,6 +33,7 @@ def run(load, num_videos, views, journal=None):
         num_videos=num_videos,
         num_scores=2,
         num_views=views,
+        num_clips=num_clips,
         journal=journal,
     )
 
@@ -42,6 +43,39 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
     assert scores.means.tolist() == [[0, 1], [0, 2], [0, 3]]
     assert scores.short_sides.tolist() == [100, 101, 102]
     assert scores.failures == {}
+
+
+def test_clips_have_rows_and_seconds_of_their_own_also_after_an_interruption(tmp_path):
+    """Two clips of two crops; frame 1,000,001 of a film of hours at 29.97 frames a second is still found."""
+    seconds = [[[0.0, 0.96], [0.96, 33366.7]], [[1_000_000 / 29.97, 1_000_001 / 29.97], [5.0, 6.0]]]
+    spans = torch.tensor(seconds, dtype=torch.float64)
+
+    def load(indices):
+        for index in indices:
+            (batch,) = batches([index], 4)
+            yield batch | {"clip_spans": spans[[index]]}
+
+    def part(indices):
+        yield from load(indices[:1])
+        raise Killed
+
+    def journal():
+        return Journal(tmp_path / "unfinished", {}, row_width(2, 2))
+
+    with pytest.raises(Killed):
+        run(part, 3, 4, journal(), num_clips=2)
+    scores = run(lambda indices: failing(load, indices), 3, 4, journal(), num_clips=2)
+    assert scores.means[:, :, 1].tolist() == [[0.5, 2.5], [1.5, 3.5], [0, 0]]
+    assert scores.means.shape == (3, 2, 2) and scores.short_sides.tolist() == [100, 101, 0]
+    assert np.abs(scores.clip_spans[:2] - spans.numpy()).max() < 1e-9
+    assert scores.clip_spans[0].tolist() == [[0, 0.96], [0.96, 33366.7]] and not scores.clip_spans[2].any()
+
+
+def failing(load, indices):
+    """The last of three videos cannot be read."""
+    assert indices == [1, 2]
+    (batch,) = load([1])
+    yield batch | {"failures": [(2, "c.mp4", "torn")]}
 
 
 def test_failed_videos_score_nothing_and_are_named():
