@@ -268,6 +268,9 @@ def test_segments_of_one_film_are_a_leak_only_if_they_overlap():
     ):
         with pytest.raises(ValueError, match=message):
             check_pair(train, make(**A, **films, spans=spans))
+    frame = np.zeros((3, 2))  # what `extract --per-clip` writes for a file of one frame
+    with pytest.raises(ValueError, match="3 test files"):
+        check_pair(make(**A, **films, spans=frame), make(**A, **films, spans=frame))
 
 
 def test_files_leave_both_results_and_predictions_that_say_the_same(tmp_path):
