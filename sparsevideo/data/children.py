@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _LINES = 20  # of progress, where there is no terminal
 _GRACE_S = 10  # after the limit; a child that is still there then has no parent that could kill it
 _TIDY_S = 1  # that a child has to remove what it leaves unfinished
-_START_S = 60  # that a child has at least until it is there
+_START_S = 300  # that a child has at least until it is there: a busy machine takes minutes to import torch
 _LONGEST_S = 2_000_000  # the system counts the milliseconds to a limit in 32 bits
 
 Item = TypeVar("Item", bound=tuple[Any, ...])

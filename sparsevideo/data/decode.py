@@ -31,6 +31,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# What torchcodec and decord turn into the same colors as PyAV: 8 bits, and these matrix coefficients (ITU-T H.273).
+_PLAIN_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
+_PLAIN_MATRICES = {1, 2, 4, 5, 6, 7, 9}
+_SIZE_OF_KEYFRAMES = {"h264", "hevc", "mpeg4", "mpeg2video"}  # codecs whose frames keep the size of their keyframe
 _AT_ONCE = 8  # frames that other libraries hand over together: little overhead, and bounded memory
 # A grey H.264 picture of 64 x 64 pixels in Matroska: what a decoder must read before it is trusted with files.
 _SELF_TEST = b64decode(
@@ -189,26 +193,38 @@ class _OtherVideo(Video):
         container, done = self._container.format.name, 0
         safe = self.containers is None or container in self.containers
         try:
-            if safe and self._times is not None and not self._open_gop and self._plain:
+            if safe and self._times is not None and not self._open_gop and self._plain and self._keeps_size(wanted):
                 for image in self.library_images(wanted):
                     yield image
                     done += 1
         except Exception as error:  # torchcodec raises RuntimeError, ValueError, ...; decord an Exception of its own
-            reason = " ".join(str(error).split())[:200]
-            if done:
-                raise DecodeError(f"{self.path}: {self.module} does not decode it ({reason}); {ADVICE}") from error
-            logger.debug("%s: %s does not decode it (%s)", self.path, self.module, reason)
+            logger.debug("%s: %s does not decode it (%s)", self.path, self.module, " ".join(str(error).split())[:200])
         if done < len(wanted):
             _say_once(self.module, container)
-            yield from super()._images(wanted)
+            yield from super()._images(wanted[done:])
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether nothing is mirrored, and the second keyframe is one."""
+        """Whether all libraries read colors and orientation alike, and the second keyframe is one.
+
+        Libraries turn frames as the container says. If a picture says it itself (EXIF, H.264), the second frame has no
+        orientation, unless it is a keyframe, too.
+        """
         entries = self._keyframes[:2]
-        first, *_ = self._decode(entries)
-        a, b, c, d = display_matrix(first)
-        return entries == self._keyframes[:2] and a * d > b * c
+        frames = list(self._decode(sorted({*entries, min(1, self.num_frames - 1)})))
+        (a, b, c, d), *others = (display_matrix(frame) for frame in frames)
+        same = all(matrix == (a, b, c, d) for matrix in others)
+        turned_by_container = same and a * d > b * c and not all(frame.key_frame for frame in frames)
+        return (
+            entries == self._keyframes[:2]
+            and ((a > 0 and d > 0 and b == c == 0 and same) or turned_by_container)
+            and frames[0].format.name in _PLAIN_FORMATS
+            and frames[0].colorspace in _PLAIN_MATRICES
+        )
+
+    def _keeps_size(self, wanted: list[int]) -> bool:
+        """Whether the library gives frames whose size changes on the way as they are, or they do not change it."""
+        return True
 
     def library_images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the wanted frames (H, W, 3), none where the library counts other frames; raises what it raises."""
@@ -225,7 +241,8 @@ class _TorchCodecVideo(_OtherVideo):
     module = "torchcodec.decoders"
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
-        decoder = library.VideoDecoder(f"file:{self.path}", dimension_order="NHWC", num_ffmpeg_threads=1)
+        # By itself it would take torch's default device.
+        decoder = library.VideoDecoder(f"file:{self.path}", dimension_order="NHWC", num_ffmpeg_threads=1, device="cpu")
         return len(decoder), lambda numbers: decoder.get_frames_at(numbers).data.numpy()
 
 
@@ -234,6 +251,13 @@ class _DecordVideo(_OtherVideo):
 
     module = "decord"
     containers = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
+
+    def _keeps_size(self, wanted: list[int]) -> bool:
+        """Whether no frame has another size than the first, to which decord would scale it."""
+        if self._stream.codec_context.name not in _SIZE_OF_KEYFRAMES:
+            return False
+        keyframes = sorted({0, *(self._keyframes[self._place(number)] for number in wanted)})
+        return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         reader = library.VideoReader(str(self.path), num_threads=1)  # never kept beyond a read: it leaks

@@ -188,8 +188,10 @@ class _OpenVideo:
             self._times = self._video.times if None in stamps else np.asarray(stamps, dtype=np.int64)
             start, duration = self._video.header_times
             self._start = start or 0
-            end = self._times.max() if duration is None else duration
-            whole: Fraction | float = int(end - self._start) * self._video.time_base  # as pytorchvideo reckons it
+            # Pytorchvideo 0.1.5 subtracts the start from the duration, too: files that do not begin at 0 (transport
+            # streams, mp4 with an empty edit) lose as many seconds, or have less than none.
+            length = self._times.max() - self._start if duration is None else duration
+            whole: Fraction | float = int(length) * self._video.time_base
             spans = videos.records.spans
             span = (0, math.inf) if spans is None else spans[index].tolist()  # a whole 0 keeps times exact
             self._from_s: float = span[0]

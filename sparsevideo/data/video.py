@@ -1,11 +1,12 @@
 """A video file, opened with PyAV: its frames are counted, found by their times and decoded, and no others."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from math import nan
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.sidedata.sidedata import Type
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from sparsevideo.data.pixels import scaled, upright
+
+logger = logging.getLogger(__name__)
 
 _PYAV = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
@@ -24,8 +28,19 @@ _ONE_THREAD = {"threads": 1} if _PYAV >= 17 else {}
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
 _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
+_HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
-_CODEC_ERRORS = (av.FFmpegError, IndexError)  # the latter from PyAV, where a damaged file grows streams on the way
+# Matrix coefficients that swscale refuses -> color primaries -> the nearest that it has. Constant luminance (10, 13) is
+# read as non-constant luminance; 12 and 13 say "that of the primaries". The rest (YCgCo, ICtCp, ...) are no such sums.
+_OF_PRIMARIES = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}
+_NEAREST_MATRIX: dict[int, dict[int, int]] = {
+    **{matrix: {} for matrix in (8, 11, 14, 15, 16, 17)},
+    10: dict.fromkeys(range(23), 9),
+    12: _OF_PRIMARIES,
+    13: _OF_PRIMARIES,
+}
+# Swscale does not look at the range of gray: limited levels (16 to 235) -> full ones.
+_FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 ADVICE = "remove it or make it anew"
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
 _PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
@@ -40,10 +55,10 @@ class VideoInfo:
     """What a video file holds; sizes are as shown, after rotation."""
 
     num_frames: int
-    fps: float  # on average; nan where the file does not say
+    fps: float  # on average, num_frames / duration_s; nan where the file does not say
     width: int
     height: int
-    duration_s: float  # num_frames / fps
+    duration_s: float  # by the time stamps, where there are any
     codec: str  # as FFmpeg calls it: h264, hevc, mpeg4, vp9, av1, ...
 
 
@@ -82,7 +97,7 @@ class Video:
     def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
         self._reformatter = VideoReformatter()
-        self._matrices: dict[int, tuple[int, int, int, int]] = {}  # rotation of a frame -> all of how it is shown
+        self._matrix: tuple[int, int, int, int] | None = None  # how the first frame is to be shown, and so all others
         # Time stamps of the frames, a range where they are regular; None: only decoding tells frames apart.
         self._times: Sequence[int] | None = None
         self._stamps: list[int | None] = []  # of the frames as they decode, where they were counted so
@@ -106,11 +121,18 @@ class Video:
     @cached_property
     def info(self) -> VideoInfo:
         """Everything about the video. Decodes the first frame: only frames tell their rotation."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        fps = float(rate) if rate else nan
         height, width = self.read([0]).shape[1:3]
         codec = self._stream.codec_context.codec.canonical_name
-        return VideoInfo(self.num_frames, fps, width, height, self.num_frames / fps, codec)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        duration_s = self.num_frames / float(rate) if rate else nan
+        stamps = [stamp for stamp in self.stamps if stamp is not None]
+        if len(stamps) == self.num_frames > 1 and all(a < b for a, b in pairwise(stamps)):
+            times_s = self.times_s
+            shown_s = float(times_s[-1] + np.median(np.diff(times_s)))  # the last frame as long as most
+            # Many headers tell the rate more exactly than time stamps in milliseconds, where the two agree.
+            if not abs(shown_s - duration_s) < _HEADER_MAY_DIFFER * shown_s:
+                duration_s = shown_s
+        return VideoInfo(self.num_frames, self.num_frames / duration_s, width, height, duration_s, codec)
 
     @property
     def header_times(self) -> tuple[int | None, int | None]:
@@ -216,14 +238,28 @@ class Video:
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the wanted frames, whose numbers rise, upright."""
         for frame in self._decode(wanted):
+            limited_gray = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
+            frame.colorspace = self._matrix_coefficients(frame)
             rgb = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD)
             plane: Any = rgb.planes[0]
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
-            # Once for each rotation: side data that were asked for keep their frame until the garbage is collected.
-            if frame.rotation not in self._matrices:
-                self._matrices[frame.rotation] = display_matrix(frame)
-            yield upright(image, self._matrices[frame.rotation])
+            assert self._matrix is not None  # a frame has been decoded
+            yield upright(_FULL_RANGE[image] if limited_gray else image, self._matrix)
+
+    def _matrix_coefficients(self, frame: av.VideoFrame) -> int:
+        """Return which matrix (ITU-T H.273, table 4) converts a frame: its own, or the nearest that swscale has."""
+        matrix: int = frame.colorspace
+        if matrix not in _NEAREST_MATRIX:
+            return matrix
+        nearest = _NEAREST_MATRIX[matrix].get(frame.color_primaries)
+        if nearest is None:
+            raise DecodeError(
+                f"{self.path}: unsupported color (matrix coefficients {matrix}, primaries {frame.color_primaries});"
+                " re-encode it, for example as bt709"
+            )
+        _warn_of_matrix(matrix, nearest)
+        return nearest
 
     def _open(self) -> None:
         with _naming(self.path):
@@ -247,13 +283,17 @@ class Video:
 
     def _list_frames(self) -> bool:
         """List the frames from packets alone; False where they do not tell them apart, or not surely."""
+        packets = []
         try:
-            packets = [
-                _Packet(p.pts, p.size, p.is_keyframe, p.is_discard, p.is_corrupt)
-                for p in self._container.demux(self._stream)
-                if p.size
-            ]
-        except _CODEC_ERRORS:
+            for packet in self._container.demux(self._stream):
+                # A container gives a palette once, with the first packet it hands over: a seek would lose it.
+                if packet.has_sidedata("palette"):
+                    return False
+                if packet.size:
+                    packets.append(
+                        _Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
+                    )
+        except Exception:  # counting decodes, and keeps the reason
             return False
         shown = [packet for packet in packets if not packet.discard]
         times = sorted(packet.pts for packet in shown if packet.pts is not None)
@@ -262,6 +302,8 @@ class Video:
             not self._one_frame_each(packets)
             or any(packet.corrupt for packet in packets)
             or len(number_of) != len(shown)
+            # Edit lists of several parts deliver packets that are not shown, with the times of others that are.
+            or any(packet.discard and packet.pts in number_of for packet in packets)
         ):
             return False
         order = [(number_of[packet.pts], packet.key) for packet in shown if packet.pts is not None]
@@ -304,7 +346,7 @@ class Video:
         try:
             for frame in self._first_frames():
                 self._stamps.append(frame.pts)
-        except _CODEC_ERRORS as error:
+        except Exception as error:
             self.cut_short = _reason(error)
         self.num_frames = len(self._stamps)
         if self._times is not None and self._stamps != list(self._times):
@@ -317,6 +359,9 @@ class Video:
         if self._times is None:
             yield from self._found(wanted, enumerate(self._first_frames()))
             return
+        # H.264 and HEVC may tell the orientation with the first frame alone.
+        if self._matrix is None and self._place(wanted[0]) > 0 and self._stream.codec_context.name in ("h264", "hevc"):
+            next(self._frames_from(0, {0}), None)
         # One pass from a keyframe on for every group of frames without a keyframe worth seeking between them.
         keyframes = [self._keyframes[self._place(number)] for number in wanted]
         first = 0
@@ -377,7 +422,11 @@ class Video:
         """Yield packets from the keyframe in that place on, or from one before."""
         assert self._times is not None
         for earlier in range(place, -1, -1):  # with keyframes two or three frames apart, mp4 may land on the next one
-            self._container.seek(self._times[self._keyframes[earlier]], stream=self._stream)
+            try:
+                self._container.seek(self._times[self._keyframes[earlier]], stream=self._stream)
+            except av.FFmpegError:  # some files cannot seek: all that there is, from the start
+                self.close()
+                self._open()
             packets = (packet for packet in self._container.demux(self._stream) if packet.size)
             first = next(packets, None)
             number = None if first is None else self._number(first.pts)
@@ -387,10 +436,18 @@ class Video:
                 return
 
     def _numbered(self, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
-        for frame in self._stream.decode(packet):
+        for frame in self._frames_of(packet):
             number = self._number(frame.pts)
             if number is not None:
                 yield number, frame
+
+    def _frames_of(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:
+        """Decode a packet, or with None what the decoder holds back; note the orientation of the first frame."""
+        for frame in self._stream.decode(packet):
+            # Once: side data that were asked for keep their frame until garbage is collected.
+            if self._matrix is None:
+                self._matrix = display_matrix(frame)
+            yield frame
 
     def _first_frames(self) -> Iterator[av.VideoFrame]:
         """Decode from the very start, all that there is."""
@@ -398,8 +455,8 @@ class Video:
         self._open()
         for packet in self._container.demux(self._stream):
             if packet.size:  # to the decoder, an empty packet would mean the end
-                yield from self._stream.decode(packet)
-        yield from self._stream.decode(None)
+                yield from self._frames_of(packet)
+        yield from self._frames_of(None)
 
 
 class _Packet(NamedTuple):
@@ -419,16 +476,41 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
+@cache
+def _warn_of_matrix(matrix: int, nearest: int) -> None:
+    logger.warning("some videos have matrix coefficients %d (ITU-T H.273); they are converted as %d", matrix, nearest)
+
+
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Turn a codec's errors into ours, which name the file."""
+    """Turn any error of a file into one that names it.
+
+    FFmpeg's errors are not the only ones: PyAV raises IndexError, ValueError, UnicodeDecodeError, ... over what it does
+    not expect in a file.
+    """
     try:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except _CODEC_ERRORS as error:
+    except Exception as error:
+        out_of_memory = isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError)
+        if isinstance(error, DecodeError) or out_of_memory:  # too little memory is no fault of the file
+            raise
         raise DecodeError(f"{path}: does not decode ({_reason(error)}); {ADVICE}") from error
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    if isinstance(error, av.FFmpegError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _unnamed_side_data(cls: Any, value: int) -> Any:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+# FFmpeg attaches side data that PyAV's releases before 19 have no name for (EXIF of motion JPEG, views of 3-D video):
+# asking such a frame for any of its side data, its orientation among them, raised ValueError.
+Type._missing_ = classmethod(_unnamed_side_data)  # type: ignore[assignment, method-assign]

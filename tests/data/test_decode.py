@@ -372,7 +372,7 @@ def test_pyavs_own_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 
     write_numbered(tmp_path / "video.mp4", 10)
     monkeypatch.setattr(decode.Video, "_numbered", trip)
-    with pytest.raises(DecodeError, match=r"video\.mp4: does not decode \(list index out of range\)"):
+    with pytest.raises(DecodeError, match=r"video\.mp4: does not decode \(IndexError: list index out of range\)"):
         read_frames(tmp_path / "video.mp4", [0])
 
 

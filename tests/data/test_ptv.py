@@ -87,7 +87,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]:
         write_numbered(folder / name, 60, codec=codec, options=options)
     write_numbered(folder / "one_frame.mp4", 1)
-    starting_late(folder / "bframes.mp4", folder / "starts_late.mp4")
     return sorted(folder.iterdir())
 
 
@@ -156,7 +155,7 @@ def test_the_frames_of_real_files_are_pytorchvideos_bit_for_bit(sampler: tuple, 
 
 def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
     """Ends on a frame, just before and just after one, before the start and behind the end, as floats too."""
-    files = [file for file in made if file.name in ("bframes.mp4", "starts_late.mp4", "xvid.avi")]
+    files = [file for file in made if file.name in ("bframes.mp4", "starts_late.flv", "xvid.avi")]
     mine, other = ours(files, ("random", 1.0)), theirs(files, ("random", 1.0))
     for number, file in enumerate(files):
         a = mine.video_path_handler.video_from_path(number)
@@ -170,6 +169,32 @@ def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
                     assert torch.equal(clips[0].float(), ptv.UniformTemporalSubsample(T)(clips[1])), (file, start, end)
         a.close()
         b.close()
+
+
+@pytest.mark.parametrize("name", ["video.ts", "video.mp4"])
+def test_a_file_that_starts_late_keeps_its_duration(name: str, tmp_path: Path) -> None:
+    """Here we depart from pytorchvideo 0.1.5, which subtracts the start from what is a duration already."""
+    write_numbered(tmp_path / "whole.mp4", 60, options={"g": "12", "bf": "3"})
+    if name == "video.ts":
+        write_numbered(tmp_path / name, 60, options={"g": "12", "bf": "3"})
+    else:
+        starting_late(tmp_path / "whole.mp4", tmp_path / name)
+    how = {"listing": tmp_path / "list.txt"}
+    mine = ours([tmp_path / name], ("random", 1.0), **how).video_path_handler.video_from_path(0)
+    other = theirs([tmp_path / name], ("random", 1.0)).video_path_handler.video_from_path(str(tmp_path / name))
+    late_s = other._container.streams.video[0].start_time * other._container.streams.video[0].time_base
+    assert late_s > 0.05
+    assert float(mine.duration) == pytest.approx(2.4, abs=0.05)
+    assert other.duration == mine.duration - late_s
+    for start in (0, 0.5, 1.9):
+        frames = mine.get_clip(start, start + 0.5)["video"]
+        assert frames is not None and read_number(frames[:, 0].permute(1, 2, 0).numpy()) == round(25 * start + 0.49)
+    mine.close()
+    other.close()
+    torch.manual_seed(0)
+    random.seed(0)
+    drawn = {float(item["clip_index"]) for item in ours([tmp_path / name], ("uniform", 0.5), **how)}
+    assert drawn == set(range(4))
 
 
 def assert_same_order(made: list[Path], num_workers: int) -> None:

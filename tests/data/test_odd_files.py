@@ -1,0 +1,329 @@
+"""Whole files that say something in an unusual place: all decoders give the frames of plain decoding."""
+
+import io
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.bitstream import BitStreamFilterContext
+from numbered import read_number, write_numbered
+from PIL import Image
+from test_decode import DECODERS, needs, numbers, remux
+
+from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames
+
+
+def plain_numbers(path: Path) -> list[int]:
+    with av.open(str(path)) as container:
+        return [read_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def assert_frames(path: Path, expected: list[int], decoder: str) -> None:
+    """Every frame, one by one in random order, and all together."""
+    with open_video(path, needs(decoder)) as video:
+        assert video.num_frames == len(expected)
+        for index in np.random.default_rng(0).permutation(len(expected)).tolist():
+            assert numbers(video.read([index])) == [expected[index]], index
+        assert numbers(video.read(range(len(expected)))) == expected
+
+
+def write_motion_jpeg(path: Path, orientation: int, num_frames: int = 3) -> np.ndarray:
+    """Write pictures with EXIF, as cameras do; returns (H, W, 3) as they are to be shown."""
+    stored = np.zeros((48, 96, 3), np.uint8)
+    stored[:16, :32] = 255  # a corner and half an edge tell all eight orientations apart
+    stored[16:32, :16] = 255
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x010F], exif[0x0112] = "some camera", orientation
+    Image.fromarray(stored).save(content, "JPEG", exif=exif.tobytes(), quality=95)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 48, "yuvj420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 25)
+        container.start_encoding()
+        for number in range(num_frames):
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            container.mux(packet)
+    left_right, top_down, swap = stored[:, ::-1], stored[::-1], stored.swapaxes(0, 1)
+    turned = stored[::-1, ::-1]
+    shown = [stored, left_right, turned, top_down, swap, swap[:, ::-1], swap[::-1, ::-1], swap[::-1]]
+    return shown[orientation - 1]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", ["avi", "mov", "mkv"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 2, 4, 5, 7])
+def test_exif_in_motion_jpeg(orientation: int, suffix: str, decoder: str, tmp_path: Path) -> None:
+    """PyAV before 19 has no name for this side data, and raised ValueError over the file."""
+    path = tmp_path / f"camera.{suffix}"
+    shown = write_motion_jpeg(path, orientation)
+    image = read_frames(path, [2], decoder=needs(decoder))[0]
+    assert image.shape == shown.shape
+    assert np.abs(image.astype(int) - shown).mean() < 5
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt"),
+    [
+        ("mov", "rawvideo", "gray"),
+        ("mov", "rawvideo", "pal8"),
+        ("mov", "smc", "pal8"),
+        ("mov", "qtrle", "gray"),
+        ("avi", "rawvideo", "pal8"),
+        ("avi", "msrle", "pal8"),
+        ("nut", "rawvideo", "pal8"),
+    ],
+)
+def test_a_palette_is_given_once(suffix: str, codec: str, pix_fmt: str, decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / f"video.{suffix}"
+    levels = np.arange(256)
+    palette = np.stack([np.full(256, 255), levels, levels, levels], 1).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
+        for number in range(20):
+            image = numbered_gray(number)
+            frame = (
+                av.VideoFrame.from_ndarray((image, palette), format="pal8")
+                if pix_fmt == "pal8"
+                else av.VideoFrame.from_ndarray(image, format="gray")
+            )
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert plain_numbers(path) == list(range(20))
+    assert_frames(path, list(range(20)), decoder)
+
+
+def numbered_gray(number: int) -> np.ndarray:
+    bits = (number >> np.arange(9) & 1).reshape(3, 3).astype(np.uint8)
+    places = np.arange(64) * 3 // 64
+    return bits[places][:, places] * 255
+
+
+def set_edits(source: Path, target: Path, edits: list[tuple[int, int]]) -> None:
+    """Replace the edit list of an mp4 file: (duration in ms, media time in the stream's unit or -1 for a gap)."""
+    content = bytearray(source.read_bytes())  # its boxes with positions come last, so that the pictures do not move
+
+    def find(names: list[bytes], start: int, end: int) -> list[tuple[int, int]]:
+        while start < end:
+            size, name = struct.unpack(">I4s", content[start : start + 8])
+            if name == names[0]:
+                return [(start, size), *(find(names[1:], start + 8, start + size) if names[1:] else [])]
+            start += size
+        raise AssertionError(names)
+
+    *outer, (start, size) = find([b"moov", b"trak", b"edts", b"elst"], 0, len(content))
+    box = struct.pack(">I4sII", 16 + 12 * len(edits), b"elst", 0, len(edits))
+    box += b"".join(struct.pack(">Iii", *edit, 1 << 16) for edit in edits)
+    content[start : start + size] = box
+    for position, old in outer:
+        content[position : position + 4] = struct.pack(">I", old + len(box) - size)
+    target.write_bytes(content)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [(1000, 0), (1000, 60 * 512)],
+        [(1000, 5 * 512), (800, 50 * 512), (400, 80 * 512)],
+        [(400, -1), (1000, 10 * 512), (300, -1), (1000, 61 * 512)],
+        [(1000, 60 * 512), (1000, 3 * 512)],
+        [(2000, 12 * 512), (500, 12 * 512)],
+        [(2000, 0)],
+    ],
+    ids=["two parts", "three parts", "gaps", "order", "repeated", "end"],
+)
+def test_edit_lists(edits: list[tuple[int, int]], b_frames: str, decoder: str, tmp_path: Path) -> None:
+    """Packets outside the edits are delivered, with the times of frames that are shown."""
+    write_numbered(tmp_path / "whole.mp4", 100, options={"g": "12", "bf": b_frames})
+    set_edits(tmp_path / "whole.mp4", tmp_path / "edited.mp4", edits)
+    expected = plain_numbers(tmp_path / "edited.mp4")
+    assert 40 < len(expected) < 70
+    assert_frames(tmp_path / "edited.mp4", expected, decoder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("where", ["first frame", "keyframes"])
+def test_orientation_in_the_stream_alone(where: str, suffix: str, decoder: str, tmp_path: Path) -> None:
+    """H.264 tells it with keyframes; the frames that follow are shown the same way."""
+    plain, turned = tmp_path / "plain.mp4", tmp_path / f"turned.{suffix}"
+    headers = ",dump_extra=freq=keyframe" * (where == "keyframes")  # the filter adds it to frames with headers
+    write_numbered(plain, 40, options={"g": "12", "bf": "2"}, height=48, width=96)
+    with av.open(str(plain)) as reader, av.open(str(turned), "w") as writer:
+        source = reader.streams.video[0]
+        stream = writer.add_stream_from_template(source)
+        chain = f"h264_mp4toannexb{headers},h264_metadata=display_orientation=insert:rotate=90"
+        insert = BitStreamFilterContext(chain, source, stream)
+        for packet in reader.demux(video=0):
+            for changed in insert.filter(packet) if packet.size else ():
+                changed.stream = stream
+                writer.mux(changed)
+    expected = np.rot90(read_frames(plain, range(40)), axes=(1, 2))
+    with open_video(turned, needs(decoder)) as video:
+        for index in (39, 5, 0, 13, 12, 24, 30):
+            np.testing.assert_array_equal(video.read([index])[0], expected[index])
+        np.testing.assert_array_equal(video.read(range(40)), expected)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "mpeg4"])
+def test_a_size_that_changes_on_the_way(codec: str, decoder: str, tmp_path: Path) -> None:
+    """Recorded calls do it; the frames are whole, and scaled to the size of the first."""
+    options = {"g": "10", "bf": "0"} if codec != "libvpx-vp9" else {"g": "10", "cpu-used": "8", "deadline": "realtime"}
+    write_numbered(tmp_path / "small.mkv", 20, codec=codec, options=options, height=48, width=64)
+    write_numbered(tmp_path / "large.mkv", 20, codec=codec, options=options, height=96, width=96)
+    change = ["dump_extra=freq=keyframe"] if codec != "libvpx-vp9" else []  # headers in the stream
+    with av.open(str(tmp_path / "both.mkv"), "w") as writer:
+        stream, offset = None, 0
+        for name in ("small.mkv", "large.mkv"):
+            with av.open(str(tmp_path / name)) as reader:
+                source = reader.streams.video[0]
+                stream = stream or writer.add_stream_from_template(source)
+                filters = [BitStreamFilterContext(each, source) for each in change]
+                for packet in reader.demux(video=0):
+                    for changed in filters[0].filter(packet) if filters and packet.size else [packet][: packet.size]:
+                        changed.pts, changed.dts = changed.pts + offset, changed.dts + offset
+                        changed.stream = stream
+                        writer.mux(changed)
+            offset += 800
+    expected = [*range(20), *range(20)]
+    with open_video(tmp_path / "both.mkv", needs(decoder)) as video:
+        assert video.num_frames == 40
+        frames = video.read(range(40))
+        with open_video(tmp_path / "both.mkv", "pyav") as plain:
+            np.testing.assert_array_equal(frames, plain.read(range(40)))
+        assert frames.shape == (40, 48, 64, 3) and numbers(frames) == expected
+        assert numbers(video.read([25, 3])) == [5, 3]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_nearest_matrix_is_named_and_no_other_is_guessed(decoder: str, tmp_path: Path, caplog) -> None:
+    """Numbers of ITU-T H.273, tables 2 and 4; swscale refuses those of the files."""
+
+    def pixel(matrix: int, primaries: int) -> list[int]:
+        path = tmp_path / f"{matrix}-{primaries}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"qp": "0"})
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            stream.codec_context.colorspace, stream.codec_context.color_primaries = matrix, primaries
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            for plane, value in zip(frame.planes, (100, 90, 150), strict=True):
+                plane.update(bytes([value]) * plane.buffer_size)
+            frame.colorspace = matrix
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return read_frames(path, [0], decoder=needs(decoder))[0, 30, 30].tolist()
+
+    bt709, bt2020 = [136, 93, 16], [133, 89, 15]
+    assert pixel(1, 1) == bt709 and pixel(9, 9) == bt2020
+    assert pixel(12, 1) == pixel(13, 1) == bt709
+    assert pixel(10, 9) == pixel(12, 9) == pixel(13, 9) == bt2020
+    for matrix in (8, 11, 14):  # YCgCo, Y'D'zD'x, ICtCp
+        with pytest.raises(DecodeError, match=rf"{matrix}-1\.mp4: unsupported color \(matrix coefficients {matrix}"):
+            pixel(matrix, 1)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("levels", ["limited", "full"])
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("ffv1", "gray"), ("ffv1", "gray10le"), ("libx265", "gray")])
+def test_the_range_of_gray(codec: str, pix_fmt: str, levels: str, decoder: str, tmp_path: Path) -> None:
+    low, high = (16, 235) if levels == "limited" else (0, 255)
+    options = {"x265-params": "log-level=none:lossless=1"} if codec == "libx265" else {}
+    with av.open(str(tmp_path / "video.mkv"), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
+        stream.codec_context.color_range = 1 if levels == "limited" else 2
+        image = np.full((64, 64), low, np.uint8)
+        image[:, 32:] = high
+        stored = image if pix_fmt == "gray" else image.astype(np.uint16) << 2 | (3 if levels == "full" else 0)
+        frame = av.VideoFrame.from_ndarray(stored if pix_fmt == "gray" else stored * (image > 0), format=pix_fmt)
+        frame.color_range = 1 if levels == "limited" else 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = read_frames(tmp_path / "video.mkv", [0], decoder=needs(decoder))
+    assert np.abs(frames[0, 30, [10, 50]].astype(int) - [[0] * 3, [255] * 3]).max() <= 1
+
+
+class _Unseekable:
+    """A container that refuses to seek, as Matroska does with VC-2."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._container, name)
+
+    def seek(self, *args: object, **how: object) -> None:
+        raise av.PermissionError(1, "Operation not permitted")
+
+
+def test_a_seek_that_the_container_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_numbered(tmp_path / "video.mkv", 40, options={"g": "12", "bf": "2"})
+    needs("pyav")
+    opened = av.open
+    monkeypatch.setattr("sparsevideo.data.video.av.open", lambda *args, **how: _Unseekable(opened(*args, **how)))
+    assert_frames(tmp_path / "video.mkv", list(range(40)), "pyav")
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "flv", "ts", "mp4"])
+def test_duration_and_rate_come_from_the_time_stamps(suffix: str, tmp_path: Path) -> None:
+    """The header names the rate that the encoder was promised: 25, of frames that come ever more slowly."""
+    path, codec = tmp_path / f"video.{suffix}", "libvpx-vp9" if suffix == "webm" else "libx264"
+    options = {"cpu-used": "8", "deadline": "realtime"} if suffix == "webm" else {}
+    write_numbered(path, 28, codec=codec, options=options, irregular=True)
+    times_s = np.array([(n + n * n // 3) / 25 for n in range(28)])
+    duration_s = times_s[-1] + np.median(np.diff(times_s))
+    info = probe(path)
+    assert info.duration_s == pytest.approx(duration_s, abs=0.02)
+    assert info.fps == pytest.approx(28 / duration_s, abs=0.02)
+
+
+def test_torchs_default_device_moves_no_decoder(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "video.mp4", 10)
+    needs("torchcodec")
+    torch.set_default_device("meta")
+    try:
+        frames = read_frames(tmp_path / "video.mp4", [7], decoder="torchcodec")
+    finally:
+        torch.set_default_device(None)
+    assert numbers(frames) == [7]
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(frame: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_file_is_to_blame_for_any_error_that_it_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for a lack of memory."""
+    write_numbered(tmp_path / "video.mp4", 10)
+    needs("pyav")  # so that its self-test is over
+    for error in (KeyError("some tag"), TypeError("no frame"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start")):
+        monkeypatch.setattr("sparsevideo.data.video.display_matrix", raising(error))
+        with pytest.raises(DecodeError, match=rf"video\.mp4: does not decode \({type(error).__name__}: "):
+            read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
+    monkeypatch.setattr("sparsevideo.data.video.display_matrix", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
+
+
+def test_remuxed_copies_say_the_same(tmp_path: Path) -> None:
+    """A mirrored copy, as front cameras write it, keeps its matrix for every frame."""
+    write_numbered(tmp_path / "plain.mp4", 30, options={"g": "12"}, height=48, width=96)
+    remux(tmp_path / "plain.mp4", tmp_path / "mirrored.mp4", matrix=(1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30))
+    flipped = read_frames(tmp_path / "plain.mp4", range(30))[:, ::-1]
+    for index in (0, 29, 12, 13):
+        np.testing.assert_array_equal(read_frames(tmp_path / "mirrored.mp4", [index])[0], flipped[index])

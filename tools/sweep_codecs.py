@@ -1,0 +1,176 @@
+"""Compare every reader with plain decoding, for every codec, pixel format and container that FFmpeg can write here.
+
+Each file has `--frames` frames, each different, at a constant or a variable rate. The truth is what PyAV gives when it
+decodes the file from start to end. Every reader must give the same frames, bit for bit, asked for one by one in random
+order, with and without an index; or refuse the file with an error that names it. Each file is tried in a process of its
+own, which may crash or hang: that is counted as well.
+
+    python tools/sweep_codecs.py --out sweep.json            # about half an hour on two cores
+    python tools/sweep_codecs.py --codecs qtrle,smc --containers mov
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import av
+import numpy as np
+
+from sparsevideo.data.children import ChildError, run_all
+from sparsevideo.data.decode import DecodeError, open_video, resolve_decoder
+
+CONTAINERS = ("mov", "mp4", "mkv", "avi", "nut", "ts", "webm", "flv")
+DECODERS = ("pyav", "torchcodec", "decord")
+HEIGHT, WIDTH = 144, 176  # the one size that every codec takes which takes only some
+MUXERS = {"mkv": "matroska", "ts": "mpegts"}
+Case = tuple[str, str, str, str, int, bool]
+
+
+def encoders() -> list[str]:
+    """Names of the video encoders of this FFmpeg that run without special hardware."""
+    names = []
+    for name in sorted(av.codecs_available):
+        try:
+            codec = av.Codec(name, "w")
+        except (av.FFmpegError, ValueError):  # it has a decoder alone
+            continue
+        if codec.type == "video" and not name.endswith(("_nvenc", "_qsv", "_amf", "_v4l2m2m", "_vaapi", "_vulkan")):
+            names.append(name)
+    return names
+
+
+def pixel_formats(codec: str) -> list[str]:
+    """Up to four formats: the encoder's first, and those that are stored in ways of their own."""
+    known = [each.name for each in av.Codec(codec, "w").video_formats or []] or ["yuv420p", "rgb24", "gray", "pal8"]
+    special = [name for name in ("yuv420p", "gray", "pal8", "rgb24", "yuv420p10le") if name in known]
+    return list(dict.fromkeys([known[0], *special]))[:4]
+
+
+def picture(number: int) -> np.ndarray:
+    """(H, W) uint8: a gradient that moves, with a bright bar whose place is the number."""
+    image = (np.arange(WIDTH)[None] + 2 * np.arange(HEIGHT)[:, None] + 9 * number) % 200
+    image[:, 4 * number : 4 * number + 4] = 255
+    return image.astype(np.uint8)
+
+
+def write(path: Path, container: str, codec: str, pix_fmt: str, num_frames: int, variable: bool) -> None:
+    """Encode the file; raises what the encoder or the container raises where the two do not go together."""
+    with av.open(str(path), "w", format=MUXERS.get(container, container)) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        stream.codec_context.gop_size = 10
+        palette = np.stack([np.full(256, 255), np.arange(256), np.arange(256)[::-1], np.arange(256)], 1).astype(
+            np.uint8
+        )
+        for number in range(num_frames):
+            if pix_fmt == "pal8":
+                frame = av.VideoFrame.from_ndarray((picture(number), palette), format="pal8")
+            else:
+                colors = np.stack([picture(number), picture(number)[::-1], picture(number)[:, ::-1]], -1)
+                frame = av.VideoFrame.from_ndarray(colors, format="rgb24").reformat(format=pix_fmt)
+            frame.pts = number + number // 3 if variable else number
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def plain(path: Path) -> list[np.ndarray]:
+    """Decode from start to end."""
+    with av.open(str(path)) as file:
+        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+
+
+def compare(codec: str, pix_fmt: str, container: str, folder: str, num_frames: int, variable: bool) -> dict[str, str]:
+    """Return what each reader made of one file: "equal", "refused" or what is wrong."""
+    logging.disable(logging.WARNING)
+    av.logging.set_level(av.logging.PANIC)
+    path = Path(folder) / f"{codec}-{pix_fmt}-{variable}.{container}"
+    try:
+        write(path, container, codec, pix_fmt, num_frames, variable)
+        truth = plain(path)
+    except (av.FFmpegError, ValueError, TypeError, OSError) as error:
+        return {"not written": f"{type(error).__name__}: {error}"[:200]}
+    if not truth:
+        return {"not written": "no frame decodes"}
+    results = {}
+    order = np.random.default_rng(0).permutation(len(truth)).tolist()
+    for decoder in DECODERS:
+        try:
+            resolve_decoder(decoder)
+        except ValueError:
+            continue
+        table = None
+        for with_index in (False, True):
+            if with_index and table is None:
+                continue
+            name = decoder + " with index" * with_index
+            try:
+                with open_video(path, decoder, table=table) as video:
+                    count = video.num_frames
+                    if count == len(truth):
+                        alone = [differ(video.read([i])[0], truth[i]) for i in order]
+                        together = [
+                            differ(image, truth[i])
+                            for i, image in zip(order, video.read(order[: count // 2]), strict=False)
+                        ]
+                        worst = max(alone + together)
+                        results[name] = f"differs by {worst:.0f} levels" if worst > 2 else "equal"
+                    else:
+                        results[name] = f"counted {count} frames of {len(truth)}"
+                    table = video.table
+            except DecodeError as error:
+                results[name] = f"refused: {str(error).replace(str(path), path.name)}"[:200]
+            except Exception as error:  # counted: a reader may raise nothing else
+                results[name] = f"raised {type(error).__name__}: {error}"[:200]
+    path.unlink()
+    return results
+
+
+def differ(image: np.ndarray, truth: np.ndarray) -> float:
+    """Return the largest difference of a byte; up to 2 is another rounding."""
+    return float(np.abs(image.astype(int) - truth).max()) if image.shape == truth.shape else float("inf")
+
+
+def main() -> None:
+    """Run the sweep, print what is not equal and write everything to `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codecs", default=None, help="comma-separated; default: all")
+    parser.add_argument("--containers", default=",".join(CONTAINERS))
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    codecs = args.codecs.split(",") if args.codecs else encoders()
+    with tempfile.TemporaryDirectory() as folder:
+        cases: list[Case] = [
+            (codec, pix_fmt, container, folder, args.frames, variable)
+            for codec, container, variable in product(codecs, args.containers.split(","), (False, True))
+            for pix_fmt in pixel_formats(codec)
+        ]
+        outcomes = []
+        for case, result in run_all(compare, cases, what="files", workers=args.workers, time_limit=60):
+            codec, pix_fmt, container, _, _, variable = case
+            readers = {"any": str(result)} if isinstance(result, ChildError) else result
+            rate = "variable" if variable else "constant"
+            outcomes.append({"codec": codec, "pix_fmt": pix_fmt, "container": container, "rate": rate} | readers)
+            bad = {name: text for name, text in readers.items() if name != "not written" and text != "equal"}
+            if bad:
+                print(f"{codec} {pix_fmt} {container} {rate}: {bad}", flush=True)
+    kinds = Counter(
+        (name, text.split(":")[0].split(" ")[0])
+        for outcome in outcomes
+        for name, text in outcome.items()
+        if name not in ("codec", "pix_fmt", "container", "rate")
+    )
+    for (name, kind), count in sorted(kinds.items()):
+        print(f"{name:24} {kind:10} {count}")
+    if args.out:
+        outcomes.sort(key=lambda outcome: [outcome[key] for key in ("codec", "container", "pix_fmt", "rate")])
+        args.out.write_text(json.dumps({"pyav": av.__version__, "files": outcomes}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
