@@ -19,7 +19,7 @@ from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
 from sparsevideo.apps import runs
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import _OTHER_NAMES, _SECTIONS, FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.models import zoo
 
 
@@ -278,6 +278,81 @@ def test_models_list_and_help_and_version(capsys):
 def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, said, capsys):
     assert main(argv) == USAGE
     assert said in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "hint"),
+    [
+        ("train", "--batch_size", "--train.batch_size"),
+        ("train", "--batch-size", "--train.batch_size"),
+        ("train", "--data.batch_size", "--train.batch_size"),
+        ("test x.pt", "--batch_size", "--test.batch_size"),
+        ("train", "--precision", "--train.precision"),
+        ("train", "--lr", "--optim.lr"),
+        ("train", "--learning_rate", "--optim.lr"),
+        ("train", "--optim.learning_rate", "--optim.lr"),
+        ("train", "--train.lr", "--optim.lr"),
+        ("train", "--epochs", "--train.epochs"),
+        ("train", "--num_frames", "--data.num_frames"),
+        ("train", "--num-workers", "--data.num_workers"),
+        ("train", "--output_dir", "--out"),
+        ("train", "--allow-change", "--allow-changes"),
+        ("data scan x", "--num_workers", "--workers"),
+    ],
+)
+def test_the_hint_for_an_unknown_option_is_the_setting_that_was_meant(verb, option, hint, capsys):
+    assert main([*verb.split(), option, "1"]) == USAGE
+    assert error(capsys).endswith(f"; did you mean {hint}?")
+
+
+def test_a_test_offers_no_setting_that_it_refuses(capsys):
+    assert main(["test", "x.pt", "--lr", "1"]) == USAGE
+    assert "did you mean" not in error(capsys)
+
+
+def test_the_number_of_classes_is_no_setting(capsys):
+    assert main(["train", "--num_classes", "5"]) == USAGE
+    assert "the list of files decides the number of classes" in error(capsys)
+
+
+def test_other_names_of_settings_lead_to_settings():
+    words = {name for settings in _SECTIONS.values() for name in vars(settings)} | {"out"}
+    assert not words & _OTHER_NAMES.keys()
+    assert not set(_OTHER_NAMES.values()) - words
+
+
+@pytest.mark.parametrize("text", ["", "train:\n", "train:\ndata:\n", "train: {batch_size: }", "optim:\n  lr_scale:\n"])
+def test_what_a_run_file_leaves_empty_has_its_default(text, tmp_path, capsys):
+    assert main(["config", "show"]) == OK
+    defaults = capsys.readouterr().out
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["config", "show", "--config", str(tmp_path / "run.yaml")]) == OK
+    assert capsys.readouterr().out == defaults
+
+
+def test_an_empty_section_beside_others_and_a_null_that_means_something(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("train:\nmodel: {weights: null}\ndata: {num_frames: 6, short_side: null}\n")
+    assert main(["config", "show", "--config", str(tmp_path / "run.yaml"), "--train.batch_size=3"]) == OK
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["data"]["num_frames"], shown["data"]["short_side"], shown["train"]["batch_size"]) == (6, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"train: 3\n", "train must hold settings"),
+        (b"- a\n", "a run file must hold sections"),
+        (b"data:\n  list: [\n", ", line 3: not YAML"),
+        (b"data: \x07\n", "not YAML"),
+        ("data: {root: 向左}".encode("gbk"), "not a text in UTF-8"),
+    ],
+)
+def test_a_malformed_run_file_is_named(content, said, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_bytes(content)
+    assert main(["config", "show", "--config", str(tmp_path / "run.yaml")]) == USAGE
+    line = error(capsys)
+    assert str(tmp_path / "run.yaml") in line
+    assert said in line
 
 
 def test_an_unknown_key_in_a_run_file_is_named_with_the_nearest(tmp_path, capsys):
