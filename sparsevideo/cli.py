@@ -12,6 +12,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     _log_to_console()
+    if isinstance(sys.stdout, TextIOWrapper):  # class names of any script, also on a system without UTF-8
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     # Before torch loads: let OpenMP threads that wait for each other fall asleep soon. Where another process wants a
     # core, a loader worker say, spinning threads hold up the very one they wait for: steps take many times longer.
     # On an idle machine nothing changes.

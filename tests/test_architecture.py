@@ -1,6 +1,7 @@
 """Who may import whom: the arrows of the architecture, read off the source."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,61 @@ def test_imports_follow_the_arrows(path):
             assert within(name, OURS[part]), f"{file} imports {name}"
         for library, only in ONLY.items():
             assert not within(name, {library}) or file in only, f"{file} imports {name}: {only} alone may"
+
+
+def text_calls_without_encoding(tree):
+    """Lines of calls that read or write text in whatever encoding the system has."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(word.arg in ("encoding", None) for word in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        words = [value.value for value in [*node.args, *(word.value for word in node.keywords)] if is_text(value)]
+        opens = name in ("open", "fdopen") and owner not in ("av", "os", "Image", "tarfile", "self", "self.records")
+        binary = any(re.fullmatch("[rwax+]*b[rwax+]*", word) for word in words)
+        positional = name in ("read_text", "write_text") and len(node.args) > (name == "write_text")
+        text = any(word.arg in ("text", "universal_newlines") and is_true(word.value) for word in node.keywords)
+        if text or (opens and not binary) or (name in ("read_text", "write_text", "FileHandler") and not positional):
+            yield node.lineno
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def is_true(node):
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.read_text('utf-8', 'replace')", False),
+        ("path.write_text(text)", True),
+        ("path.write_text(text, encoding='utf-8')", False),
+        ("open(path)", True),
+        ("path.open('a')", True),
+        ("path.open('rb')", False),
+        ("open(path, mode='wb')", False),
+        ("open(path, 'w', encoding='utf-8')", False),
+        ("logging.FileHandler(path)", True),
+        ("subprocess.run(command, text=True)", True),
+        ("subprocess.run(command, text=True, encoding='utf-8')", False),
+        ("av.open(path)", False),
+    ],
+)
+def test_text_calls_without_encoding_are_found(code, found):
+    assert bool([*text_calls_without_encoding(ast.parse(code))]) == found
+
+
+@pytest.mark.parametrize("folder", ["sparsevideo", "tools"])
+def test_text_is_utf_8_whatever_the_system_has(folder):
+    assert not [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in text_calls_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
 
 def test_each_file_says_its_idea_on_line_1():

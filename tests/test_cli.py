@@ -337,6 +337,14 @@ def test_an_empty_section_beside_others_and_a_null_that_means_something(tmp_path
     assert (shown["data"]["num_frames"], shown["data"]["short_side"], shown["train"]["batch_size"]) == (6, None, 3)
 
 
+def test_settings_in_chinese_pass_through_a_system_without_utf_8(tmp_path):
+    (tmp_path / "run.yaml").write_text("\ufeffdata:\n  flip_labels: {向左: 向右}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "sparsevideo", "config", "show", "--config", str(tmp_path / "run.yaml")]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.run(command, env=plain, capture_output=True, check=True).stdout
+    assert yaml.safe_load(shown.decode("utf-8"))["data"]["flip_labels"] == {"向左": "向右"}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

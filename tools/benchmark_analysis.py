@@ -56,4 +56,4 @@ if __name__ == "__main__":
     told = environment(out) | {"videos": VIDEOS, "classes": CLASSES}
     results = {"environment": told, "one": [one for one, _ in runs], "two": [two for _, two in runs]}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "analysis.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "analysis.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -155,7 +155,7 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
     args = [(str(path), {"label": 0}) for path in paths] * DRAWS, GivenClips(clips), SequentialSampler
     theirs = ptv.LabeledVideoDataset(*args, transform=subsampled, decode_audio=False, decoder="pyav")
     listed = root / "draws.csv"
-    listed.write_text("".join(f"{path},0\n" for path, _ in wanted))
+    listed.write_text("".join(f"{path},0\n" for path, _ in wanted), encoding="utf-8")
     ours = ptv.labeled_video_dataset(listed, GivenClips(clips), SequentialSampler, num_frames=FRAMES)
     jobs: dict[str, Callable[[], Iterable[Any]]] = {
         THEIRS: lambda: (item["video"] for item in theirs),
@@ -209,7 +209,7 @@ def memory(path: Path, what: str) -> None:
     with open_video(path) as video:  # what loads late is no clip's memory
         numbers = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
         video.read([0])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     before = _status("VmRSS")
     if what == "training clip":
         VideoDataset(records, transform=TrainTransform(CROP), **clip)[0]
@@ -221,15 +221,17 @@ def memory(path: Path, what: str) -> None:
 
 
 def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))  # KiB
 
 
 def environment(videos: Path) -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
+    ).stdout.strip()
     return {
         "cpu": cpu[1] if cpu else platform.machine(),
         "cores": os.cpu_count(),
@@ -302,11 +304,11 @@ def main() -> None:
         large = next(root.glob("all/*.mp4"))
         for what in ("training clip", "4 x 3 test views", "read_frames of a clip, full size"):
             command = [sys.executable, __file__, str(large), "-", "--memory", what]
-            runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+            runs = [subprocess.run(command, capture_output=True, encoding="utf-8", check=True) for _ in range(3)]
             results["memory_mib"][what] = [float(run.stdout) for run in runs]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "data.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "data.md").write_text(table(results))
+    (args.out / "data.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "data.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 

@@ -178,8 +178,8 @@ def main() -> None:
         torch.set_num_threads(1)
         results |= {"data": data_alone(root, records, args.rounds), "data_videos": len(records)}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "testing.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "testing.md").write_text(table(results))
+    (args.out / "testing.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "testing.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 

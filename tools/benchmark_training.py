@@ -87,7 +87,7 @@ def memory(name: str) -> None:
     held = {"imported": _status("VmRSS")}
     step = make_step(name)
     held["built"] = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     step()
     step()
     print(json.dumps({base: 1024 * (_status("VmHWM") - kib) / 1e9 for base, kib in held.items()}))
@@ -193,7 +193,7 @@ def loop_times(rounds: int, ema: float | None) -> dict[str, list[dict[str, float
         for name, (owner, function) in WORK.items():
             patches.enter_context(patch.object(owner, function, watched(spent, name, getattr(owner, function))))
         train_run(config, Path(folder))
-        logged = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
+        logged = json.loads((Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert isclose(logged["loss"], sum(losses[:block]) / block, rel_tol=1e-5), "the two do not train the same"
     return {name: [{part: s / block for part, s in one.items()} for one in each[1:]] for name, each in blocks.items()}
 
@@ -262,8 +262,8 @@ def main() -> None:
     }
     del results["environment"]["videos"]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "training.md").write_text(table(results))
+    (args.out / "training.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "training.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 

@@ -65,14 +65,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     protocol = {"listed": done["listed"], "clips": 1, "crops": 1, "seed": args.seed, "epochs": args.epochs}
     results = {"rows": rows, **protocol, "config": asdict(config), "environment": done["environment"]}
-    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    (args.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     table = ["| tubes | frames | points | GMAC a view | top-1, plain | top-1, drawn |", "|---" * 6 + "|"]
     table += [
         f"| {row['num_tubes']} | {row['num_frames']} | {row['num_points']} | {row['gmac']:.4f} |"
         f" {row['plain']:.1f} | {row['drawn']:.1f} |"
         for row in rows
     ]
-    (args.out / "table.md").write_text("\n".join(table) + "\n")
+    (args.out / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

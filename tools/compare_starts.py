@@ -29,7 +29,8 @@ def main() -> None:
             folder = args.work / f"{start}-{seed}"
             done = quickstart.run(folder, seed=seed, from_scratch=start == "fresh")
             runs[f"{start}, seed {seed}"] = log = folder / "video" / "metrics.jsonl"
-            curve = [line for line in map(json.loads, log.read_text().splitlines()) if line["split"] == "val"]
+            lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+            curve = [line for line in lines if line["split"] == "val"]
             results.append(
                 {
                     "start": start,
@@ -42,7 +43,7 @@ def main() -> None:
             )
     args.out.mkdir(parents=True, exist_ok=True)
     save_learning_curves(args.out / "curves.png", runs, chance=dict.fromkeys(runs, 12.5))
-    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    (args.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
             sections |= {whose + heading: blocks for heading, blocks in parts.items()}
         sections["How these numbers were made"] = [_facts(numbers)]
         page.write_page(out / "report.html", "Analysis of " + ", ".join(models), sections)
-    (out / "analysis.json").write_text(json.dumps(numbers, indent=2))
+    (out / "analysis.json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     return out, numbers
 
 
@@ -164,7 +164,7 @@ def _describe(model: Model, seed: int) -> Numbers:
 def _results_file(predictions: Path) -> Numbers:
     """What the test told beside its predictions: how they were made, and why files could not be read."""
     try:
-        told = json.loads(predictions.with_name("results.json").read_text())
+        told = json.loads(predictions.with_name("results.json").read_text(encoding="utf-8"))
         return told if {"clips", "crops"} <= told.keys() else {}
     except (OSError, ValueError, AttributeError):  # none there, torn, or another program's
         return {}

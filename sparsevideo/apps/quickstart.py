@@ -79,7 +79,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
     with clock.stage("pictures"):
         _draw(out, results)
     results |= {"data": data, "seconds": clock.seconds, "peak_memory_gb": round(peak_memory_gb(torch.device("cpu")), 2)}
-    (out / "results.json").write_text(json.dumps(results, indent=2))
+    (out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
     _write_page(out, results)
     _print_table(out, results)
     return results
@@ -104,19 +104,19 @@ def _claim(out: Path, kind: dict[str, Any]) -> None:
     """Make the folder this quickstart's own, or find that it is."""
     check_folder(out)
     told = out / "quickstart.json"
-    if told.exists() and json.loads(told.read_text()) != kind:
-        raise ValueError(f"{out} holds another quickstart ({told.read_text().strip()}); choose another --out")
+    if told.exists() and json.loads(text := told.read_text(encoding="utf-8")) != kind:
+        raise ValueError(f"{out} holds another quickstart ({text.strip()}); choose another --out")
     if not told.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no quickstart; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(kind) + "\n")
+    told.write_text(json.dumps(kind) + "\n", encoding="utf-8")
 
 
 def _settings(name: str, out: Path, seed: int) -> Config:
     file = files("sparsevideo.configs") / "quickstart" / f"{name}.yaml"
     parser = ArgumentParser()
     parser.add_class_arguments(Config)
-    config: Config = Config(**vars(parser.instantiate(parser.parse_string(file.read_text()))))
+    config: Config = Config(**vars(parser.instantiate(parser.parse_string(file.read_text(encoding="utf-8")))))
     config.data.root = str(out / "data")
     config.train.seed = seed
     return config
@@ -154,7 +154,7 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     )
     gaze = visualize.look(model, inputs[0])
     frames = clip.permute(1, 2, 3, 0).numpy()  # (T, S, S, 3)
-    sidecar = json.loads((out / "data" / "videos.json").read_text())[records.name(index)]
+    sidecar = json.loads((out / "data" / "videos.json").read_text(encoding="utf-8"))[records.name(index)]
     (read,) = spread_clips(len(sidecar["boxes"]), config.data.num_frames, config.data.frame_stride, 1)
     boxes = np.array(sidecar["boxes"])[read]
     title = f"{records.name(index)}: a {sidecar['digit']} moves {sidecar['motion']}"

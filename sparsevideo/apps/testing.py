@@ -173,7 +173,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     if seen.fabric.is_global_zero:
         save_predictions(out, Predictions(scores=scores.means, kind=test.scores, **seen.listing))
         unfinished = out / ".results.json"
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+        unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(out / "results.json")
         seen.journal.remove()
     seen.fabric.barrier()  # a process that ends early takes the others with it
@@ -325,7 +325,7 @@ def _check_results(results: Path, about: dict[str, Any]) -> None:
     if not results.exists():
         return
     try:
-        changed = differences(json.loads(results.read_text())["settings"], about)
+        changed = differences(json.loads(results.read_text(encoding="utf-8"))["settings"], about)
     except (ValueError, KeyError, TypeError):
         changed = "it does not say which"
     if changed:

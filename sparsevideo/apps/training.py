@@ -120,8 +120,8 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
 
         with RunLog(out if fabric.is_global_zero else None, run.step, config.train.wandb) as log:
             if fabric.is_global_zero:
-                (out / "config.yaml").write_text(config_yaml(config))
-                (out / "environment.json").write_text(json.dumps(environment(fabric), indent=2))
+                (out / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+                (out / "environment.json").write_text(json.dumps(environment(fabric), indent=2), encoding="utf-8")
             for line in _described(config, run):
                 logger.info(line)
             validate_every = config.train.validate_every

@@ -235,16 +235,16 @@ def make_moving_digits(
     summary_json = json.dumps(summary, indent=2)
     done, unfinished = root / "dataset.json", root / "dataset.json.unfinished"
     if done.is_file():
-        if done.read_text() != summary_json:
+        if done.read_text(encoding="utf-8") != summary_json:
             raise ValueError(f"{root} holds a data set made with other settings (see {done}); choose another folder")
         return summary
     # An interrupted run with these settings left nothing but files that are about to be written again.
-    interrupted = unfinished.is_file() and unfinished.read_text() == summary_json
+    interrupted = unfinished.is_file() and unfinished.read_text(encoding="utf-8") == summary_json
     if root.exists() and not interrupted and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} already exists and is no empty folder; choose another folder")
     check_codecs()
     root.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(summary_json)
+    unfinished.write_text(summary_json, encoding="utf-8")
     for split in SPLITS:
         for name in (*(f"videos/{split}/{motion}" for motion in MOTIONS), *(f"images/{split}/{d}" for d in range(10))):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ def make_moving_digits(
                 written += 1
                 if progress:
                     progress(written, total)
-            (root / f"{series}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            (root / f"{series}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     unfinished.replace(done)
     return summary
 

@@ -91,7 +91,7 @@ def scan(
             raise
         _bad_list(index).write_bytes(os.fsencode("".join(sorted(_bad_lines(_rows(index))))))
         summary = {"root": str(root), "index": str(index), **_summarize(_rows(index))}
-        _summary_file(index).write_text(json.dumps(summary, indent=2) + "\n")
+        _summary_file(index).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 

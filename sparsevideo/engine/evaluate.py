@@ -177,7 +177,7 @@ class Journal:
         self._file = folder / f"{uuid4().hex}.rows"
         key = folder / "about.json"
         if key.exists():
-            if changed := differences(json.loads(key.read_text()), about):
+            if changed := differences(json.loads(key.read_text(encoding="utf-8")), about):
                 raise ValueError(
                     f"{folder}: holds an unfinished test of another kind ({changed}); go on with that one,"
                     " remove the folder, or choose another --out"
@@ -185,7 +185,7 @@ class Journal:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             unfinished = folder / f"{uuid4().hex}.tmp"
-            unfinished.write_text(json.dumps(about, indent=2))
+            unfinished.write_text(json.dumps(about, indent=2), encoding="utf-8")
             unfinished.replace(key)
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._text = logging.FileHandler(folder / "log.txt")
+        self._text = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         self._text.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._text)
         if logger.level == logging.NOTSET:  # used from Python, where nobody has asked for these lines yet
@@ -98,9 +98,9 @@ def _continued(path: Path, start_step: int) -> TextIO:
     """Open a file of JSON lines to add to, without those beyond a step."""
     kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start_step]
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text("".join(kept))
+    unfinished.write_text("".join(kept), encoding="utf-8")
     unfinished.replace(path)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 def _wandb_run(project: str, folder: Path) -> Any:
@@ -117,7 +117,8 @@ def _wandb_run(project: str, folder: Path) -> Any:
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines of a file, without a last one that a killed run left torn."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 class Meter:
