@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from threading import Thread, current_thread, main_thread
 from time import monotonic
@@ -26,6 +26,7 @@ _LINES = 20  # of progress, where there is no terminal
 _GRACE_S = 10  # after the limit; a child that is still there then has no parent that could kill it
 _TIDY_S = 1  # that a child has to remove what it leaves unfinished
 _START_S = 300  # that a child has at least until it is there: a busy machine takes minutes to import torch
+_NO_GUARD = 78  # exit code of a child that a script has started while the child was importing it
 _LONGEST_S = 2_000_000  # the system counts the milliseconds to a limit in 32 bits
 
 Item = TypeVar("Item", bound=tuple[Any, ...])
@@ -139,11 +140,21 @@ def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
     Args:
         preload: A module that the children need; where they are forked it is imported once, not by every child.
     """
+    if getattr(current_process(), "_inheriting", False):  # a child imports the script, which would start children again
+        print(f"error: {exit_cause(_NO_GUARD)}", file=sys.stderr, flush=True)
+        os._exit(_NO_GUARD)
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload([preload])
     return context
+
+
+def exit_cause(code: int) -> str:
+    """Name the signal that ended a child, or say what its exit code means."""
+    if code == _NO_GUARD:
+        return 'child processes import the script: put its work under `if __name__ == "__main__":`'
+    return {-number: number.name for number in signal.Signals}.get(code, f"exit code {code}")
 
 
 def handled_stop_signals() -> list[int]:
@@ -189,7 +200,7 @@ class _Child:
             self.process.join()
             code = self.process.exitcode or 0
             self.end()
-            return _CrashError(f"crashed ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+            return _CrashError(f"crashed ({exit_cause(code)})")
         self.messages += 1
         return result if reason is None else ChildError(reason)
 

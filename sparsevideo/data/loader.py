@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sparsevideo.data.children import end_with_parent, handled_stop_signals, sparing_children, worker_context
+from sparsevideo.data.children import (
+    end_with_parent,
+    exit_cause,
+    handled_stop_signals,
+    sparing_children,
+    worker_context,
+)
 from sparsevideo.data.lists import legible
 
 Item = dict[str, Any]
@@ -23,6 +29,7 @@ Items = Item | list[Item]
 
 _CHANNELS = {"video": -4, "image": -3}  # the keys of pixels, and which of their dimensions are the channels
 _MAX_NAME = 4096  # bytes, Linux' longest path
+_STARTING = b"/"  # in place of a file's name: the worker is not there yet
 _ALARM = int(getattr(signal, "SIGALRM", 0))  # 0: Windows, which has no timer
 
 _row: np.ndarray | None = None  # in a loader worker: where it writes which file it reads
@@ -232,6 +239,7 @@ class _Loader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Items], num_workers: int, timeout_s: float, **kwargs: Any) -> None:
         self.timeout_s = timeout_s
         self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # a row for each worker
+        _files(self.table)[:] = _STARTING
         if num_workers > 0:
             context = worker_context("sparsevideo.data.datasets")
             kwargs |= {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
@@ -274,12 +282,14 @@ class _Loader(DataLoader[Any]):
                 f"{file}: not read within {self.timeout_s:g} s; `sparsevideo data scan` finds such files, remove it, "
                 "or raise data.timeout_s where the disk is that slow"
             )
-        known = {number.value: number.name for number in signal.Signals}
-        cause = known.get(-exitcode, f"exit code {exitcode}")
+        cause, starting = exit_cause(exitcode), file == _STARTING.decode()
+        if starting and exitcode > 0:
+            return f"a loader worker died at its start ({cause}); it has printed the reason above"
         what = f"{file}: a loader worker died while reading it" if file else "a loader worker died between two files"
+        what = "a loader worker died at its start" if starting else what
         advice = (
-            "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch"
-            if cause in ("SIGKILL", "SIGBUS") or not file
+            "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch_size"
+            if cause in ("SIGKILL", "SIGBUS") or starting or not file
             else "`sparsevideo data scan` finds such files, remove it or make it anew"
         )
         return f"{what} ({cause}); {advice}"
@@ -293,6 +303,7 @@ def _enter_worker(table: Tensor, limit_s: float, spared: Sequence[int], worker: 
     for number in spared:  # torch has given workers a handler that ends them
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+    _row[0] = b""
 
 
 def _files(table: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +48,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
-# Keys under which trainers keep the weights, and prefixes that wrappers leave in names.
+# Keys under which trainers keep the weights; parts of names that wrappers add; tensors that every SparseFormer has, of
+# which a name's prefix is the place of the network inside somebody's module.
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state", "module")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPED = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.|^(module\.)+")
+_ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)")
 # What a weights file of ours says beside its tensors. safetensors is imported where it is used: torch is enough here.
 _INFO = ("hparams", "classes")
 # Arguments that change what a network computes without changing the shape of any tensor.
@@ -146,6 +149,7 @@ def load_weights(
         weights: A `.safetensors` or torch file (read with `weights_only`), a state dict, or a checkpoint that holds
             one under `model_ema`, `state_dict_ema`, `model`, `state_dict`, `model_state` or `module`: averaged weights,
             where there are some, for these were validated. A folder is a sharded checkpoint (its index is a pickle).
+            A network inside somebody's module is found by its prefix, see `unwrap`.
         strict: Refuse missing and unexpected names instead of reporting them.
         new_head: Keep the model's fresh head where its number of classes differs.
         source: What errors call the weights; None takes the file's path.
@@ -265,18 +269,39 @@ def _read_sharded(folder: Path) -> dict[str, Any]:
 
 
 def unwrap(checkpoint: Mapping[str, Any], source: str = "these weights") -> dict[str, Tensor]:
-    """Find the state dict inside a checkpoint and strip what wrappers added to its names."""
+    """Find a network's state dict inside a checkpoint, by our names or by the published ones.
+
+    What wrappers add to the names is removed. If the network is a part of somebody's module, such as Lightning's
+    `model.`, so is that prefix, and the module's other tensors are left out.
+
+    Raises:
+        ValueError: No tensors, or those of several networks.
+    """
     state = checkpoint
     while inner := next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None):
         state = inner
     if not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{source}: no state dict found; looked under {', '.join(_WRAPPERS)}")
-    return {_strip(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            bare = _unwrapped(name)
+            if bare in tensors:
+                raise ValueError(f"{source}: holds {bare} twice, once as {name}; save the state dict of one network")
+            tensors[bare] = value
+    prefixes = sorted({match[1] or "" for match in map(_ANCHOR.fullmatch, tensors) if match})
+    if not prefixes or "" in prefixes:
+        return tensors
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{source}: holds {len(prefixes)} networks, {', '.join(prefixes)}; save the state dict of the one to load"
+        )
+    return {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name.startswith(prefixes[0])}
 
 
-def _strip(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+def _unwrapped(name: str) -> str:
+    while (bare := _WRAPPED.sub("", name)) != name:
+        name = bare
     return name
 
 

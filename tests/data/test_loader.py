@@ -335,6 +335,38 @@ def test_a_file_is_named_whenever_its_worker_is_seen_to_be_dead(dangerous: Path)
             list(test_loader(Dangerous(path), [0], batch_size=1, num_workers=1))
 
 
+def run_script(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "script.py").write_text(text, encoding="utf-8")
+    command = [sys.executable, str(folder / "script.py")]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    run = run_script(
+        tmp_path,
+        "from sparsevideo.data.loader import test_loader\n"
+        "print(list(test_loader([{}], [0], batch_size=1, num_workers=2)))\n",
+    )
+    assert run.returncode == 1 and not run.stdout
+    assert run.stderr.splitlines()[-1] == (
+        "ChildProcessError: a loader worker died at its start (child processes import the script: put its work under"
+        ' `if __name__ == "__main__":`); it has printed the reason above'
+    )
+
+
+def test_a_worker_that_dies_at_its_start_says_so_with_its_reason(tmp_path: Path) -> None:
+    run = run_script(
+        tmp_path,
+        "from sparsevideo.data.loader import test_loader\n"
+        "class Items(list): pass\n"
+        "if __name__ != '__main__': raise ValueError('no licence for this machine')\n"
+        "next(iter(test_loader(Items([{}]), [0], batch_size=1, num_workers=1)))\n",
+    )
+    assert run.returncode == 1
+    assert "ValueError: no licence for this machine" in run.stderr
+    assert "ChildProcessError: a loader worker died at its start (exit code 1); it has printed" in run.stderr
+
+
 def test_an_error_of_the_data_set_stays_what_it_is(dangerous: Path) -> None:
     loader = test_loader(Dangerous(dangerous / "wrong"), [0], batch_size=1, num_workers=1, timeout_s=0.5)
     with pytest.raises(RuntimeError, match="a mistake"):

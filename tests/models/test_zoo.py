@@ -84,6 +84,40 @@ def test_wrappers_are_taken_off(source, target, key, prefix):
     assert torch.equal(target.head.weight, source.head.weight)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "model._orig_mod.", "net.module.trunk."])
+@pytest.mark.parametrize("key", ["state_dict", "model_state"])
+def test_a_network_inside_a_module_is_found_by_the_prefix_that_its_names_share(source, target, key, prefix):
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    others = {"other_head.bias": torch.zeros(2), "loss.weight": torch.ones(4)}
+    report = load_weights(target, {"epoch": 3, key: {**state, **others}}, strict=True)
+    assert len(report.matched) == len(state)
+    assert torch.equal(target.cortex[0].attn.qkv.weight, source.cortex[0].attn.qkv.weight)
+
+
+def test_what_is_unknown_inside_the_network_is_still_refused(source, target):
+    state = {f"model.{name}": tensor for name, tensor in source.state_dict().items()} | {"model.extra": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"1 unexpected \(extra\)"):
+        load_weights(target, {"state_dict": state}, strict=True)
+
+
+def test_compiled_and_checkpointed_parts_keep_their_names(source, target):
+    state = source.state_dict()
+    for part, wrapped in {"cortex.0.": "cortex.0._checkpoint_wrapped_module.", "stem.": "stem._orig_mod."}.items():
+        renamed = {name.replace(part, wrapped): tensor for name, tensor in state.items()}
+        assert renamed.keys() != state.keys()
+        state = renamed
+    assert not load_weights(target, state).missing
+
+
+def test_a_file_of_several_networks_is_refused(source, target):
+    state = source.state_dict()
+    both = {f"{prefix}{name}": tensor for prefix in ("student.", "teacher.") for name, tensor in state.items()}
+    with pytest.raises(ValueError, match=r"^these weights: holds 2 networks, student\., teacher\.; save"):
+        load_weights(target, {"state_dict": both})
+    with pytest.raises(ValueError, match=r"holds head\.bias twice, once as module\.head\.bias"):
+        load_weights(target, {**state, "module.head.bias": state["head.bias"]})
+
+
 def test_a_checkpoint_may_hold_tensors_beside_its_weights(source, target):
     """A step counter kept as a tensor is not the state dict."""
     report = load_weights(target, {"step": torch.tensor(3), "model": source.state_dict()})
