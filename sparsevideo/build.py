@@ -49,6 +49,12 @@ def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[s
     return read_records(config.root, listing, kind=kind, classes=classes, split=split)
 
 
+def has_split(config: DataConfig, split: str, ndim: int) -> bool:
+    """Tell whether a split's folder or list file exists; shards named by a pattern are taken to."""
+    listing = config.list.replace("{split}", split)
+    return (Path(config.root) / listing).exists() or (ndim == 2 and is_shards(config.root, listing))
+
+
 def build_train_loader(
     config: Config, records: Records, ndim: int, *, rank: int, world_size: int
 ) -> tuple[DataLoader, loader.EpochSampler]:

@@ -2,6 +2,7 @@
 
 import atexit
 import difflib
+import errno
 import json
 import logging
 import os
@@ -187,12 +188,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough; what is still buffered has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (UsageError, ValueError, TypeError, OSError, ImportError) as error:
-        if debug:
+    except Exception as error:
+        line = _error_line(error, args[0])
+        if debug or line is None:
             raise
-        # A loader worker's error comes with its traceback, whose last line is what happened.
-        print(f"error: {(str(error).strip() or repr(error)).splitlines()[-1]}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
+
+
+# What a command can turn down if the memory is too small.
+_SMALLER = {
+    "train": "lower train.batch_size (and raise train.accumulate by as much; validation takes test.batch_size),"
+    " data.num_workers, data.num_frames or data.size, or set model.args.activation_checkpointing true",
+    **dict.fromkeys(("test", "extract"), "lower test.batch_size, data.num_workers, test.clips or test.crops"),
+    "data": "lower --workers",
+}
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|ALLOC_FAILED|shared memory", re.IGNORECASE
+)
+
+
+def _error_line(error: Exception, verb: str) -> str | None:
+    """Say in one line what is wrong and what to do; None for an error that nobody expects."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    # A loader worker's error comes with its traceback, whose last line is what happened.
+    known = lines[-1] if isinstance(error, UsageError | ValueError | TypeError | OSError | ImportError) else None
+    if isinstance(error, MemoryError | RuntimeError) or getattr(error, "errno", None) == errno.ENOMEM:
+        reason = next(filter(_NO_MEMORY.search, lines), None)
+        if reason or isinstance(error, MemoryError):
+            advice = _SMALLER.get(verb, "end other programs, or take a machine with more memory")
+            return f"out of memory ({reason or lines[-1]}); {advice}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = next((line for line in lines if "compiler" in line.lower() and "raised:" not in line), lines[0])
+        return f"torch.compile failed ({reason}); install a C++ compiler such as g++, or set train.compile false"
+    return known
 
 
 def _dispatch(args: list[str]) -> int:

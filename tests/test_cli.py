@@ -19,7 +19,7 @@ from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
 from sparsevideo.apps import runs
-from sparsevideo.cli import _OTHER_NAMES, _SECTIONS, FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import _OTHER_NAMES, _SECTIONS, _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
 from sparsevideo.models import zoo
 
 
@@ -27,6 +27,10 @@ def error(capsys):
     """The one line that a failed verb prints, after what it logged."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_folder_has_all_it_promises(trained):
@@ -46,6 +50,70 @@ def test_the_resolved_config_runs_again_and_gives_the_same_weights(trained, digi
     assert first["config"] == second["config"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
+
+
+def test_data_without_a_validation_split_is_trained_on_and_the_log_says_so(digits, tmp_path, capsys):
+    root = tmp_path / "data"
+    root.mkdir()
+    for split in ("train", "test"):
+        (root / split).symlink_to(digits / "videos" / split)
+    args = ["train", *VIDEO, f"--data.root={root}", "--data.list={split}", "--train.max_steps=1"]
+    assert main([*args, f"--out={tmp_path / 'run'}", "--train.validate_every=null"]) == OK
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no validation" in line]
+    assert line.startswith(f"{root / 'val'}: no such folder or list file")
+    assert {line["split"] for line in metrics(tmp_path / "run")} == {"train"}
+    assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    # Who asks for validation gets it, or an error.
+    assert main([*args, f"--out={tmp_path / 'second'}", "--train.validate_every=1"]) == FAILED
+    line = error(capsys)
+    assert f"{root / 'val'}: no such folder" in line and "train.validate_every 0" in line
+    # Without it nothing is missing.
+    assert main([*args, "--dry-run", "--train.validate_every=0"]) == OK
+    assert "no validation" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.empty(1 << 50), "out of memory ([enforce fail"),
+        (lambda: np.zeros((1 << 50,)), "out of memory (Unable to allocate"),
+        (lambda: bytearray(1 << 60), "out of memory (MemoryError"),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+@pytest.mark.parametrize(
+    ("verb", "advice"),
+    [("train", "lower train.batch_size"), ("test", "lower test.batch_size"), ("probe", "end other programs")],
+)
+def test_too_little_memory_is_one_line_with_advice(make, said, verb, advice):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        make()
+    line = _error_line(caught.value, verb)
+    assert said in line and advice in line and "\n" not in line
+
+
+def test_the_settings_of_the_advice_exist():
+    settings = {f"{section}.{name}" for section, values in _SECTIONS.items() for name in vars(values)}
+    named = set(re.findall(r"\b(?:train|test|data|model)\.[\w.]+\b", " ".join(_SMALLER.values())))
+    assert named - settings == {"model.args.activation_checkpointing"}
+    assert "activation_checkpointing" in zoo.create_model("video_sparseformer_nano").hparams
+
+
+def test_a_batch_that_does_not_fit_ends_without_a_traceback(digits, tmp_path, capsys, monkeypatch):
+    """Real allocation, of more than any machine has."""
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: torch.empty(1 << 50))
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == FAILED
+    assert "out of memory" in error(capsys)
+
+
+def test_compiling_without_a_compiler_says_what_to_do(digits, tmp_path):
+    command = [sys.executable, "-m", "sparsevideo", "train", *VIDEO, f"--data.root={digits}", "--train.compile=true"]
+    env = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    run = subprocess.run([*command, "--dry-run"], env=env, capture_output=True, encoding="utf-8", check=False)
+    assert run.returncode == FAILED
+    line = run.stderr.splitlines()[-1]
+    assert line.startswith("error: torch.compile failed (") and "set train.compile false" in line
+    assert "Traceback" not in run.stderr
 
 
 def interrupted_and_resumed(args, out):

@@ -225,7 +225,18 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
     with fabric.rank_zero_first():  # what it has found out about tar shards, the others need only read
         records = build.build_records(config.data, "train", ndim)
         if "{split}" in config.data.list and config.train.validate_every != 0:
-            val_records = build.build_records(config.data, "val", ndim, records.classes)
+            if build.has_split(config.data, "val", ndim):
+                val_records = build.build_records(config.data, "val", ndim, records.classes)
+            else:
+                val_path = Path(config.data.root) / config.data.list.replace("{split}", "val")
+                advice = "set data.list, or train.validate_every 0 to train without validation"
+                if config.train.validate_every is not None:
+                    raise FileNotFoundError(f"{val_path}: no such folder or list file to validate on; {advice}")
+                logger.warning(
+                    "%s: no such folder or list file, so there is no validation and best.pt is the last checkpoint; %s",
+                    val_path,
+                    advice,
+                )
     raw_model, report = build.build_model(config.model, len(records.classes))
     budgets = build.build_budgets(config, raw_model)
     train_only(raw_model, config.optim.train_only)
