@@ -153,7 +153,7 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
         return item | {"video": subsample(item["video"])}
 
     args = [(str(path), {"label": 0}) for path in paths] * DRAWS, GivenClips(clips), SequentialSampler
-    theirs = ptv.LabeledVideoDataset(*args, transform=subsampled, decode_audio=False, decoder="pyav")
+    theirs = ptv.LabeledVideoDataset.__base__(*args, transform=subsampled, decode_audio=False, decoder="pyav")
     listed = root / "draws.csv"
     listed.write_text("".join(f"{path},0\n" for path, _ in wanted), encoding="utf-8")
     ours = ptv.labeled_video_dataset(listed, GivenClips(clips), SequentialSampler, num_frames=FRAMES)

@@ -6,11 +6,13 @@ stands in only while pytorchvideo is imported, so nobody else comes to rely on i
 
 import logging
 import math
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,20 @@ _OLD_NAME = "torchvision.transforms.functional_tensor"
 # pytorchvideo's modules whose names are offered here
 _MODULES = (
     *("pytorchvideo.transforms", "pytorchvideo.data.clip_sampling"),
-    *("pytorchvideo.data.labeled_video_dataset", "pytorchvideo.data.video"),
+    *("pytorchvideo.data.labeled_video_dataset", "pytorchvideo.data.video", "pytorchvideo.data"),
 )
 
 
 def __getattr__(name: str) -> Any:
-    """Return any name of pytorchvideo's transforms, clip samplers and data set of labelled videos."""
+    """Return any name of pytorchvideo's transforms, clip samplers and data sets.
+
+    Those that open video files have our reader. SSv2, Charades, Ava, Domsev and EpicKitchen read folders of frames or
+    manifests of their own, and are pytorchvideo's as they are.
+    """
+    return _dataset_class() if name == "LabeledVideoDataset" else _theirs(name)
+
+
+def _theirs(name: str) -> Any:
     try:
         with _old_name_present(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of what pytorchvideo's own imports will lose one day
@@ -60,6 +70,50 @@ def _old_name_present() -> Iterator[None]:
         yield
 
 
+@cache
+def _dataset_class() -> Any:
+    """Derive pytorchvideo's class of labelled videos, which is imported late."""
+
+    class LabeledVideoDataset(_theirs("LabeledVideoDataset")):  # type: ignore[misc]
+        """Pytorchvideo's data set of (path, {"label": ...}) pairs, with our reader; see `labeled_video_dataset`."""
+
+        def __init__(
+            self,
+            labeled_video_paths: Records | Sequence[tuple[str, dict[str, Any] | None]],
+            clip_sampler: Callable[..., Any],
+            video_sampler: type[Sampler] = RandomSampler,
+            transform: Callable[[dict[str, Any]], Any] | None = None,
+            decode_audio: bool = False,
+            decoder: str = "auto",
+            *,
+            num_frames: int | None = None,
+            short_side: int | None = None,
+        ) -> None:
+            _check(decode_audio, num_frames, short_side)
+            infos = None
+            if isinstance(labeled_video_paths, Records):
+                records = labeled_video_paths
+            else:
+                pairs = [labeled_video_paths[index] for index in range(len(labeled_video_paths))]
+                infos = [dict(info or {}) for _, info in pairs]
+                records = Records.build(Path(), (), (os.fspath(path) for path, _ in pairs), [0] * len(pairs))
+            videos = _Videos(records, infos, num_frames, short_side, resolve_decoder(decoder))
+            super().__init__(videos, clip_sampler, video_sampler, transform, decode_audio=False)
+            self.video_path_handler = videos
+            if video_sampler is RandomSampler:
+                self._video_random_generator = self._video_sampler.generator = _Generator()
+
+    LabeledVideoDataset.__qualname__ = "LabeledVideoDataset"  # where it is found when it is unpickled
+    return LabeledVideoDataset
+
+
+def _check(decode_audio: bool, num_frames: int | None, short_side: int | None) -> None:
+    if decode_audio:
+        raise ValueError("this reader gives no sound; pass decode_audio=False, or use pytorchvideo.data itself")
+    if any(count is not None and count < 1 for count in (num_frames, short_side)):
+        raise ValueError(f"num_frames and short_side must be at least 1, got {num_frames} and {short_side}")
+
+
 def labeled_video_dataset(
     data_path: str | Path,
     clip_sampler: Callable[..., Any],
@@ -69,18 +123,20 @@ def labeled_video_dataset(
     decode_audio: bool = False,
     decoder: str = "auto",
     *,
-    num_frames: int,
+    num_frames: int | None = None,
     short_side: int | None = None,
 ) -> IterableDataset[dict[str, Any]]:
     """Build pytorchvideo's own `LabeledVideoDataset`, with our reader in it: an existing pipeline changes its import.
 
-    Its clips are `video` (3, T, H, W) uint8: of the same frames, bit for bit, as pytorchvideo's pyav reader followed by
-    its `UniformTemporalSubsample(num_frames)` gives as floats (which may stay in `transform`: it changes nothing).
-    Only these frames are decoded. The other keys are pytorchvideo's: `label`, `video_index`, `video_name`,
-    `clip_index`, `aug_index`. Like pytorchvideo this believes the file: clips are drawn from the duration that the
-    header claims, and frames are in the order of their time stamps, wrong as they are in DivX avi files with packed
-    B-frames. Frames that pytorchvideo loses by seeking too far (mpeg transport streams, open groups of pictures) are
-    there.
+    `kinetics`, `Kinetics` and `Ucf101` are other names of this function, as in pytorchvideo.
+
+    Its clips are `video` (3, T, H, W) uint8: of the same frames, bit for bit, as pytorchvideo's pyav reader gives as
+    floats, followed by its `UniformTemporalSubsample(num_frames)` if there is a `num_frames` (it may stay in
+    `transform`: it changes nothing). Then these frames alone are decoded. The other keys are pytorchvideo's: `label`,
+    `video_index`, `video_name`, `clip_index`, `aug_index`. Like pytorchvideo this believes the file: clips are drawn
+    from the duration that the header claims, and frames are in the order of their time stamps, wrong as they are in
+    DivX avi files with packed B-frames. Frames that pytorchvideo loses by seeking too far (mpeg transport streams, open
+    groups of pictures) are there.
 
     A video that does not open, or a clip without a frame that decodes, is left out, as pytorchvideo does, but each is
     logged as a warning with path and reason, and `dataset.video_path_handler.failures` names these videos, those of
@@ -98,7 +154,7 @@ def labeled_video_dataset(
         video_path_prefix: The folder that paths in a list are relative to.
         decode_audio: There is no sound here; True is an error.
         decoder: See `decode.resolve_decoder`.
-        num_frames: T, frames of a clip.
+        num_frames: T, frames of a clip; None takes all that the clip has.
         short_side: Scale frames to this short side while decoding; None keeps their size.
 
     Raises:
@@ -110,21 +166,64 @@ def labeled_video_dataset(
         >>> def clips_for_training(folder):
         ...     return kinetics(folder, make_clip_sampler("random", 2.0), num_frames=16, short_side=256)
     """
-    if decode_audio:
-        raise ValueError("this reader gives no sound; pass decode_audio=False, or use pytorchvideo.data itself")
-    if num_frames < 1 or (short_side is not None and short_side < 1):
-        raise ValueError(f"num_frames and short_side want at least 1, got {num_frames} and {short_side}")
+    _check(decode_audio, num_frames, short_side)
     decoder = resolve_decoder(decoder)
     if Path(data_path).is_dir():
         records = read_records(data_path, kind="video")
     else:
         records = read_records(video_path_prefix or ".", str(Path(data_path).absolute()), kind="video")
-    videos = _Videos(records, num_frames, short_side, decoder)
-    dataset = __getattr__("LabeledVideoDataset")(videos, clip_sampler, video_sampler, transform, decode_audio=False)
-    dataset.video_path_handler = videos
-    if dataset._video_random_generator is not None:
-        dataset._video_random_generator = dataset._video_sampler.generator = _Generator()
-    return dataset
+    how: dict[str, Any] = {"decoder": decoder, "num_frames": num_frames, "short_side": short_side}
+    return _dataset_class()(records, clip_sampler, video_sampler, transform, **how)
+
+
+kinetics = Kinetics = Ucf101 = labeled_video_dataset  # as in pytorchvideo
+
+
+def Hmdb51(  # pytorchvideo's name
+    data_path: str | Path,
+    clip_sampler: Callable[..., Any],
+    video_sampler: type[Sampler] = RandomSampler,
+    transform: Callable[[dict[str, Any]], Any] | None = None,
+    video_path_prefix: str | Path = "",
+    split_id: int = 1,
+    split_type: str = "train",
+    decode_audio: bool = False,
+    decoder: str = "auto",
+    *,
+    num_frames: int | None = None,
+    short_side: int | None = None,
+) -> IterableDataset[dict[str, Any]]:
+    """Build pytorchvideo's data set of HMDB51 with our reader; labels are class names, as pytorchvideo has them.
+
+    Args:
+        data_path: The folder of the split files, `<class>_test_split<1, 2 or 3>.txt`.
+        clip_sampler: As for `labeled_video_dataset`.
+        video_sampler: As for `labeled_video_dataset`.
+        transform: As for `labeled_video_dataset`.
+        video_path_prefix: The folder that holds a folder of videos for each class.
+        split_id: 1, 2 or 3.
+        split_type: "train", "test" or "unused".
+        decode_audio: There is no sound here; True is an error.
+        decoder: See `decode.resolve_decoder`.
+        num_frames: As for `labeled_video_dataset`.
+        short_side: As for `labeled_video_dataset`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no files of this split.
+        ValueError: No such split, `decode_audio`, an impossible number, or an unknown decoder.
+    """
+    if split_id not in (1, 2, 3) or split_type not in ("train", "test", "unused"):
+        raise ValueError(
+            f"split_id must be 1, 2 or 3 and split_type train, test or unused, got {split_id}, {split_type}"
+        )
+    if not any(Path(data_path).glob(f"*_test_split{split_id}*.txt")):
+        raise FileNotFoundError(f"{data_path}: no folder with files <class>_test_split{split_id}.txt")
+    paths = import_module(_theirs("Hmdb51").__module__).Hmdb51LabeledVideoPaths.from_dir(
+        data_path, split_id=split_id, split_type=split_type
+    )
+    paths.path_prefix = video_path_prefix
+    how: dict[str, Any] = {"decoder": decoder, "num_frames": num_frames, "short_side": short_side}
+    return _dataset_class()(paths, clip_sampler, video_sampler, transform, decode_audio, **how)
 
 
 class _Generator(torch.Generator):
@@ -140,24 +239,29 @@ def _generator(state: list[int]) -> _Generator:
     return generator
 
 
-kinetics = labeled_video_dataset  # as it is in pytorchvideo
-
-
 class _Videos:
     """Pytorchvideo's `LabeledVideoPaths` and `VideoPathHandler` in one; what passes between them is a video's index."""
 
-    def __init__(self, records: Records, num_frames: int, short_side: int | None, decoder: str) -> None:
-        self.records, self.num_frames, self.short_side, self.decoder = records, num_frames, short_side, decoder
+    def __init__(
+        self,
+        records: Records,
+        infos: list[dict[str, Any]] | None,
+        num_frames: int | None,
+        short_side: int | None,
+        decoder: str,
+    ) -> None:
+        self.records, self.infos = records, infos  # None: the records' labels
+        self.num_frames, self.short_side, self.decoder = num_frames, short_side, decoder
         self._failed = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # by the workers, too
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, int]]:
-        return index, {"label": int(self.records.labels[index])}
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, {"label": int(self.records.labels[index])} if self.infos is None else self.infos[index]
 
     def video_from_path(self, index: int, decode_audio: bool = False, decoder: str = "auto") -> "_OpenVideo":
-        __getattr__("Video").register(_OpenVideo)
+        _theirs("Video").register(_OpenVideo)
         try:
             return _OpenVideo(self, index)
         except (DecodeError, OSError) as error:
@@ -211,9 +315,10 @@ class _OpenVideo:
         numbers = numbers[np.argsort(self._times[numbers], kind="stable")]
         frames, reason = None, f"{self._path}: no frame from {float(seconds[0]):g} s to {float(seconds[1]):g} s"
         if len(numbers):
-            places = torch.linspace(0, len(numbers) - 1, self._videos.num_frames).long()  # UniformTemporalSubsample
+            if self._videos.num_frames is not None:  # as UniformTemporalSubsample does
+                numbers = numbers[torch.linspace(0, len(numbers) - 1, self._videos.num_frames).long()]
             try:
-                frames = self._video.read(numbers[places], self._videos.short_side)
+                frames = self._video.read(numbers, self._videos.short_side)
             except (DecodeError, OSError) as error:
                 reason = self._videos.records.reason(self._index, error)
         if frames is None:

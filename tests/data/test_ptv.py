@@ -99,7 +99,9 @@ def theirs(files: Iterable[Path], sampler: tuple, order: type = SequentialSample
         return {**item, "video": [subsample(v) for v in video] if isinstance(video, list) else subsample(video)}
 
     pairs = [(str(file), {"label": number}) for number, file in enumerate(files)]
-    return ptv.LabeledVideoDataset(pairs, make_clip_sampler(*sampler), order, transform, decode_audio=False)
+    pytorchvideos = ptv.LabeledVideoDataset.__base__
+    assert pytorchvideos.__module__.startswith("pytorchvideo.")
+    return pytorchvideos(pairs, make_clip_sampler(*sampler), order, transform, decode_audio=False)
 
 
 def ours(files: Iterable[Path], sampler: tuple, order: type = SequentialSampler, **how: Any) -> IterableDataset[Item]:
@@ -343,11 +345,58 @@ def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCapt
     assert "decord does not read some mpegts files" in caplog.text
 
 
-def test_arguments_are_pytorchvideos() -> None:
-    from pytorchvideo.data import Kinetics
+@pytest.mark.parametrize("name", ["Kinetics", "Ucf101", "Hmdb51", "labeled_video_dataset", "LabeledVideoDataset"])
+def test_arguments_are_pytorchvideos(name: str) -> None:
+    _ = ptv.Video  # imports pytorchvideo
+    import pytorchvideo.data
 
-    expected = list(inspect.signature(Kinetics).parameters)
-    assert list(inspect.signature(kinetics).parameters)[: len(expected)] == expected
+    expected, mine = (list(inspect.signature(getattr(module, name)).parameters) for module in (pytorchvideo.data, ptv))
+    assert mine == [*expected, "num_frames", "short_side"]
+
+
+def test_every_name_of_pytorchvideos_data_is_here() -> None:
+    _ = ptv.Video
+    import pytorchvideo.data
+
+    names = {name for name in vars(pytorchvideo.data) if name[0].isupper()} | {"make_clip_sampler"}
+    assert names > {"SSv2", "Charades", "Ava", "EpicKitchenRecognition", "DomsevVideoDataset"}
+    for name in names:
+        assert callable(getattr(ptv, name))
+
+
+def test_pairs_are_read_with_our_reader_and_without_a_number_of_frames_whole(made: list[Path]) -> None:
+    """What a tutorial writes, with the import changed: the same frames as pytorchvideo's own, in loader workers too."""
+    pairs = [(str(file), {"label": number, "tag": file.stem}) for number, file in enumerate(made)]
+    args = (pairs, make_clip_sampler("uniform", 0.4), SequentialSampler)
+    mine = ptv.LabeledVideoDataset(*args, decode_audio=False)
+    items = assert_same(mine, ptv.LabeledVideoDataset.__base__(*args, decode_audio=False))
+    assert len({item["video"].shape[1] for item in items}) > 1
+    assert {item["tag"] for item in items} == {file.stem for file in made}
+    assert isinstance(mine, ptv.LabeledVideoDataset.__base__)
+    loader = DataLoader(mine, batch_size=None, num_workers=1, multiprocessing_context="forkserver")
+    for ours_item, theirs_item in zip(loader, items, strict=True):
+        assert torch.equal(ours_item["video"], theirs_item["video"])
+
+
+def test_hmdb51(tmp_path: Path) -> None:
+    for name, video in [("wave", "a_b_c_d_e_f_0"), ("clap", "a_b_c_d_e_f_1"), ("clap", "a_b_c_d_e_f_2")]:
+        (tmp_path / "videos" / name).mkdir(parents=True, exist_ok=True)
+        write_numbered(tmp_path / "videos" / name / f"{video}.avi", 12, codec="mpeg4")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "wave_test_split1.txt").write_text("a_b_c_d_e_f_0.avi 1\n")
+    (tmp_path / "splits" / "clap_test_split1.txt").write_text("a_b_c_d_e_f_1.avi 2\na_b_c_d_e_f_2.avi 1\n")
+    how = {"video_path_prefix": tmp_path / "videos", "split_id": 1, "split_type": "train", "decode_audio": False}
+    args = (tmp_path / "splits", make_clip_sampler("uniform", 9.0), SequentialSampler)
+    items = list(ptv.Hmdb51(*args, **how, num_frames=4))
+    assert [(item["label"], item["video_name"]) for item in items] == [
+        ("clap", "a_b_c_d_e_f_2.avi"),
+        ("wave", "a_b_c_d_e_f_0.avi"),
+    ]
+    assert all(item["video"].shape[:2] == (3, 4) and item["video"].dtype == torch.uint8 for item in items)
+    with pytest.raises(ValueError, match="got 4, train"):
+        ptv.Hmdb51(*args, split_id=4)
+    with pytest.raises(FileNotFoundError, match=r"_test_split3\.txt"):
+        ptv.Hmdb51(*args, split_id=3)
 
 
 def test_impossible_arguments(made: list[Path], tmp_path: Path) -> None:
