@@ -4,6 +4,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+TEST_PROTOCOLS = (
+    "ends",
+    *("slowfast", "slowfast-offset", "slowfast-pyav", "slowfast-pyav-offset", "slowfast-pyav-2020"),
+    *("pytorchvideo", "mmaction2", "videomae"),
+)
+
 
 def _check(section: str, settings: object, least: dict[str, float], most: dict[str, float] | None = None) -> None:
     """Refuse values out of range; None is in every range."""
@@ -221,7 +227,9 @@ class TestConfig:
     crops: int = 1
     """Square crops of a clip, spread evenly over the longer side."""
     convention: str = "ends"
-    """Where clips start: `ends` reaches both ends of the video; `slowfast`, PySlowFast's way, misses its last part."""
+    """Protocol that chooses a clip's frames: `ends` reaches both ends of the video, and the others choose the frames of
+    another code base: slowfast, slowfast-offset, slowfast-pyav, slowfast-pyav-offset, slowfast-pyav-2020, pytorchvideo,
+    mmaction2, videomae. See docs/protocols.md."""
     still: bool = False
     """Repeat the video's middle frame: what a network knows without motion."""
     scores: str = "softmax"
@@ -248,7 +256,7 @@ class TestConfig:
         _check_one_of("test.scores", self.scores, ("softmax", "logits"))
         if self.full_frame and self.crops > 1:
             raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
-        _check_one_of("test.convention", self.convention, ("ends", "slowfast"))
+        _check_one_of("test.convention", self.convention, TEST_PROTOCOLS)
         _check_one_of("test.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
 
 

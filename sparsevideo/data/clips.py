@@ -14,7 +14,6 @@ from math import ceil, inf
 
 import numpy as np
 
-CONVENTIONS = ("ends", "slowfast")
 _SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
 _STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
 _FLOAT_S = 1e-6
@@ -49,18 +48,16 @@ def random_clip(total: int, num_frames: int, frame_stride: int, rng: np.random.G
     return _clips(np.array([start]), total, num_frames, frame_stride)[0]
 
 
-def spread_clips(
-    total: int, num_frames: int, frame_stride: int, num_clips: int, convention: str = "ends"
-) -> np.ndarray:
-    """Choose clips for a test, spread evenly over the video.
+def spread_clips(total: int, num_frames: int, frame_stride: int, num_clips: int) -> np.ndarray:
+    """Choose clips for a test, spread evenly from the first frame of the video to the last; a single one is centered.
+
+    `protocols` has the choices of other code bases.
 
     Args:
         total: Frames on the timeline. Where it is shorter than the clip, its last frame is repeated.
         num_frames: Frames in a clip.
         frame_stride: Take every n-th frame.
         num_clips: Clips to choose.
-        convention: "ends": the first clip starts with the video, the last ends with it, a single one is centred.
-            "slowfast": as PySlowFast and pytorchvideo 0.1.5 do, which never reach the end; a single one comes first.
 
     Returns:
         (num_clips, T) int64 positions, T = num_frames.
@@ -68,19 +65,10 @@ def spread_clips(
     Example:
         >>> spread_clips(300, 16, 4, 10)[:, 0].tolist()
         [0, 26, 53, 79, 106, 132, 159, 185, 212, 239]
-        >>> spread_clips(300, 16, 4, 10, "slowfast")[:, 0].tolist()
-        [0, 23, 47, 71, 95, 119, 143, 167, 191, 215]
     """
     slack = _slack(total, num_frames, frame_stride)
     _check_num_clips(num_clips)
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown convention {convention!r}; it is one of {', '.join(CONVENTIONS)}")
-    if convention == "slowfast":
-        starts = np.arange(num_clips) * slack // num_clips
-    elif num_clips == 1:
-        starts = np.full(1, slack // 2)
-    else:
-        starts = np.arange(num_clips) * slack // (num_clips - 1)
+    starts = np.full(1, slack // 2) if num_clips == 1 else np.arange(num_clips) * slack // (num_clips - 1)
     return _clips(starts, total, num_frames, frame_stride)
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsevideo.data import clips
+from sparsevideo.data import clips, protocols
 from sparsevideo.data.decode import DecodeError, Video, open_video, read_image, resolve_decoder
 from sparsevideo.data.index import Index
 from sparsevideo.data.loader import reading
@@ -170,10 +170,11 @@ class VideoDataset(_LabelledFiles):
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
         num_clips: Clips of each video in a test; None in training.
-        convention: How a test spreads its clips, see `clips.spread_clips`.
+        convention: Protocol that chooses the frames of test clips, a name in `protocols.PROTOCOLS`.
         sampling: "consecutive": every n-th frame from a start on; "uniform": one frame from each of T equal parts of
             the whole video, see `clips.uniform_clips`. The stride and the convention do not matter then.
-        target_fps: Frames per second that the stride counts in, whatever the video's own; None takes those it has.
+        target_fps: Frames per second that the stride counts in, whatever the video's own; None takes those it has, or
+            the default of the test protocol.
         repeats: Clips of each video in training.
         seed: Of the random choices in training.
         decoder: See `decode.resolve_decoder`.
@@ -213,6 +214,8 @@ class VideoDataset(_LabelledFiles):
             raise ValueError(f"unknown sampling {sampling!r}; it is one of {', '.join(SAMPLINGS)}")
         self.num_frames, self.frame_stride, self.convention = num_frames, frame_stride, convention
         self.sampling, self.target_fps = sampling, target_fps
+        consecutive_test = num_clips is not None and sampling == "consecutive"
+        self._scales_span = protocols.find_protocol(convention).scales_span and consecutive_test
         self.decoder, self.short_side, self.still = resolve_decoder(decoder), short_side, still
         self.index, self.with_clip_spans = index, with_clip_spans
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
@@ -222,7 +225,8 @@ class VideoDataset(_LabelledFiles):
         table = None if self.index is None else self.index.look(index, path)
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)
-            numbers = timeline[self._choose(len(timeline), rngs)]  # (k, T)
+            header = self._header(video, len(timeline)) if self._scales_span else None
+            numbers = timeline[self._choose(len(timeline), rngs, header)]  # (k, T)
             distinct, places = np.unique(numbers, return_inverse=True)
             wanted = distinct[None] if self.share_stem else numbers
             pixels, size = _cut(video.frames(distinct, self.short_side), wanted, self._cuts(rngs))
@@ -234,19 +238,29 @@ class VideoDataset(_LabelledFiles):
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""
         frames, span = np.arange(video.num_frames), self.records.span(index)
-        if span == WHOLE and self.target_fps is None:
+        target_fps = None if self._scales_span else self.target_fps
+        if span == WHOLE and target_fps is None:
             return frames  # times may cost the decoding of the whole file
         times_s = video.times_s
         try:
             if span != WHOLE:
                 frames = clips.within(times_s, *span)
-            if self.target_fps is not None:
-                frames = frames[clips.at_fps(times_s[frames], self.target_fps)]
+            if target_fps is not None:
+                frames = frames[clips.at_fps(times_s[frames], target_fps)]
         except ValueError as error:
             raise DecodeError(f"{video.path}: {error}") from error
         return frames
 
-    def _choose(self, total: int, rngs: Rngs) -> np.ndarray:
+    def _header(self, video: Video, total: int) -> protocols.Header:
+        """Return the times of the `total` frames that clips are taken from."""
+        if video.frame_rate is None:
+            raise DecodeError(f"{video.path}: states no frame rate, which test protocol {self.convention} needs")
+        duration = video.header_times[1]
+        if total < video.num_frames or duration is None:
+            return protocols.Header.usual(total, float(video.frame_rate))
+        return protocols.Header(video.frame_rate, video.time_base, duration)
+
+    def _choose(self, total: int, rngs: Rngs, header: protocols.Header | None = None) -> np.ndarray:
         """Choose the (k, T) places on a timeline to read."""
         size = self.num_frames, self.frame_stride
         if self.sampling == "uniform":
@@ -258,7 +272,8 @@ class VideoDataset(_LabelledFiles):
         elif rngs:
             places = np.stack([clips.random_clip(total, *size, rng) for rng in rngs])
         else:
-            places = clips.spread_clips(total, *size, self.num_clips, self.convention)
+            args = (*size, self.num_clips, header, self.target_fps)
+            places = protocols.protocol_clips(self.convention, total, *args)
         return np.full_like(places, clips.middle_frame(total)) if self.still else places
 
     def _pixels(self, views: Tensor) -> Item:

@@ -123,8 +123,7 @@ class Video:
         """Everything about the video. Decodes the first frame: only frames tell their rotation."""
         height, width = self.read([0]).shape[1:3]
         codec = self._stream.codec_context.codec.canonical_name
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        duration_s = self.num_frames / float(rate) if rate else nan
+        duration_s = self.num_frames / float(self.frame_rate) if self.frame_rate else nan
         stamps = [stamp for stamp in self.stamps if stamp is not None]
         if len(stamps) == self.num_frames > 1 and all(a < b for a, b in pairwise(stamps)):
             times_s = self.times_s
@@ -133,6 +132,11 @@ class Video:
             if not abs(shown_s - duration_s) < _HEADER_MAY_DIFFER * shown_s:
                 duration_s = shown_s
         return VideoInfo(self.num_frames, self.num_frames / duration_s, width, height, duration_s, codec)
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """Frames per second on average; None if the file does not state it."""
+        return self._stream.average_rate or self._stream.guessed_rate or None
 
     @property
     def header_times(self) -> tuple[int | None, int | None]:

@@ -29,26 +29,16 @@ CASES = [(300, 16, 4), (300, 8, 2), (61, 16, 4), (62, 16, 4), (16, 8, 2), (100, 
 
 
 @pytest.mark.parametrize(("total", "num_frames", "frame_stride"), CASES)
-@pytest.mark.parametrize("num_clips", [1, 2, 4, 10])
-def test_slowfast_convention_is_pytorchvideos_constant_clips(
-    total: int, num_frames: int, frame_stride: int, num_clips: int
-) -> None:
-    span = clip_span(num_frames, frame_stride)
-    sampler = ptv.ConstantClipsPerVideoSampler(clip_duration=span, clips_per_video=num_clips)
-    starts = [int(sampler(0, Fraction(total), {}).clip_start_sec) for _ in range(num_clips)]  # a second is a frame
-    clips = spread_clips(total, num_frames, frame_stride, num_clips, "slowfast")
-    assert clips[:, 0].tolist() == starts
-
-
-@pytest.mark.parametrize(("total", "num_frames", "frame_stride"), CASES)
 @pytest.mark.parametrize("num_clips", [2, 4, 10])
-def test_ends_convention_takes_the_same_steps_and_arrives(
+def test_clips_take_pytorchvideos_steps_and_arrive(
     total: int, num_frames: int, frame_stride: int, num_clips: int
 ) -> None:
     """To the end, n clips are the n - 1 clips of pytorchvideo, spaced by /(n - 1), and one more at the end."""
+    span = clip_span(num_frames, frame_stride)
+    sampler = ptv.ConstantClipsPerVideoSampler(clip_duration=span, clips_per_video=num_clips - 1)
+    starts = [int(sampler(0, Fraction(total), {}).clip_start_sec) for _ in range(num_clips - 1)]  # a second is a frame
     clips = spread_clips(total, num_frames, frame_stride, num_clips)
-    before = spread_clips(total, num_frames, frame_stride, num_clips - 1, "slowfast")
-    np.testing.assert_array_equal(clips[:-1], before)
+    assert clips[:-1, 0].tolist() == starts
     assert clips[0, 0] == 0
     assert clips[-1, -1] == total - 1
 
@@ -262,8 +252,6 @@ def test_impossible_clips() -> None:
             random_clip(total, num_frames, frame_stride, rng)
     with pytest.raises(ValueError, match="at least one clip"):
         spread_clips(10, 8, 2, 0)
-    with pytest.raises(ValueError, match="'middle'; it is one of ends, slowfast"):
-        spread_clips(10, 8, 2, 1, "middle")
     with pytest.raises(ValueError, match="at least one clip"):
         uniform_clips(10, 8, 0)
     for total, num_frames in [(0, 8), (10, 0)]:

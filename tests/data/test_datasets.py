@@ -12,10 +12,11 @@ from numbered import numbered_frame, read_number, write_numbered
 from PIL import Image
 
 from sparsevideo.data import datasets, scan
-from sparsevideo.data.clips import spread_clips, uniform_clip, uniform_clips
+from sparsevideo.data.clips import uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.decode import DecodeError, Video, _say_once, open_video
 from sparsevideo.data.index import INDEX, read_index
+from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
@@ -91,13 +92,13 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(records: Records) -> None
     assert torch.equal(reading(records)[1]["video"], reading(records)[0, 1]["video"])  # a plain index is of epoch 0
 
 
-@pytest.mark.parametrize("convention", ["ends", "slowfast"])
+@pytest.mark.parametrize("convention", PROTOCOLS)
 def test_test_views_are_clips_by_crops(records: Records, convention: str) -> None:
     item = viewing(records, crops=3, convention=convention)[0]
     assert item["video"].shape == (12, 3, 6, 48, 48)
     assert item["clip_index"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert item["aug_index"].tolist() == [0, 1, 2] * 4
-    clips = spread_clips(40, 6, 3, 4, convention)
+    clips = protocol_clips(convention, 40, 6, 3, 4, Header.usual(40, 25))
     assert [frame_numbers(view) for view in item["video"]] == clips.repeat(3, axis=0).tolist()
     assert (item["label"], item["video_index"], item["video_name"], item["failures"]) == (0, 0, "a/0.mp4", [])
 
@@ -340,3 +341,26 @@ def test_images(tmp_path: Path) -> None:
     assert test[0]["clip_index"].tolist() == [0, 0, 0] and test[0]["aug_index"].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(test[3]["image"][1].permute(1, 2, 0), numbered_frame(344, 48, 96)[:, 24:72])
     assert "image" not in test[1] and test[1]["failures"][0][:2] == (1, "a/1.png")
+
+
+def test_a_protocol_scales_its_span_where_ends_resamples(records: Records) -> None:
+    """Videos of 25 frames per second: PySlowFast counts strides at 30 unless told otherwise."""
+    clip = {"num_frames": 4, "frame_stride": 3, "num_clips": 1}
+    assert frame_numbers(viewing(records, convention="slowfast", **clip)[0]["video"][0]) == [0, 3, 6, 9]
+    assert frame_numbers(viewing(records, convention="slowfast", target_fps=10, **clip)[0]["video"][0]) == [
+        0,
+        9,
+        19,
+        29,
+    ]
+    assert frame_numbers(viewing(records, target_fps=12.5, **clip)[0]["video"][0]) == [10, 16, 22, 28]
+    training = reading(records, convention="slowfast", target_fps=12.5, num_frames=4, frame_stride=3)
+    numbers = frame_numbers(training[0]["video"])
+    assert numbers == list(range(numbers[0], numbers[0] + 19, 6))
+
+
+def test_a_protocol_needs_the_frame_rate(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Video, "frame_rate", None)
+    ((_, _, reason),) = viewing(records, convention="pytorchvideo")[0]["failures"]
+    assert reason.endswith("a/0.mp4: states no frame rate, which test protocol pytorchvideo needs")
+    assert "video" in viewing(records)[0]

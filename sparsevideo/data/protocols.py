@@ -1,0 +1,220 @@
+"""Test protocols: the frames of a video's test clips, as this package and as other code bases choose them.
+
+Published accuracies were measured with these choices, and differ with them. The functions were written from measured
+results and agree with the code bases frame for frame (`tests/data/protocols.json`).
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from math import ceil, floor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sparsevideo.data.clips import clip_span, spread_clips, uniform_clips
+
+_MP4_UNITS = 10_000  # FFmpeg writes mp4 files with at least so many units of time per second
+
+
+class Header(NamedTuple):
+    """What a video file states about its time: two code bases find frames by it.
+
+    Attributes:
+        fps: Frames per second, on average.
+        time_base: Seconds in one unit of time.
+        duration: Units of time in the whole video.
+    """
+
+    fps: Fraction
+    time_base: Fraction
+    duration: int
+
+    @classmethod
+    def usual(cls, total: int, fps: float) -> "Header":
+        """Return the header of an mp4 file of `total` frames, as FFmpeg writes it.
+
+        Example:
+            >>> Header.usual(300, 30)
+            Header(fps=Fraction(30, 1), time_base=Fraction(1, 15360), duration=153600)
+        """
+        rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 frames per second, not its nearest float
+        units = rate.numerator
+        while units < _MP4_UNITS:
+            units *= 2
+        return cls(rate, Fraction(1, units), int(total / rate * units))
+
+
+class Protocol(NamedTuple):
+    """The way in which one code base chooses test clips.
+
+    Attributes:
+        spread: Function of (total, num_frames, frame_stride, num_clips, header, target_fps) that returns frame indices
+            (num_clips, num_frames).
+        scales_span: A clip of a video with another frame rate has a longer or shorter span, in place of resampling.
+        default_fps: Frame rate that `frame_stride` counts in, unless the settings name one; None: the video's own.
+    """
+
+    spread: Callable[..., np.ndarray]
+    scales_span: bool = False
+    default_fps: float | None = None
+
+
+def protocol_clips(
+    protocol: str,
+    total: int,
+    num_frames: int,
+    frame_stride: int,
+    num_clips: int,
+    header: Header | None = None,
+    target_fps: float | None = None,
+) -> np.ndarray:
+    """Choose the test clips of a video.
+
+    Args:
+        protocol: Name in `PROTOCOLS`.
+        total: Frames of the video.
+        num_frames: T, frames of a clip.
+        frame_stride: Frames from one frame of a clip to the next, at `target_fps`.
+        num_clips: Clips to choose.
+        header: Times of the video; None: those of an mp4 file with `target_fps`.
+        target_fps: Frame rate that `frame_stride` counts in; None: the protocol's default. Only protocols with
+            `scales_span` use the header and this rate.
+
+    Returns:
+        (num_clips, T) int64 frame indices.
+
+    Raises:
+        ValueError: Unknown protocol, or a count below 1.
+
+    Example:
+        >>> protocol_clips("ends", 300, 8, 8, 10)[-1].tolist()
+        [243, 251, 259, 267, 275, 283, 291, 299]
+        >>> protocol_clips("slowfast", 300, 8, 8, 10)[-1].tolist()
+        [212, 221, 230, 239, 248, 257, 266, 275]
+    """
+    rule = find_protocol(protocol)
+    spread_clips(total, num_frames, frame_stride, num_clips)  # checks the counts
+    target_fps = target_fps or rule.default_fps
+    header = header or Header.usual(total, target_fps or 30.0)
+    return rule.spread(total, num_frames, frame_stride, num_clips, header, target_fps).astype(np.int64)
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol with this name.
+
+    Raises:
+        ValueError: Unknown protocol.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown test protocol {name!r}; it must be one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def _spread_ends(total: int, num_frames: int, frame_stride: int, num_clips: int, *_: object) -> np.ndarray:
+    return spread_clips(total, num_frames, frame_stride, num_clips)
+
+
+def _spread_slowfast(
+    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float, *, offset: bool
+) -> np.ndarray:
+    """PySlowFast's torchvision backend: T frames, evenly over a span of T strides from a fractional start."""
+    span = max(1.0, frame_stride * num_frames / target_fps * float(header.fps))
+    starts = _slowfast_starts(total - span, num_clips, offset)
+    return np.stack([_linspace(start, start + span - 1, num_frames, total) for start in starts])
+
+
+def _spread_slowfast_pyav(
+    total: int,
+    num_frames: int,
+    frame_stride: int,
+    num_clips: int,
+    header: Header,
+    target_fps: float,
+    *,
+    offset: bool = False,
+    whole_span: bool = False,
+) -> np.ndarray:
+    """PySlowFast's PyAV backend: decode part of the video, then sample a span of T strides within that part.
+
+    The part is a frame longer than what is asked for. Usually the span is longer still, and repeats its last frame.
+    """
+    fps, units = float(header.fps), header.duration / total  # units of time per frame
+    span = frame_stride * num_frames / target_fps * fps
+    part = span if whole_span else max(1, ceil(frame_stride * (num_frames - 1) / target_fps * fps))
+    frames = header.time_base * header.fps  # per unit of time
+    clips = []
+    for start in _slowfast_starts(total - part, num_clips, offset):
+        first, last = ceil(int(start * units) * frames), floor(int((start + part - 1) * units) * frames) + 1
+        clips.append(first + _linspace(0, span - 1, num_frames, min(last + 1, total) - first))
+    return np.stack(clips)
+
+
+def _slowfast_starts(slack: float, num_clips: int, offset: bool) -> list[float]:
+    slack = max(slack, 0)
+    if not offset:  # never reaches the end
+        return [slack * index / num_clips for index in range(num_clips)]
+    return [floor(slack / 2)] if num_clips == 1 else [i * floor(slack / (num_clips - 1)) for i in range(num_clips)]
+
+
+def _spread_pytorchvideo(
+    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float
+) -> np.ndarray:
+    """Clips of T strides in seconds, which are a float: T frames, evenly from all whose time is in the clip."""
+    span_s = Fraction(num_frames * frame_stride / target_fps)
+    slack_s = max(header.duration * header.time_base - span_s, Fraction(0))
+    clips = []
+    for index in range(num_clips):
+        start_s = slack_s / num_clips * index
+        end = ceil((start_s + span_s) / header.time_base)  # in units of time
+        first = min(ceil(start_s * header.fps), total - 1)
+        count = max(min(ceil(end * header.time_base * header.fps), total) - first, 1)
+        clips.append(first + _linspace(0, count - 1, num_frames, count))
+    return np.stack(clips)
+
+
+def _spread_mmaction2(
+    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float | None
+) -> np.ndarray:
+    """mmaction2's `SampleFrames`: whole starts; a short video starts again. Single frames are TSN's."""
+    if num_frames == 1:
+        return uniform_clips(total, 1, num_clips)
+    if target_fps is None:
+        span: float = clip_span(num_frames, frame_stride)
+        offsets = np.arange(num_frames) * frame_stride
+    else:
+        span = max(1, num_frames * frame_stride * (float(header.fps) / target_fps))
+        offsets = np.linspace(0, span - 1, num_frames).astype(np.int64)
+    slack = max(total - span, 0)
+    step = slack / max(num_clips - 1, 1)
+    starts = np.round(np.arange(num_clips) * step) if target_fps is None else np.arange(num_clips) * floor(step)
+    if num_clips == 1:
+        starts = np.array([slack // 2])
+    return (starts[:, None].astype(np.int64) + offsets) % total
+
+
+def _spread_videomae(total: int, num_frames: int, frame_stride: int, num_clips: int, *_: object) -> np.ndarray:
+    """VideoMAE: clips of consecutive frames out of every n-th frame of the video. A single clip comes first."""
+    frames = np.arange(0, total, frame_stride)
+    step = max((len(frames) - num_frames) / max(num_clips - 1, 1), 0)
+    positions = np.array([int(index * step) for index in range(num_clips)])[:, None] + np.arange(num_frames)
+    return frames[np.minimum(positions, len(frames) - 1)]
+
+
+def _linspace(start: float, end: float, num_frames: int, total: int) -> np.ndarray:
+    """Sample a span evenly; clamp to the last frame, then truncate. In float32, as PySlowFast and pytorchvideo do."""
+    return torch.linspace(start, end, num_frames).clamp(0, total - 1).long().numpy()
+
+
+PROTOCOLS = {
+    "ends": Protocol(_spread_ends),
+    "slowfast": Protocol(partial(_spread_slowfast, offset=False), True, 30.0),
+    "slowfast-offset": Protocol(partial(_spread_slowfast, offset=True), True, 30.0),
+    "slowfast-pyav": Protocol(_spread_slowfast_pyav, True, 30.0),
+    "slowfast-pyav-offset": Protocol(partial(_spread_slowfast_pyav, offset=True), True, 30.0),
+    "slowfast-pyav-2020": Protocol(partial(_spread_slowfast_pyav, whole_span=True), True, 30.0),
+    "pytorchvideo": Protocol(_spread_pytorchvideo, True, 30.0),
+    "mmaction2": Protocol(_spread_mmaction2, True),
+    "videomae": Protocol(_spread_videomae),
+}
