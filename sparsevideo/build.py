@@ -78,6 +78,7 @@ def build_train_loader(
         color_jitter=data.color_jitter,
         fill=data.mean,
     )
+    build_test_transform(config)  # impossible test views stop before the first step, not at the first validation
     dataset = _dataset(data, records, ndim, transform=transform, seed=seed, repeats=data.repeats)
     if isinstance(dataset, VideoDataset):
         _check_bad(dataset, data.max_bad_fraction)
@@ -101,7 +102,7 @@ def build_test_loader(
     test = config.test
     if test.share_stem and config.data.size % 4:  # crops are fractions of features, of a quarter of the resolution
         raise ValueError(f"test.share_stem wants a data.size that is a multiple of 4, got {config.data.size}")
-    transform = transforms.TestTransform(config.data.size, test.crops, full_frame=test.full_frame)
+    transform = build_test_transform(config)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
         views |= {"num_clips": test.clips, "convention": test.convention, "still": test.still}
@@ -115,6 +116,20 @@ def build_test_loader(
         batch_size=1 if alone else max(1, test.batch_size // (test.clips * test.crops)),
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
+    )
+
+
+def build_test_transform(config: Config) -> transforms.TestTransform:
+    """Resize and crops of a test."""
+    test = config.test
+    if test.short_side is not None and test.short_side < config.data.size:
+        raise ValueError(f"test.short_side is {test.short_side}; it must be at least data.size, {config.data.size}")
+    return transforms.TestTransform(
+        config.data.size,
+        test.crops,
+        full_frame=test.full_frame,
+        short_side=test.short_side,
+        convention=test.convention,
     )
 
 

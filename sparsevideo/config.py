@@ -227,9 +227,11 @@ class TestConfig:
     crops: int = 1
     """Square crops of a clip, spread evenly over the longer side."""
     convention: str = "ends"
-    """Protocol that chooses a clip's frames: `ends` reaches both ends of the video, and the others choose the frames of
-    another code base: slowfast, slowfast-offset, slowfast-pyav, slowfast-pyav-offset, slowfast-pyav-2020, pytorchvideo,
+    """Protocol of frames, resize and crops: `ends` reaches both ends of the video, and the others choose as other code
+    bases do: slowfast, slowfast-offset, slowfast-pyav, slowfast-pyav-offset, slowfast-pyav-2020, pytorchvideo,
     mmaction2, videomae. See docs/protocols.md."""
+    short_side: int | None = None
+    """Short side of the frame before the crop, in pixels, at least `data.size`; null takes `data.size`."""
     still: bool = False
     """Repeat the video's middle frame: what a network knows without motion."""
     scores: str = "softmax"
@@ -251,9 +253,13 @@ class TestConfig:
     """32-true, bf16-mixed or bf16-true."""
 
     def __post_init__(self) -> None:
-        counts = ("clips", "crops", "batch_size", "num_frames", "num_tubes", "num_points")
+        counts = ("clips", "crops", "short_side", "batch_size", "num_frames", "num_tubes", "num_points")
         _check("test", self, dict.fromkeys(counts, 1.0) | {"num_points": 2.0})
         _check_one_of("test.scores", self.scores, ("softmax", "logits"))
+        if self.short_side and (self.full_frame or self.share_stem):
+            raise ValueError("test.short_side is for crops; test.full_frame and test.share_stem scale whole frames")
+        if self.share_stem and self.convention != "ends":
+            raise ValueError(f"test.share_stem has crops of its own; test.convention is {self.convention}, not ends")
         if self.full_frame and self.crops > 1:
             raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
         _check_one_of("test.convention", self.convention, TEST_PROTOCOLS)

@@ -477,6 +477,8 @@ def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
         (["--train.label_smoothing=2"], "train.label_smoothing"),
         (["--optim.clip_grad=0"], "optim.clip_grad"),
         (["--test.convention=middle"], "ends, slowfast"),
+        (["--test.short_side=8"], "test.short_side is 8; it must be at least data.size"),
+        (["--test.convention=slowfast", "--test.crops=2"], "slowfast has 1 or 3 crops, got 2"),
         (["--train.precision=16-mixed"], "16-mixed"),
         (["--data.decoder=vlc"], "vlc"),
     ],

@@ -233,6 +233,20 @@ def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_
     assert "a network of 8 classes, the list has 1: up" in error(capsys)
 
 
+def test_the_results_name_the_protocol(trained, wide, tmp_path):
+    found = {}
+    options = ["--views=2x3", "--test.short_side=40"]
+    for name in ("ends", "slowfast"):
+        probs = scores(trained, wide, tmp_path / name, *options, f"--test.convention={name}").scores
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert [results[key] for key in ("convention", "resized_short_side")] == [name, 40]
+        found[name] = probs, results["target_fps"]
+    assert found["ends"][1] is None and found["slowfast"][1] == 30
+    assert not np.allclose(found["ends"][0], found["slowfast"][0])
+    assert main(["test", checkpoint(trained), f"--data.root={wide}", *options, "--test.convention=slowfast"]) == OK
+    assert (trained / "test-2x3-slowfast-short-side-40" / "results.json").exists()
+
+
 def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, wide, tmp_path, capsys):
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump({"data": {"root": str(wide), "frame_stride": 3}, "test": {"clips": 2}}))

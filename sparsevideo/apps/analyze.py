@@ -34,6 +34,7 @@ _ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean cl
 # What results.json, beside the predictions of a test, tells of how they were made.
 _PROTOCOL = ["list", "split", "clips", "crops", "convention", "full_frame", "share_stem", "still", "num_tubes"]
 _PROTOCOL += ["num_points", "num_frames", "frame_stride", "sampling", "target_fps", "size", "short_side", "decoder"]
+_PROTOCOL += ["resized_short_side"]
 _PROTOCOL += ["index", "precision", "checkpoint_sha256"]
 
 

@@ -19,6 +19,7 @@ from sparsevideo.apps.runs import check_folder, environment, plain
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
+from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import segment_columns
 from sparsevideo.engine import checkpoint
@@ -40,7 +41,9 @@ _HARMLESS = {"data": ("root", "num_workers", "timeout_s", "index", "max_bad_frac
 def one_view(config: Config) -> Config:
     """The settings of a validation: the test at one view, as the network is trained."""
     test = config.test
-    return replace(config, test=TestConfig(convention=test.convention, batch_size=test.batch_size))
+    return replace(
+        config, test=TestConfig(convention=test.convention, short_side=test.short_side, batch_size=test.batch_size)
+    )
 
 
 def score_files(
@@ -132,12 +135,14 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         {"name": records.name(index), **segment_columns(records.spans, index), "reason": reason}
         for index, reason in scores.failures.items()
     ]
+    default_fps = None if uniform else find_protocol(test.convention).default_fps
     sides = Counter(scores.short_sides.tolist())
     results: dict[str, Any] = {
         **summarize(scores, records, test.scores),
         "clips": test.clips,
         "crops": test.crops,
-        "convention": None if uniform else test.convention,
+        "convention": test.convention,
+        "resized_short_side": test.short_side or data.size,
         "scores": test.scores,
         "full_frame": test.full_frame,
         "share_stem": test.share_stem,
@@ -149,7 +154,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "num_frames": data.num_frames if video else 1,
         "frame_stride": data.frame_stride if video and not uniform else None,
         "sampling": data.sampling if video else None,
-        "target_fps": data.target_fps if video else None,
+        "target_fps": data.target_fps or default_fps if video else None,
         "short_side": data.short_side if video else None,
         "num_tubes": test.num_tubes,  # if other than the network's own
         "num_points": test.num_points,
@@ -407,6 +412,8 @@ def _beside(path: Path, name: str) -> Path:
 def _folder_name(test: TestConfig) -> str:
     """The split, the views, and whatever is unusual about them."""
     flags = [name for name in ("still", "full_frame", "share_stem") if getattr(test, name)]
+    flags += [test.convention] if test.convention != "ends" else []
+    flags += [f"short-side-{test.short_side}"] if test.short_side else []
     flags += ["logits"] if test.scores == "logits" else []
     budget = {"frames": test.num_frames, "tubes": test.num_tubes, "points": test.num_points}
     flags += [f"{count}-{name}" for name, count in budget.items() if count is not None]

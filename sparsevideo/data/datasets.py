@@ -54,6 +54,8 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
             raise ValueError(f"a file gives at least one sample, got repeats = {repeats}")
         if share_stem and not isinstance(transform, TestTransform):
             raise ValueError("share_stem is for tests: training crops differ from clip to clip")
+        if share_stem and isinstance(transform, TestTransform) and transform.rule:
+            raise ValueError("share_stem has crops of its own: the transform's convention must be ends")
         self.records, self.transform, self.seed = records, transform, seed
         self.repeats, self.num_clips, self.share_stem = repeats, num_clips, share_stem
 
@@ -94,6 +96,13 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
             [transform.boxes(height, width)] * self.num_clips,
             transform.shape(height, width),
         )
+
+    def _resized(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterable[tuple[int, np.ndarray]]:
+        """Scale whole frames as the test protocol does, before they are cropped."""
+        transform = self.transform
+        if not isinstance(transform, TestTransform):
+            return frames
+        return ((number, transform.resize(frame)) for number, frame in frames)
 
     def _training_items(self, epoch: int, index: int, transform: TrainTransform) -> list[Item]:
         failures: list[tuple[int, str, str]] = []
@@ -229,7 +238,7 @@ class VideoDataset(_LabelledFiles):
             numbers = timeline[self._choose(len(timeline), rngs, header)]  # (k, T)
             distinct, places = np.unique(numbers, return_inverse=True)
             wanted = distinct[None] if self.share_stem else numbers
-            pixels, size = _cut(video.frames(distinct, self.short_side), wanted, self._cuts(rngs))
+            pixels, size = _cut(self._resized(video.frames(distinct, self.short_side)), wanted, self._cuts(rngs))
             spans = None
             if self.with_clip_spans:  # a frame of a segment may end after the segment does
                 spans = torch.from_numpy(clips.clip_spans(video.times_s, numbers).clip(*self.records.span(index)))
@@ -307,8 +316,8 @@ class ImageDataset(_LabelledFiles):
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
         image = read_image(self.records.open(index), str(self.records.path(index)))
         numbers = np.zeros((len(rngs) or 1, 1), dtype=np.int64)
-        pixels, size = _cut([(0, image)], numbers, self._cuts(rngs))
-        return _Read(pixels, size, size), numbers
+        pixels, size = _cut(self._resized([(0, image)]), numbers, self._cuts(rngs))
+        return _Read(pixels, size, image.shape[:2]), numbers
 
     def _pixels(self, views: Tensor) -> Item:
         return {"image": views.squeeze(-3)}

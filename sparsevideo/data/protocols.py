@@ -1,7 +1,7 @@
-"""Test protocols: the frames of a video's test clips, as this package and as other code bases choose them.
+"""Test protocols: frames and crops of a video's test clips, as this package and as other code bases choose them.
 
 Published accuracies were measured with these choices, and differ with them. The functions were written from measured
-results and agree with the code bases frame for frame (`tests/data/protocols.json`).
+results and agree with the code bases frame for frame and crop for crop (`tests/data/protocols.json`, `crops.json`).
 """
 
 from collections.abc import Callable
@@ -46,6 +46,20 @@ class Header(NamedTuple):
         return cls(rate, Fraction(1, units), int(total / rate * units))
 
 
+class CropRule(NamedTuple):
+    """The way in which one code base scales whole frames, without antialiasing, and crops squares out of them.
+
+    Attributes:
+        long_side: Function of (long side, short side, new short side) that returns the new long side.
+        offsets: Function of (pixels that a crop leaves over, number of crops) that returns the start of each crop.
+        any_number: Any number of crops is possible, not only 1 and 3.
+    """
+
+    long_side: Callable[[int, int, int], int]
+    offsets: Callable[[int, int], list[int]]
+    any_number: bool = False
+
+
 class Protocol(NamedTuple):
     """The way in which one code base chooses test clips.
 
@@ -54,11 +68,13 @@ class Protocol(NamedTuple):
             (num_clips, num_frames).
         scales_span: A clip of a video with another frame rate has a longer or shorter span, in place of resampling.
         default_fps: Frame rate that `frame_stride` counts in, unless the settings name one; None: the video's own.
+        crop_rule: Resize and crops; None: crops of the stored frame, which are then resized with antialiasing.
     """
 
     spread: Callable[..., np.ndarray]
     scales_span: bool = False
     default_fps: float | None = None
+    crop_rule: CropRule | None = None
 
 
 def protocol_clips(
@@ -207,14 +223,39 @@ def _linspace(start: float, end: float, num_frames: int, total: int) -> np.ndarr
     return torch.linspace(start, end, num_frames).clamp(0, total - 1).long().numpy()
 
 
+def _ceil_offsets(room: int, crops: int) -> list[int]:
+    return [ceil(room / 2)] if crops == 1 else [0, ceil(room / 2), room]
+
+
+def _pytorchvideo_offsets(room: int, crops: int) -> list[int]:
+    return [round(room / 2)] if crops == 1 else _ceil_offsets(room, crops)
+
+
+def _mmaction2_offsets(room: int, crops: int) -> list[int]:
+    return [room // 2] if crops == 1 else [0, room // 2, room // 2 * 2]
+
+
+def _videomae_offsets(room: int, crops: int) -> list[int]:
+    return [round(room / 2)] if crops == 1 else [int(index * (room / (crops - 1))) for index in range(crops)]
+
+
+def _floor_ratio(long: int, short: int, size: int) -> int:
+    return floor(long / short * size)
+
+
+_SLOWFAST = CropRule(_floor_ratio, _ceil_offsets)
+_PYTORCHVIDEO = CropRule(_floor_ratio, _pytorchvideo_offsets)
+_MMACTION2 = CropRule(lambda long, short, size: int(long * (size / short) + 0.5), _mmaction2_offsets)
+_VIDEOMAE = CropRule(lambda long, short, size: int(size * long / short), _videomae_offsets, any_number=True)
+
 PROTOCOLS = {
     "ends": Protocol(_spread_ends),
-    "slowfast": Protocol(partial(_spread_slowfast, offset=False), True, 30.0),
-    "slowfast-offset": Protocol(partial(_spread_slowfast, offset=True), True, 30.0),
-    "slowfast-pyav": Protocol(_spread_slowfast_pyav, True, 30.0),
-    "slowfast-pyav-offset": Protocol(partial(_spread_slowfast_pyav, offset=True), True, 30.0),
-    "slowfast-pyav-2020": Protocol(partial(_spread_slowfast_pyav, whole_span=True), True, 30.0),
-    "pytorchvideo": Protocol(_spread_pytorchvideo, True, 30.0),
-    "mmaction2": Protocol(_spread_mmaction2, True),
-    "videomae": Protocol(_spread_videomae),
+    "slowfast": Protocol(partial(_spread_slowfast, offset=False), True, 30.0, _SLOWFAST),
+    "slowfast-offset": Protocol(partial(_spread_slowfast, offset=True), True, 30.0, _SLOWFAST),
+    "slowfast-pyav": Protocol(_spread_slowfast_pyav, True, 30.0, _SLOWFAST),
+    "slowfast-pyav-offset": Protocol(partial(_spread_slowfast_pyav, offset=True), True, 30.0, _SLOWFAST),
+    "slowfast-pyav-2020": Protocol(partial(_spread_slowfast_pyav, whole_span=True), True, 30.0, _SLOWFAST),
+    "pytorchvideo": Protocol(_spread_pytorchvideo, True, 30.0, _PYTORCHVIDEO),
+    "mmaction2": Protocol(_spread_mmaction2, True, crop_rule=_MMACTION2),
+    "videomae": Protocol(_spread_videomae, crop_rule=_VIDEOMAE),
 }

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sparsevideo.data import ptv
 from sparsevideo.data.pixels import scaled
+from sparsevideo.data.protocols import find_protocol
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -138,20 +139,38 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Scale the short side to `size` and take square crops spread over the long side, or the whole frame.
+    """Scale the short side and take square crops spread over the long side, or the whole frame.
 
     Args:
         size: S, pixels along each side of a crop, or along the short side of a whole frame.
-        crops: 1 takes the centre; more reach from one end of the long side to the other.
+        crops: 1 takes the center; more reach from one end of the long side to the other.
         full_frame: Take the whole frame, of any aspect ratio, instead of crops.
+        short_side: Pixels along the short side before the crop, at least `size`; None: `size`.
+        convention: Protocol of the resize and of the crops, a name in `protocols.PROTOCOLS`.
     """
 
     __test__ = False  # no test, whatever pytest makes of the name
 
-    def __init__(self, size: int, crops: int = 1, *, full_frame: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        crops: int = 1,
+        *,
+        full_frame: bool = False,
+        short_side: int | None = None,
+        convention: str = "ends",
+    ) -> None:
         if crops < 1 or (full_frame and crops > 1):
             raise ValueError(f"a test needs at least one crop, and one only of full frames, got {crops}")
+        self.rule = None if full_frame else find_protocol(convention).crop_rule
+        if self.rule and not self.rule.any_number and crops not in (1, 3):
+            raise ValueError(f"test protocol {convention} has 1 or 3 crops, got {crops}")
         self.size, self.crops, self.full_frame = size, crops, full_frame
+        self.short_side = short_side or size
+        if full_frame and short_side:
+            raise ValueError(f"full frames have no short side before the crop, got {short_side}")
+        if self.short_side < size:
+            raise ValueError(f"the short side must be at least the crop, {size}, got {short_side}")
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Transform frames, of one clip or of several.
@@ -162,9 +181,19 @@ class TestTransform:
         Returns:
             (crops, 3, T, S, S) uint8, from left to right or from top to bottom.
         """
+        frames = self.resize(frames)
         height, width = frames.shape[1:3]
         shape = self.shape(height, width)
         return torch.stack([resized_crop(frames, box, shape) for box in self.boxes(height, width)])
+
+    def resize(self, frames: np.ndarray) -> np.ndarray:
+        """Scale whole frames (..., H, W, 3) if the protocol crops scaled frames; else return them."""
+        if self.rule is None:
+            return frames
+        height, width = frames.shape[-3:-1]
+        long_side = self.rule.long_side(max(height, width), min(height, width), self.short_side)
+        shape = (long_side, self.short_side) if height > width else (self.short_side, long_side)
+        return scaled(frames, shape, antialias=False)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of each view of frames of this size."""
@@ -184,7 +213,7 @@ class TestTransform:
         return (long_side, self.size) if height > width else (self.size, long_side)
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """What to cut from frames of this size, from left to right or from top to bottom.
+        """What to cut from resized frames of this size, from left to right or from top to bottom.
 
         Example:
             >>> TestTransform(224, crops=3).boxes(256, 340)
@@ -192,9 +221,17 @@ class TestTransform:
         """
         if self.full_frame:
             return [(0, 0, height, width)]
-        side, slack = min(height, width), abs(height - width)
-        offsets = [slack // 2] if self.crops == 1 else [i * slack // (self.crops - 1) for i in range(self.crops)]
-        return [(offset, 0, side, side) if height > width else (0, offset, side, side) for offset in offsets]
+        short, long = min(height, width), max(height, width)
+        if self.rule is None:
+            side = round(short * self.size / self.short_side)
+            room, middle = long - side, (short - side) // 2
+            offsets = [room // 2] if self.crops == 1 else [i * room // (self.crops - 1) for i in range(self.crops)]
+        else:
+            side = self.size
+            offsets = self.rule.offsets(long - side, self.crops)
+            middle = self.rule.offsets(short - side, self.crops)[self.crops // 2]
+        corners = [(offset, middle) if height > width else (middle, offset) for offset in offsets]
+        return [(top, left, side, side) for top, left in corners]
 
 
 class Normalize(nn.Module):

@@ -14,7 +14,7 @@ from PIL import Image
 from sparsevideo.data import datasets, scan
 from sparsevideo.data.clips import uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError, Video, _say_once, open_video
+from sparsevideo.data.decode import DecodeError, Video, _say_once, open_video, read_frames
 from sparsevideo.data.index import INDEX, read_index
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
 from sparsevideo.data.records import Records, read_records
@@ -364,3 +364,21 @@ def test_a_protocol_needs_the_frame_rate(records: Records, monkeypatch: pytest.M
     ((_, _, reason),) = viewing(records, convention="pytorchvideo")[0]["failures"]
     assert reason.endswith("a/0.mp4: states no frame rate, which test protocol pytorchvideo needs")
     assert "video" in viewing(records)[0]
+
+
+def test_a_protocol_resizes_whole_frames_before_it_crops(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/wide.mp4", 12, height=48, width=146)
+    noise = np.random.default_rng(0).integers(256, size=(48, 146, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a/image.png")
+    transform = TestTransform(30, 3, short_side=36, convention="slowfast")
+    clip = {"num_frames": 2, "frame_stride": 1, "num_clips": 1, "transform": transform}
+    videos, images = (read_records(tmp_path, kind=kind) for kind in ("video", "image"))
+    for item, frames in [
+        (VideoDataset(videos, convention="slowfast", **clip)[0], read_frames(videos.path(0), [0, 0])),
+        (ImageDataset(images, transform=transform)[0], noise[None]),
+    ]:
+        assert torch.equal(item["video" if "video" in item else "image"].reshape(3, 3, -1, 30, 30), transform(frames))
+        assert item["short_side"] == 48  # as it is stored
+    with pytest.raises(ValueError, match="convention must be ends"):
+        ImageDataset(images, transform=transform, share_stem=True)

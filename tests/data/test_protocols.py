@@ -4,11 +4,14 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparsevideo import config
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
+from sparsevideo.data.transforms import TestTransform
 
+CROPS = json.loads(Path(__file__).with_name("crops.json").read_text())
 RECORDED = json.loads(Path(__file__).with_name("protocols.json").read_text())
 RATES = {"25": Fraction(25), "29.97": Fraction(30000, 1001), "30": Fraction(30), "60": Fraction(60)}
 
@@ -39,6 +42,52 @@ def test_frames_exist_in_short_and_in_unusual_videos(protocol: str, total: int, 
         assert clips.shape == (num_clips, num_frames) and clips.dtype == "int64"
         assert clips.min() >= 0 and clips.max() < total
         assert (protocol_clips(*args) == clips).all()
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 with edges finer than the resized pixels."""
+    y, x = np.mgrid[:height, :width]
+    channels = [(x * 7 + y * 3) % 256, (x * x // 5 + y * 11) % 251, np.where((x // 3 + y // 5) % 2, 230, 20)]
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("protocol", ["slowfast", "pytorchvideo", "mmaction2", "videomae"])
+def test_resize_and_crops_are_those_of_the_code_base(protocol: str) -> None:
+    """PyTorch's pixels are equal; OpenCV resizes bytes in fixed point, which may differ by 1."""
+    rows = [row[1:] for row in CROPS["rows"] if row[0] == protocol]
+    assert len(rows) >= 40
+    for height, width, short_side, size, crops, resized, offsets, pixels in rows:
+        transform = TestTransform(size, crops, short_side=short_side, convention=protocol)
+        frame = picture(height, width)
+        assert list(transform.resize(frame).shape[:2]) == resized
+        assert transform.boxes(*resized) == [(top, left, size, size) for top, left in offsets]
+        views = transform(frame[None])[:, :, 0].permute(0, 2, 3, 1).numpy().astype(int)  # (crops, S, S, 3)
+        last = size - 1
+        probes = np.array([(0, 0, 0), (5, 17, 1), (size // 2, size // 2, 2), (last, last, 0), (last - 2, 2, 1)]).T
+        differences = np.abs(views[:, probes[0], probes[1], probes[2]] - pixels)
+        assert differences.max() <= (protocol in ("mmaction2", "videomae")), (height, width, short_side, size, crops)
+
+
+def test_the_short_side_before_our_own_crop() -> None:
+    transform = TestTransform(224, 3, short_side=256)
+    assert transform.boxes(256, 340) == [(16, 0, 224, 224), (16, 58, 224, 224), (16, 116, 224, 224)]
+    assert TestTransform(224, short_side=256).boxes(512, 600) == [(32, 76, 448, 448)]
+
+
+def test_impossible_crops() -> None:
+    for convention in ("slowfast", "pytorchvideo", "mmaction2"):
+        with pytest.raises(ValueError, match=f"test protocol {convention} has 1 or 3 crops, got 2"):
+            TestTransform(224, 2, convention=convention)
+    with pytest.raises(ValueError, match="unknown test protocol 'slow'"):
+        TestTransform(224, convention="slow")
+    with pytest.raises(ValueError, match="short side must be at least the crop, 224, got 200"):
+        TestTransform(224, short_side=200)
+    with pytest.raises(ValueError, match="full frames have no short side before the crop, got 256"):
+        TestTransform(224, full_frame=True, short_side=256)
+    with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.convention is slowfast, not ends"):
+        config.TestConfig(share_stem=True, convention="slowfast")
+    with pytest.raises(ValueError, match=r"test\.short_side is for crops"):
+        config.TestConfig(share_stem=True, short_side=256)
 
 
 def test_impossible_protocols() -> None:
