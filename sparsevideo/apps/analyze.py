@@ -25,6 +25,7 @@ from sparsevideo.data.segments import WHOLE, segment_columns, segment_name, span
 from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
+from sparsevideo.reports.fonts import drawable_names
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions
 
 CLASSES, PAIRS, ERRORS, UNREAD = 30, 20, 24, 30  # that the page shows
@@ -304,16 +305,20 @@ def _confusions(model: Model, pairs: Sequence[Numbers], folder: Path) -> list[pa
         ]
         blocks.append(page.Table(("most confused pairs", "files", "of the true class, %"), rows))
     chosen = analysis.confused_classes(counts, _MATRIX)
+    names, _ = drawable_names(classes)
+    numbered = names != list(classes) or len(classes) > metrics.NAMES_UP_TO
+    numbers = " Numbers are labels, as in classes.csv."
     if len(classes) > _MATRIX and chosen:
         metrics.save_confused_classes(folder / "confused.png", counts, classes, chosen)
         alt, caption = "Confusion matrix of the classes in the most confused pairs", "Rows are true classes."
+        caption += numbers if any(names[index] != classes[index] for index in chosen) else ""
         blocks.append(page.Figure(folder / "confused.png", alt, caption, large=True))
     failed = predictions.failed.nonzero()[0].tolist()
     metrics.save_confusion_matrix(
         folder / "confusion.png", predictions.scores, predictions.labels, classes, failed=failed
     )
     alt, caption = f"Confusion matrix of all {len(classes)} classes", f"All {len(classes)} classes; rows are true ones."
-    caption += " Numbers are labels, as in classes.csv." if len(classes) > metrics.NAMES_UP_TO else ""
+    caption += numbers if numbered else ""
     blocks.append(page.Figure(folder / "confusion.png", alt, caption, large=len(classes) > _MATRIX // 2))
     return blocks
 

@@ -14,6 +14,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, recall_score
 
+from sparsevideo.reports.fonts import drawable_names
+
 _TEXT_UP_TO = 30  # classes: beyond, a cell has no room for its percentage
 NAMES_UP_TO = 80  # classes: beyond, nor has a row for its name
 _GRID = "#e3e8ee"
@@ -112,7 +114,7 @@ def save_confusion_matrix(
         path: The PNG file to write; its folder must exist.
         scores: (n, K) as for `summarize`.
         labels: (n,) true classes.
-        classes: K names.
+        classes: K names; numbers stand for those that no installed font can draw, see `drawable_names`.
         failed: Rows without scores.
 
     Raises:
@@ -122,9 +124,10 @@ def save_confusion_matrix(
     if scores.shape[1] != len(classes):
         raise ValueError(f"{len(classes)} class names for scores of {scores.shape[1]} classes")
     counts = count_confusions(predicted, labels, len(classes))
-    columns = [*classes, "failed"] if len(failed) else list(classes)
+    names, families = drawable_names(classes)
+    columns = [*names, "failed"] if len(failed) else names
     title = f"{100 * np.trace(counts) / len(labels):.1f} % of {len(labels)} right; each row in percent"
-    _draw_confusions(path, counts[:, : len(columns)], classes, columns, title)
+    _draw_confusions(path, counts[:, : len(columns)], names, columns, title, families)
 
 
 def save_confused_classes(path: str | Path, counts: np.ndarray, classes: Sequence[str], chosen: Sequence[int]) -> None:
@@ -139,17 +142,23 @@ def save_confused_classes(path: str | Path, counts: np.ndarray, classes: Sequenc
     inside = counts[np.ix_(chosen, chosen)]
     failed = counts[chosen, -1:]
     others = counts[chosen].sum(axis=1, keepdims=True) - inside.sum(axis=1, keepdims=True) - failed
-    columns, parts = [classes[index] for index in chosen], [inside]
+    names, families = drawable_names(classes)
+    columns, parts = [names[index] for index in chosen], [inside]
     for name, column in (("all others", others), ("failed", failed)):
         if column.any():
             columns.append(name)
             parts.append(column)
     title = f"{len(chosen)} of {len(classes)} classes: those that are taken for each other most; each row in percent"
-    _draw_confusions(path, np.concatenate(parts, axis=1), columns[: len(chosen)], columns, title)
+    _draw_confusions(path, np.concatenate(parts, axis=1), columns[: len(chosen)], columns, title, families)
 
 
 def _draw_confusions(
-    path: str | Path, counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+    path: str | Path,
+    counts: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    families: Sequence[str],
 ) -> None:
     """Draw counts (rows, columns), each row in percent of its sum."""
     samples = counts.sum(axis=1, keepdims=True)
@@ -167,7 +176,11 @@ def _draw_confusions(
             value = percent[row, column]
             axes.text(column, row, f"{value:.1f}", color="white" if value > 55 else "#1c2b3a", **style)
     if len(rows) <= NAMES_UP_TO:
-        style = {"fontsize": min(10, 52 * cell), "parse_math": False}  # a class may be called "$5"
+        style = {
+            "fontsize": min(10, 52 * cell),
+            "parse_math": False,
+            "fontfamily": families,
+        }  # a class may be called "$5"
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", **style)
         names = [f"{name} ({count})" for name, count in zip(rows, samples[:, 0], strict=True)]
         axes.set_yticks(range(len(rows)), names, **style)
