@@ -17,6 +17,8 @@ import numpy as np
 _SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
 _STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
 _FLOAT_S = 1e-6
+# An interval is a jump of the clock if it is longer than both, in seconds and in median intervals.
+_JUMP_S, _JUMP_INTERVALS = 60.0, 100.0
 _MAX_TICKS = 20_000_000  # a week at 30 frames a second; a damaged time stamp may say more than memory holds
 
 
@@ -149,7 +151,8 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
 
     The clock starts with the first frame and stops when the last has been on show for the median time between frames.
     Times may come rounded to milliseconds, so a frame counts as on show 1.1 ms (at most a quarter of the median time)
-    before it is. A video that has the target rate already keeps each frame once.
+    before it is. A video that has the target rate already keeps each frame once. A jump of the clock, as recorders of
+    transport streams leave it, is no picture that stands still: it counts as the median time.
 
     Args:
         times_s: (n,) seconds at which frames come on show, rising.
@@ -168,8 +171,10 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     if not 0 < target_fps < inf:
         raise ValueError(f"target_fps must be above 0, got {target_fps}")
     _check_total(len(times_s))
-    times_s = times_s - times_s[0]
-    interval_s = np.median(np.diff(times_s)) if len(times_s) > 1 else 1 / target_fps
+    intervals_s = np.diff(times_s)
+    interval_s = np.median(intervals_s) if len(times_s) > 1 else 1 / target_fps
+    jumps = (intervals_s > _JUMP_S) & (intervals_s > _JUMP_INTERVALS * interval_s)
+    times_s = np.cumsum([0.0, *np.where(jumps, interval_s, intervals_s)])
     end_s = times_s[-1] + interval_s
     if end_s * target_fps > _MAX_TICKS:
         raise ValueError(

@@ -266,7 +266,8 @@ def test_impossible_clips() -> None:
 
 def test_a_time_stamp_that_jumps_fills_no_memory() -> None:
     with pytest.raises(ValueError, match="too long for 10 frames a second"):
-        at_fps(np.array([0.0, 0.1, 0.2, 1e9]), 10)
+        at_fps(np.array([0.0, 1e9]), 10)
+    assert at_fps(np.array([0.0, 0.1, 0.2, 1e9]), 10).tolist() == [0, 1, 2, 3]
 
 
 def test_a_clip_ends_with_its_last_frame_wherever_that_stands() -> None:
@@ -275,3 +276,14 @@ def test_a_clip_ends_with_its_last_frame_wherever_that_stands() -> None:
     frames = np.array([[1, 0, 1], [2, 2, 2], [1, 3, 2]])
     assert clip_spans(times_s, frames) == pytest.approx(np.array([[0, 0.4], [0.4, 1.0], [0.1, 1.3]]))
     assert clip_spans(np.zeros(1), np.zeros((2, 4), int)).tolist() == [[0, 0]] * 2
+
+
+def test_a_jump_of_the_clock_is_no_still_picture() -> None:
+    times_s = np.arange(50) / 25
+    times_s[25:] += 3 * 3600
+    assert at_fps(times_s, 25).tolist() == list(range(50))
+    assert at_fps(times_s, 12.5).tolist() == list(range(0, 50, 2))
+    slow = np.array([0.0, 90.0, 180.0, 270.0])  # one picture every 90 seconds
+    assert at_fps(slow, 1 / 45).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    paused = np.array([0.0, 0.04, 0.08, 30.08, 30.12])
+    assert len(at_fps(paused, 1)) > 30
