@@ -46,7 +46,7 @@ def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[s
     if ndim == 3:
         resolve_decoder(config.decoder)  # one that does not work stops before long lists are read
     kind = "image" if ndim == 2 else "video"
-    return read_records(config.root, listing, kind=kind, classes=classes, split=split)
+    return read_records(config.root, listing, kind=kind, classes=classes, split=split, label_column=config.label_column)
 
 
 def has_split(config: DataConfig, split: str, ndim: int) -> bool:

@@ -48,6 +48,9 @@ class DataConfig:
     list: str = "{split}"
     """Class folders or list file of a split, where `{split}` is train, val or test. Without `{split}`, one set that is
     trained on without validation, or tested."""
+    label_column: str | None = None
+    """Column or JSON key of a list that holds the labels, such as `verb_class` of EPIC-Kitchens; null finds it by its
+    name, such as `label` or `class`."""
     num_frames: int = 32
     """Frames of a clip."""
     frame_stride: int = 2

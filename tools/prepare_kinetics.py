@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.encode import check_codecs, resize_video
 from sparsevideo.data.kinetics import join_files
-from sparsevideo.data.lists import read_list
+from sparsevideo.data.lists import read_list, select_split
 from sparsevideo.data.records import EXTENSIONS, walk
 
 
@@ -28,7 +28,8 @@ def is_copied(source: Path, copy: Path) -> bool:
 
 def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]) -> int:
     """Make the copies and the lists of one csv; returns how much is lacking."""
-    rows = list(join_files(listing, read_list(listing, args.videos, EXTENSIONS["video"])[1], names, listing.stem))
+    listed = list(read_list(listing, args.videos, EXTENSIONS["video"]).rows)
+    rows = list(join_files(listing, select_split(listing, listed, listing.stem), names))
     copies = {row.path: PurePosixPath(row.path).with_suffix(".mp4") for row in rows if row.path}
     pairs = [(args.videos / old, out / new) for old, new in copies.items()]
     jobs = [(*pair, args.short_side) for pair in pairs if not is_copied(*pair)]
@@ -61,7 +62,7 @@ if __name__ == "__main__":
     try:
         check_codecs()
         (out := args.out / str(args.short_side)).mkdir(parents=True, exist_ok=True)
-        names = [name for _, names in walk(args.videos, args.videos, EXTENSIONS["video"]) for name in names]
+        names = [name for _, names, _ in walk(args.videos, args.videos, "video") for name in names]
         sys.exit(3 if sum([prepare(args, out, listing, names) for listing in args.lists]) else 0)
     except (KeyboardInterrupt, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -401,6 +401,7 @@ def _about(config: Config, records: Records, sha256: str, features: bool | str) 
         listed.update(f"{records.name(index)}\0{records.labels[index]}\n".encode(errors="surrogateescape"))
     if records.spans is not None:
         listed.update(records.spans.tobytes())
+        listed.update(b"frames" * records.in_frames)
     return {"checkpoint": sha256, "list": listed.hexdigest(), "features": features, **settings}
 
 

@@ -174,7 +174,7 @@ class VideoDataset(_LabelledFiles):
     Frames are decoded one by one, and no more of each than its boxes is kept.
 
     Args:
-        records: The videos. Where a record has seconds, clips are taken from between them.
+        records: The videos. If a record has a segment, clips are taken from it.
         num_frames: T, frames in a clip.
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
@@ -248,10 +248,12 @@ class VideoDataset(_LabelledFiles):
         """Return the numbers of the frames that clips are taken from."""
         frames, span = np.arange(video.num_frames), self.records.span(index)
         target_fps = None if self._scales_span else self.target_fps
-        if span == WHOLE and target_fps is None:
-            return frames  # times may cost the decoding of the whole file
-        times_s = video.times_s
         try:
+            if self.records.in_frames:  # exact at any rate, and without the times
+                frames, span = frames[slice(*self.records.frame_span(index, len(frames)))], WHOLE
+            if span == WHOLE and target_fps is None:
+                return frames  # times may cost the decoding of the whole file
+            times_s = video.times_s
             if span != WHOLE:
                 frames = clips.within(times_s, *span)
             if target_fps is not None:

@@ -1,20 +1,41 @@
-"""The official Kinetics csv names clips of YouTube videos; here its rows find their files."""
+"""Find the files of lists that name videos by an id: the official Kinetics csv, EPIC-Kitchens, Something-Something."""
 
 import logging
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from pathlib import Path
 
 from sparsevideo.data.lists import Row, few
 
-_SPLITS = {"validate": "val", "validation": "val"}  # what Kinetics-700 calls the split that others call val
-
 logger = logging.getLogger(__name__)
 
 
-def join_files(place: Path, rows: Iterable[Row], files: Iterable[str], split: str | None = None) -> Iterator[Row]:
+def find_videos(rows: Iterable[Row], files: Iterable[str]) -> Iterator[Row]:
+    """Yield rows with the file that is called `<id>`, or `v_<id>` as in ActivityNet, whatever its ending and folder.
+
+    The id stays where there is no such file.
+
+    Raises:
+        ValueError: Several files have the id of a row.
+    """
+    named = _by_stem(files)
+    for row in rows:
+        names = named.get(row.path) or named.get(f"v_{row.path}", [])
+        if len(names) > 1:
+            raise ValueError(f"{row.where}: {' and '.join(sorted(names)[:2])} are both its file; keep one of them")
+        yield row._replace(path=names[0] if names else row.path)
+
+
+def _by_stem(files: Iterable[str]) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        named[posixpath.splitext(posixpath.basename(name))[0]].append(name)
+    return named
+
+
+def join_files(place: Path, rows: Sequence[Row], files: Iterable[str]) -> Iterator[Row]:
     """Find the files of a Kinetics csv's rows, whichever of the usual ways they are named and wherever they lie.
 
     A row's file is called `<id>_<start>_<end>`, seconds plain or in six digits, or `<id>`. Where an `<id>` could be
@@ -24,7 +45,6 @@ def join_files(place: Path, rows: Iterable[Row], files: Iterable[str], split: st
         place: The csv file.
         rows: Its rows.
         files: All files there are, as posix paths.
-        split: Which rows to take where the csv lists several splits.
 
     Yields:
         The rows in their order, each with its file as `path`, "" where there is none, and without seconds: the files
@@ -32,32 +52,26 @@ def join_files(place: Path, rows: Iterable[Row], files: Iterable[str], split: st
 
     Raises:
         FileNotFoundError: No row has a file.
-        ValueError: Several splits are listed and `split` is none of them, a label is missing, or a row has several
-            files.
+        ValueError: A row has several files.
     """
-    rows = _of_split(place, list(rows), split)
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in files:
-        found[posixpath.splitext(posixpath.basename(name))[0]].append(name)
-    cuts = Counter(video for video, _, _ in {(row.path, row.start_s, row.end_s) for row in rows if row.path in found})
+    found = _by_stem(files)
+    cuts = Counter(video for video, _, _ in {(row.path, row.start, row.end) for row in rows if row.path in found})
     missing = []
     for row in rows:
-        if not row.label:
-            raise ValueError(f"{place}, line {row.line}: has no label, like Kinetics' test lists; list labelled videos")
-        times = {f"{row.start_s:06.0f}_{row.end_s:06.0f}", f"{row.start_s:.0f}_{row.end_s:.0f}"}
+        times = {f"{row.start:06.0f}_{row.end:06.0f}", f"{row.start:.0f}_{row.end:.0f}"}
         names = [name for time in times for name in found.get(f"{row.path}_{time}", ())]
         if not names and cuts[row.path] == 1:
-            names = found[row.path]
+            names = found.get(row.path, [])
         if len(names) > 1:  # a clip that is listed with two labels lies in the folders of both
             names = [name for name in names if _folder_of(name) == row.label.replace(" ", "_")] or names
         if len(names) > 1:
             raise ValueError(
-                f"{place}, line {row.line}: {' and '.join(sorted(names)[:2])} are both its file; keep one of them, or "
+                f"{row.where}: {' and '.join(sorted(names)[:2])} are both its file; keep one of them, or "
                 "set data.root to the folder of one copy"
             )
         if not names:
             missing.append(f"{row.path} (line {row.line})")
-        yield row._replace(path=names[0] if names else "", start_s=0.0, end_s=inf)
+        yield row._replace(path=names[0] if names else "", start=0.0, end=inf)
     if len(missing) == len(rows) > 0:
         raise FileNotFoundError(f"{place}: none of the {len(rows)} listed videos is under data.root: {few(missing)}")
     if missing:
@@ -66,13 +80,3 @@ def join_files(place: Path, rows: Iterable[Row], files: Iterable[str], split: st
 
 def _folder_of(name: str) -> str:
     return posixpath.basename(posixpath.dirname(name)).replace(" ", "_")
-
-
-def _of_split(place: Path, rows: list[Row], split: str | None) -> list[Row]:
-    """Take one split's rows. Where all rows are of one split, the file was chosen for it, whatever its name."""
-    splits = {_SPLITS.get(row.split, row.split) for row in rows}
-    if len(splits) < 2:
-        return rows
-    if split not in splits:
-        raise ValueError(f"{place}: lists {', '.join(sorted(splits))} together, and {split} is none of them")
-    return [row for row in rows if _SPLITS.get(row.split, row.split) == split]

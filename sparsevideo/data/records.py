@@ -6,27 +6,33 @@ import posixpath
 import re
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import BinaryIO
+from unicodedata import normalize
 
 import numpy as np
 
-from sparsevideo.data.kinetics import join_files
-from sparsevideo.data.lists import KINETICS, Row, few, legible, read_list
+from sparsevideo.data.kinetics import find_videos, join_files
+from sparsevideo.data.lists import Row, few, legible, read_list, select_split, short_messages
 from sparsevideo.data.segments import segment_name, span_of
 
 EXTENSIONS = {
     "video": (
-        *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-        *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v", ".mjpeg"),
+        *(".mjpg", ".mkv", ".mov", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpeg4", ".mpg", ".mpv", ".mts", ".mxf", ".ogg"),
+        *(".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
+        *(".apng", ".avif", ".gif", ".webp"),  # animated images; of the last, stills are left out
     ),
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 MAX_CLASSES = 100_000  # a larger label number is a mistake in the list
+UNLABELED = -1
+_SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "validate", "test", "testing"}
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +44,10 @@ class Records:
     Attributes:
         root: The folder that names are relative to.
         classes: Class names, in label order.
-        labels: (n,) int64.
+        labels: (n,) int64; `UNLABELED` if the list does not say.
         spans: (n, 2) float64 first and last second of a video that count, the last not included; 0 and infinity where
             the list does not say. None where it says so of no video.
+        in_frames: Whether `spans` are frame indices instead of seconds.
         missing: Rows of a Kinetics csv that have no file; they are not among the n.
     """
 
@@ -51,6 +58,7 @@ class Records:
     missing: int
     _names: bytes  # all names, one after the other, as the file system spells them
     _ends: np.ndarray  # (n + 1,) int64: name i is _names[_ends[i]:_ends[i + 1]]
+    in_frames: bool = False
 
     @classmethod
     def build(
@@ -61,14 +69,15 @@ class Records:
         labels: Sequence[int],
         spans: np.ndarray | None = None,
         missing: int = 0,
+        in_frames: bool = False,
     ) -> "Records":
-        """Pack names (posix paths relative to `root`), labels and, where given, seconds."""
+        """Pack names (posix paths relative to `root`), labels and, where given, segments."""
         content, ends = bytearray(), array("q", [0])
         for name in names:
             content += os.fsencode(name)
             ends.append(len(content))
         packed = bytes(content), np.array(ends, dtype=np.int64)
-        return cls(root, tuple(classes), np.asarray(labels, dtype=np.int64), spans, missing, *packed)
+        return cls(root, tuple(classes), np.asarray(labels, dtype=np.int64), spans, missing, *packed, in_frames)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,11 +105,25 @@ class Records:
         segment = segment_name(path, self.span(index))
         return str(error) if segment == path else f"{segment}: {str(error).removeprefix(f'{path}: ')}"
 
+    def frame_span(self, index: int, num_frames: int) -> tuple[int, int]:
+        """Return the first frame that counts of a video of `num_frames`, and the one after the last.
+
+        Raises:
+            ValueError: The list gives no frame indices, or none of the frames counts.
+        """
+        if self.spans is None or not self.in_frames:
+            raise ValueError("the list gives no segments in frames")
+        first, end = (int(min(frame, num_frames)) for frame in self.spans[index].tolist())
+        if first == end:
+            raise ValueError(f"no frame in the segment; it starts at frame {self.spans[index, 0]:g} of {num_frames}")
+        return first, end
+
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""
         return BytesIO(self.path(index).read_bytes())
 
 
+@short_messages()
 def read_records(
     root: str | Path,
     listing: str = ".",
@@ -108,26 +131,27 @@ def read_records(
     kind: str,
     classes: Sequence[str] | None = None,
     split: str | None = None,
+    label_column: str | None = None,
+    labeled: bool = True,
 ) -> Records:
     """Read a split of a data set: a folder with one folder per class, or a list file.
 
-    What a list file holds is told by its content, and said in the log:
+    The content of a list file decides its format, which the log names. docs/lists.md describes the formats: `path
+    label`, `path,label`, csv with a header, JSON lines, a JSON array or object, the official lists of Kinetics,
+    EPIC-Kitchens and Something-Something. Rows of a Kinetics list without a file are left out and counted; the classes
+    are those of all rows.
 
-    - `path label`, as PySlowFast and mmaction2 write it; the path may hold spaces.
-    - `path,label`, or a csv whose header names the columns `path`, `label` and, where only a part of a video counts,
-      `start_s` and `end_s` (also `start` and `end`, or `time_start` and `time_end`).
-    - JSON lines: objects with these keys.
-    - The official Kinetics csv, see `kinetics.join_files`. Rows without a file are left out and counted; the classes
-      are those of all rows.
-
-    Paths are relative to `root`, labels are numbers or names, seconds count from a video's first frame.
+    Paths are relative to `root`, labels are numbers or names, seconds and frames count from a video's first frame.
+    Class names that differ in Unicode normalization only are one class.
 
     Args:
         root: The data set's folder.
         listing: The split, relative to the root: `train`, `videos/train`, `lists/train.csv`.
-        kind: "video" or "image": what to look for in class folders.
-        classes: Class names in label order, from a checkpoint say. None: the sorted names found here.
-        split: "train", "val" or "test": what to take of a Kinetics csv that lists several.
+        kind: "video" or "image": the files to look for in class folders.
+        classes: Class names in label order, for example from a checkpoint. None: the sorted names found here.
+        split: "train", "val" or "test": the rows to take of a list of several splits.
+        label_column: The column or JSON key that holds the labels; None finds it by its name.
+        labeled: Refuse files without a label. If False, they have the label `UNLABELED`.
 
     Raises:
         FileNotFoundError: The root, the listing or a listed file does not exist.
@@ -136,70 +160,136 @@ def read_records(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
-    place, extensions = root / listing, EXTENSIONS[kind]
+    place = root / listing
     in_folders = place.is_dir()
+    rows: Iterable[Row]
+    key = "path"
     if in_folders:
-        form, rows = "class folders", _class_folders(root, place, extensions, kind)
+        form, rows = "class folders", _class_folders(root, place, kind, labeled)
     elif place.is_file():
-        form, rows = read_list(place, root, extensions)
-        if form == KINETICS:
-            files = (name for _, names in walk(root, root, extensions) for name in names)
-            rows = join_files(place, rows, files, split)
+        form, rows, key, has_split = read_list(place, root, EXTENSIONS[kind], label_column)
+        if has_split or key == "youtube_id":
+            rows = select_split(place, list(rows), split)
+        if key != "path":
+            files = (name for _, names, _ in walk(root, root, kind) for name in names)
+            rows = join_files(place, list(rows), files) if key == "youtube_id" else find_videos(rows, files)
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
         here = f"; {Path(listing).resolve()} is not looked at: give its whole path" if Path(listing).exists() else ""
         raise FileNotFoundError(f"{place}: no such folder or list file; {root} holds: {held or 'nothing'}{here}")
 
-    names, labels, lines, seconds = [], [], array("q"), array("d")
-    line_of: dict[str, int] = {}  # label -> the first line that has it, whether or not its file is there
+    names, labels, seconds = [], [], array("d")
+    where_of: dict[str, str] = {}  # label -> where it comes first, whether or not its file is there
+    present = _Present(root)
+    absent: list[Row] = []
+    units = set()
     missing = 0
     for row in rows:
-        line_of.setdefault(row.label, row.line)
+        label = sys.intern(normalize("NFC", row.label))
+        if label:
+            where_of.setdefault(label, row.where)
+        elif labeled:
+            raise ValueError(
+                f"{row.where or place}: has no label; to train and to test, every file needs one, such as"
+                " `path,label` (only `sparsevideo extract` takes files without)"
+            )
         if not row.path:
             missing += 1
             continue
+        if row.where and key != "youtube_id" and not present.check(row):
+            absent.append(row)
         names.append(row.path)
-        labels.append(sys.intern(row.label))
-        lines.append(row.line)
-        seconds.extend((row.start_s, row.end_s))
+        labels.append(label)
+        if (row.start, row.end) != (0, inf):
+            units.add(row.in_frames)
+        seconds.extend((row.start, row.end))
     if not names:
-        raise ValueError(f"{place}: lists no files; it wants a line `path,label` for each")
-    if not in_folders and form != KINETICS:
-        _check_present(root, place, names, lines)
+        raise ValueError(f"{place}: lists no files; write a line `path,label` for each")
+    if absent:
+        few_absent = few([row.path for row in absent], 3)
+        raise FileNotFoundError(
+            f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}: {few_absent}"
+        )
+    if len(units) > 1:
+        raise ValueError(f"{place}: has segments in seconds and segments in frames; write all in one unit")
 
-    for label, line in () if in_folders else line_of.items():
+    for label, first in () if in_folders else where_of.items():
         if re.fullmatch(r"-?\d+\.0*", label) and label not in (classes or ()):
-            raise ValueError(f"{place}, line {line}: {label} is no class number; write {label.partition('.')[0]}")
-    known = tuple(classes) if classes is not None else _classes_of(line_of, place, in_folders)
+            raise ValueError(f"{first}: {label} is no class number; write {label.partition('.')[0]}")
+    known = tuple(classes) if classes is not None else _classes_of(where_of, in_folders)
     number_of = {} if in_folders else {str(number): number for number in range(len(known))}
-    number_of |= {name: number for number, name in enumerate(known)}  # a class name comes before a number
-    if unknown := sorted(line_of.keys() - number_of.keys(), key=lambda label: (line_of[label], label)):
-        where = place if in_folders else f"{place}, line {line_of[unknown[0]]}"
-        raise ValueError(f"{where}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}")
+    # A class name comes before a number.
+    number_of |= {normalize("NFC", name): number for number, name in enumerate(known)} | {"": UNLABELED}
+    if unknown := [label for label in where_of if label not in number_of]:
+        raise ValueError(
+            f"{where_of[unknown[0]] or place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}"
+        )
     logger.info("%s: %s, %d files, %d classes, %d missing", place, form, len(names), len(known), missing)
-    spans = np.array(seconds).reshape(-1, 2)
-    spanned = bool((spans != (0, inf)).any())
+    spans = np.array(seconds).reshape(-1, 2) if units else None
     numbers = [number_of[label] for label in labels]
-    return Records.build(root, known, names, numbers, spans if spanned else None, missing)
+    return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
 
 
-def _class_folders(root: Path, place: Path, extensions: tuple[str, ...], kind: str) -> Iterator[Row]:
-    """Find files in class folders, at any depth; folders without any are no classes."""
-    empty = True
-    for inside, names in walk(root, place, extensions):
-        if names and not inside:
-            raise ValueError(
-                f"{place}: holds {posixpath.basename(names[0])} outside any class folder; put each {kind} into <class>/"
-            )
+def _class_folders(root: Path, place: Path, kind: str, labeled: bool) -> Iterator[Row]:
+    """Find files in class folders, at any depth; folders without any are no classes.
+
+    Files outside any class folder make the whole folder one without labels, which `labeled` refuses.
+    """
+    outside: list[str] = []
+    found: dict[str, list[str]] = {}
+    beside: list[str] = []
+    left_out: list[str] = []
+    for inside, names, others in walk(root, place, kind):
+        if not inside:
+            outside += names
+            beside += others
+        else:
+            left_out += others
+            found.setdefault(legible(inside[0]), []).extend(names)
+    if outside and labeled:
+        raise ValueError(
+            f"{place}: holds {legible(posixpath.basename(outside[0]))} outside any class folder; put each {kind} into"
+            " <class>/"
+        )
+    classes = [name for name, names in found.items() if names]
+    if not classes:  # else what lies beside class folders are lists and notes
+        left_out += beside
+    described = describe_left_out(left_out)
+    if not outside and not classes:
+        frames = "; folders of frames are not supported" if kind == "video" and "image" in described else ""
+        hint = f" ({described}{frames})" if left_out else ""
+        raise ValueError(f"{place}: no {kind} in it{hint}; looked in every <class>/, see docs/lists.md for the endings")
+    if not outside and len(splits := [name for name in classes if name.lower() in _SPLIT_FOLDERS]) > len(classes) // 2:
+        raise ValueError(
+            f"{place}: holds the folders {', '.join(splits)}, which are splits, not classes; set data.list to"
+            " {split}, or to one of them"
+        )
+    if left_out:
+        without = [name for name, names in found.items() if not names]
+        lost = f"; folders without any {kind}: {few(without)}" if without else ""
+        logger.warning("%s: left out %s%s", place, described, lost)
+    for name in outside:
+        yield Row("", 0, name, "")
+    for label, names in found.items():
         for name in names:
-            empty = False
-            yield Row(0, name, legible(inside[0]))
-    if empty:
-        raise ValueError(f"{place}: no {kind} in it; looked in every <class>/ for {' '.join(extensions)}")
+            yield Row("", 0, name, "" if outside else label)
 
 
-def walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yield the folders at and below a place, as their names from there, and what they hold, as names from the root."""
+def describe_left_out(names: Sequence[str]) -> str:
+    """Count the files that are neither videos nor images wanted, by their endings."""
+    endings = Counter(posixpath.splitext(name)[1].lower() or "without an ending" for name in names)
+    kinds = [f"{count} {ending}" for ending, count in endings.most_common()]
+    if any(ending in EXTENSIONS["image"] for ending in endings):
+        kinds.append("images among them")
+    return f"{len(names)} files with other endings: {few(kinds, 6)}"
+
+
+def walk(root: Path, place: Path, kind: str) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
+    """Yield the folders at and below a place: their names from there, the files wanted, and all others.
+
+    Hidden files and folders are left out, and so are, among videos, images that are not animated. Files are named from
+    the root.
+    """
     walked: set[tuple[tuple[str, ...], str]] = set()
     for folder, folders, files in os.walk(place, onerror=_stop, followlinks=True):
         inside = Path(folder).relative_to(place).parts
@@ -209,37 +299,67 @@ def walk(root: Path, place: Path, extensions: tuple[str, ...]) -> Iterator[tuple
             continue
         walked.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = sorted(f for f in files if f.lower().endswith(extensions) and not f.startswith("."))
         base = Path(os.path.relpath(folder, root))
-        yield inside, [(base / name).as_posix() for name in found]
+        wanted: list[str] = []
+        others: list[str] = []
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            is_wanted = name.lower().endswith(EXTENSIONS[kind]) and not (kind == "video" and _is_still(folder, name))
+            (wanted if is_wanted else others).append((base / name).as_posix())
+        yield inside, wanted, others
+
+
+def _is_still(folder: str, name: str) -> bool:
+    """Tell whether a WebP or AVIF image has no animation, as a video's thumbnail has none, from its first bytes."""
+    if not name.lower().endswith((".webp", ".avif")):
+        return False
+    with Path(folder, name).open("rb") as file:
+        head = file.read(64)
+    if head[:4] == b"RIFF":
+        return head[12:16] != b"VP8X" or not head[20] & 2
+    return head[4:8] == b"ftyp" and b"avis" not in head[8 : int.from_bytes(head[:4], "big")]
 
 
 def _stop(error: OSError) -> None:
     raise type(error)(f"{error.filename}: cannot be read ({error.strerror}); its files would be missing") from error
 
 
-def _check_present(root: Path, place: Path, names: Sequence[str], lines: Sequence[int]) -> None:
-    """Stop where listed files are absent. Folders are listed rather than files asked for: quick on network disks."""
-    present: dict[str, set[str]] = {}
-    absent = []
-    for name, line in zip(names, lines, strict=True):
-        folder, base = posixpath.split(name)
-        if folder not in present:
-            present[folder] = {entry.name for entry in os.scandir(root / folder)} if (root / folder).is_dir() else set()
-        if base not in present[folder]:
-            absent.append((line, name))
-    if absent:
-        few_absent = few([name for _, name in absent], 3)
-        raise FileNotFoundError(
-            f"{place}, line {absent[0][0]}: {len(absent)} of {len(names)} listed files are not in {root}: {few_absent}"
-        )
+class _Present:
+    """The files below a folder. Folders are listed rather than files asked for: quick on network disks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.entries: dict[str, dict[str, bool]] = {}  # folder -> entry -> whether it is a folder
+
+    def check(self, row: Row) -> bool:
+        """Return whether a listed file is there.
+
+        Raises:
+            ValueError: It is a folder.
+        """
+        folder, base = posixpath.split(row.path)
+        if folder not in self.entries:
+            path = self.root / folder
+            self.entries[folder] = {e.name: e.is_dir() for e in os.scandir(path)} if path.is_dir() else {}
+        if self.entries[folder].get(base):
+            held = (name for _, names, _ in walk(self.root, self.root / row.path, "image") for name in names)
+            advice = "list files, not folders"
+            if any(held):
+                advice = "folders of frames are not supported, make a video of each (`ffmpeg -i FOLDER/%05d.jpg a.mp4`)"
+            raise ValueError(f"{row.where}: {legible(row.path)} is a folder; {advice}")
+        return base in self.entries[folder]
 
 
-def _classes_of(line_of: Mapping[str, int], place: Path, in_folders: bool) -> tuple[str, ...]:
+def _classes_of(where_of: Mapping[str, str], in_folders: bool) -> tuple[str, ...]:
     """Name the classes: 0, 1, ... where all labels of a list are plain numbers, else the sorted names."""
-    if in_folders or not all(re.fullmatch("-?[0-9]+", label) and label == str(int(label)) for label in line_of):
-        return tuple(sorted(line_of))  # a folder's name is always a name
-    for label, line in line_of.items():
+    if (
+        in_folders
+        or not where_of
+        or not all(re.fullmatch("-?[0-9]+", label) and label == str(int(label)) for label in where_of)
+    ):
+        return tuple(sorted(where_of))  # a folder's name is always a name
+    for label, where in where_of.items():
         if not 0 <= int(label) < MAX_CLASSES:
-            raise ValueError(f"{place}, line {line}: {label} is no class number; labels count from 0")
-    return tuple(str(number) for number in range(max(map(int, line_of)) + 1))
+            raise ValueError(f"{where}: {label} is no class number; labels count from 0")
+    return tuple(str(number) for number in range(max(map(int, where_of)) + 1))

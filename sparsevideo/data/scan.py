@@ -20,7 +20,7 @@ from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.decode import open_video, resolve_decoder
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
-from sparsevideo.data.records import EXTENSIONS, walk
+from sparsevideo.data.records import describe_left_out, walk
 from sparsevideo.data.video import ADVICE
 
 _QUANTILES = {"shortest": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "longest": 1}
@@ -53,8 +53,9 @@ def scan(
     Returns:
         The summary: `files`, `good` and `bad` are counts, `reasons` has the bad by reason; `suspicious` is true if all
         of at least two files are bad for the same reason, which may not be their fault; `cut_short` names good files of
-        which only the first frames decode; `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and
-        `classes` (videos by the name of their folder, where that lies in the same folder) are of the good.
+        which only the first frames decode; `left_out` counts, in words, the files that are not called like videos;
+        `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and `classes` (videos by the name of their
+        folder, where that lies in the same folder) are of the good.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -67,9 +68,16 @@ def scan(
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     index = root / INDEX if index is None else Path(index)
-    stamps = {name: stamp(root / name) for _, names in walk(root, root, EXTENSIONS["video"]) for name in names}
+    stamps: dict[str, tuple[int, int]] = {}
+    left_out: list[str] = []
+    for _, names, others in walk(root, root, "video"):
+        stamps |= {name: stamp(root / name) for name in names}
+        left_out += others
+    own = {os.path.relpath(path, root) for path in (index, _bad_list(index), _summary_file(index))}
+    left_out = [name for name in left_out if name not in own]
     if not stamps:
-        raise ValueError(f"{root}: no video in it; looked for {' '.join(EXTENSIONS['video'])}")
+        hint = f" ({describe_left_out(left_out)})" if left_out else ""
+        raise ValueError(f"{root}: no video in it{hint}; see docs/lists.md for the endings of videos")
     with _locked(index):
         known = _prune(index, stamps, retry_bad)
         for stale in (_bad_list(index), _summary_file(index)):
@@ -91,6 +99,7 @@ def scan(
             raise
         _bad_list(index).write_bytes(os.fsencode("".join(sorted(_bad_lines(_rows(index))))))
         summary = {"root": str(root), "index": str(index), **_summarize(_rows(index))}
+        summary["left_out"] = describe_left_out(left_out) if left_out else ""
         _summary_file(index).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
@@ -98,6 +107,8 @@ def scan(
 def describe(summary: dict[str, Any]) -> str:
     """Say what a scan has found in a few lines."""
     lines = [f"{summary['root']}: {summary['files']} videos, {summary['good']} good, {summary['bad']} bad"]
+    if summary["left_out"]:
+        lines.append(f"left out: {summary['left_out']}")
     for reason, count in _most(summary["reasons"]):
         lines.append(f"  {count:8d}  {legible(reason)}")
     if summary["cut_short"]:

@@ -194,6 +194,20 @@ def test_messages_about_a_segment_hold_its_seconds(records: Records, monkeypatch
     assert cut.reason(1, OSError("disk away")) == "disk away"
 
 
+def test_clips_keep_to_the_frames_of_their_record(tmp_path: Path) -> None:
+    """Whatever the frame rate, which varies here: the frames 10 to 19, the last of them not included."""
+    (tmp_path / "a").mkdir()
+    write_numbered(tmp_path / "a/uneven.mp4", 30, irregular=True, height=48, width=48)
+    rows = ["a/uneven.mp4,x,10,19", "a/uneven.mp4,x,28,90", "a/uneven.mp4,x,,2", "a/uneven.mp4,x,30,40"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,start_frame,stop_frame", *rows]))
+    views = viewing(read_records(tmp_path, "list.csv", kind="video"), frame_stride=1)
+    numbers = [[frame_numbers(view) for view in views[index]["video"]] for index in range(3)]
+    assert (numbers[0][0], numbers[0][-1]) == ([10, 11, 12, 13, 14, 15], [13, 14, 15, 16, 17, 18])
+    assert (numbers[1][0], numbers[2][0]) == ([28] + [29] * 5, [0] + [1] * 5)
+    ((_, _, reason),) = views[3]["failures"]
+    assert "no frame in the segment; it starts at frame 30 of 30" in reason
+
+
 def test_frames_per_second_count_from_the_records_first_second(records: Records) -> None:
     cut = Records.build(records.root, records.classes, ["a/0.mp4"], [0], np.array([[0.4, np.inf]]))
     views = viewing(cut, target_fps=12.5, frame_stride=2, num_clips=1)[0]["video"]

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered import REAL
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from sparsevideo.data.decode import open_video
 from sparsevideo.data.records import Records, read_records
 
 
@@ -89,6 +91,28 @@ def test_a_split_may_lie_outside_the_root(root: Path, tmp_path: Path) -> None:
     assert records.path(0).samefile(tmp_path / "outside/up/a.mp4")
 
 
+@pytest.mark.parametrize(
+    "ending", ["m4v", "MPG", "ts", "wmv", "flv", "3gp", "mts", "vob", "ogv", "f4v", "mpeg4", "apng"]
+)
+def test_endings_of_videos(tmp_path: Path, ending: str) -> None:
+    touch(tmp_path, f"up/a.{ending}", "down/b.mp4")
+    assert len(read_records(tmp_path, kind="video")) == 2
+
+
+def test_animated_images_are_videos_and_stills_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "up").mkdir()
+    frames = [Image.new("RGB", (16, 16), (60 * i, 0, 0)) for i in range(3)]
+    for name in ("a.gif", "b.webp", "c.WEBP"):
+        frames[0].save(tmp_path / "up" / name, save_all=name != "c.WEBP", append_images=frames[1:])
+    (tmp_path / "up/d.avif").write_bytes(b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf")
+    (tmp_path / "up/e.avif").write_bytes(b"\0\0\0\x18ftypavis\0\0\0\0msf1miaf")
+    records = read_records(tmp_path, kind="video")
+    assert [name for name, _ in table(records)] == ["up/a.gif", "up/b.webp", "up/e.avif"]
+    assert "left out 2 files with other endings: 1 .webp, 1 .avif, images among them" in caplog.text
+    with open_video(records.path(0)) as video:
+        assert video.num_frames == 3
+
+
 def test_images_and_videos_do_not_mix(root: Path) -> None:
     touch(root, "videos/train/left/x.JPEG", "videos/train/up/y.png")
     assert read_records(root, "videos/train", kind="video").classes == ("left", "right")
@@ -109,10 +133,10 @@ def test_images_and_videos_do_not_mix(root: Path) -> None:
         f'"{LEFT}" left\n{RIGHT_A} right\n',
         f"path label\n{LEFT} left\n{RIGHT_A} right\n",
         f"{LEFT}\tleft\n{RIGHT_A}\tright\n",
-        f'path;x;label\n"{LEFT}";"1;5";left\n{RIGHT_A};3;right\n',
-        f'"path"\t"x"\t"label"\n"{LEFT}"\t"1"\t"left"\n"{RIGHT_A}"\t"3"\t"right"\n',
+        f'path;fold;label\n"{LEFT}";"1;5";left\n{RIGHT_A};3;right\n',
+        f'"path"\t"fold"\t"label"\n"{LEFT}"\t"1"\t"left"\n"{RIGHT_A}"\t"3"\t"right"\n',
         "".join(
-            json.dumps({"path": p, "label": c, "x": [1]}) + "\n\n" for p, c in [(LEFT, "left"), (RIGHT_A, "right")]
+            json.dumps({"path": p, "label": c, "fold": [1]}) + "\n\n" for p, c in [(LEFT, "left"), (RIGHT_A, "right")]
         ),
         f'{{ "label" : 0, "path": "{LEFT}"}}\r\n{{"label": "1", "path": "./{RIGHT_A}"}}'.replace("webm", "web\\u006d"),
     ],
@@ -152,6 +176,161 @@ def test_a_path_may_start_with_anything(tmp_path: Path, name: str) -> None:
     (tmp_path / "list").write_text(f"# my videos\n{name} 1\n")
     with pytest.raises(FileNotFoundError, match=r"list, line 1: 1 of 2 listed files .*: # my$"):
         read_records(tmp_path, "list", kind="video")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "file_name,label",
+            "filename,class",
+            "video_path,category",
+            "video,label_name",
+            "clip,target",
+            "Path,Class ID",
+        ),
+        *("video\tlabel", "file;class_name", "label,File Name", "id,path,label", ",path,label"),
+    ],
+)
+def test_a_header_may_use_the_usual_names(root: Path, header: str) -> None:
+    comma = next(c for c in "\t;," if c in header)
+    cells = {"label": "up", "class": "up", "category": "up", "target": "up"}
+    cells |= dict.fromkeys(("label_name", "class_name", "Class ID"), "up") | {"id": "7", "": "0"}
+    (root / "list").write_text(f"{header}\n" + comma.join(cells.get(c, RIGHT_A) for c in header.split(comma)))
+    records = read_records(root, "list", kind="video")
+    assert table(records) == [(RIGHT_A, 0)] and records.classes == ("up",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("path,label,begin,finish", "unknown column 'begin, finish'; remove it, or name the columns path, label"),
+        ("path,label,start_s,stop_frame", "one end of a segment is in seconds, the other in frames"),
+        ("path,label,Label", "column 'label' is there twice"),
+        ("label,start", "no column names the file, among 'label, start'; name the columns path"),
+        ("path,verb,noun", "no column is the label; set data.label_column to one of verb, noun"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused(root: Path, columns: str, message: str) -> None:
+    (root / "list").write_text(f"{columns}\n{','.join('1' for _ in columns.split(','))}\n")
+    with pytest.raises(ValueError, match=f"list, line 1: {message}"):
+        read_records(root, "list", kind="video")
+    (root / "list").write_text(json.dumps(dict.fromkeys(columns.split(","), 1)))
+    with pytest.raises(ValueError, match=f"list, line 1: {message}"):
+        read_records(root, "list", kind="video")
+
+
+EPIC = """narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,\
+stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes
+P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,8,202,open door,open,3,door,3,['door'],[3]
+P01_01_1,P01,P01_01,00:00:02.629,01:02:04.37,01:02:06.17,262,370,turn on light,turn-on,6,light,114,['light'],[114]
+""".replace("\\\n", "")
+
+
+def test_epic_kitchens_segments_are_those_of_its_time_stamps(tmp_path: Path) -> None:
+    touch(tmp_path, "P01/videos/P01_01.MP4", "P02/videos/P02_01.MP4")
+    (tmp_path / "EPIC_100_train.csv").write_text(EPIC)
+    records = read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="verb")
+    assert table(records) == [("P01/videos/P01_01.MP4", 0), ("P01/videos/P01_01.MP4", 1)]
+    assert records.classes == ("open", "turn-on") and not records.in_frames
+    assert records.spans is not None and records.spans.tolist() == [[0.14, 3.37], [3724.37, 3726.17]]
+    nouns = read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="noun_class")
+    assert nouns.labels.tolist() == [3, 114]
+    touch(tmp_path, "copy/P01_01.mp4")
+    with pytest.raises(ValueError, match=r"line 2: P01/videos/P01_01\.MP4 and copy/P01_01\.mp4 are both its file"):
+        read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="verb")
+
+
+def test_frames_are_kept_as_frames(root: Path) -> None:
+    (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0,50\n{RIGHT_A},b,50,\n")
+    records = read_records(root, "list", kind="video")
+    assert records.in_frames and records.spans is not None and records.spans.tolist() == [[0, 50], [50, np.inf]]
+    assert records.frame_span(1, 60) == (50, 60)
+    (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0.5,50\n")
+    with pytest.raises(ValueError, match=r"line 2: '0\.5' is no frame index; write a whole number"):
+        read_records(root, "list", kind="video")
+    rows = [{"path": RIGHT_A, "label": "a", "start_frame": 3}, {"path": RIGHT_A, "label": "a", "start_s": 3}]
+    (root / "list").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="has segments in seconds and segments in frames; write all in one unit"):
+        read_records(root, "list", kind="video")
+
+
+def test_json_arrays(root: Path) -> None:
+    rows = [{"path": RIGHT_A, "label": "up", "start_s": 1}, {"path": RIGHT_B, "label": "down"}]
+    pairs = [[RIGHT_A, "up"], [RIGHT_B, "down"]]
+    for content, indent in ((rows, None), (rows, 2), (pairs, None), (pairs, 1)):
+        (root / "list.json").write_text(json.dumps(content, indent=indent))
+        records = read_records(root, "list.json", kind="video")
+        assert table(records) == [(RIGHT_A, 1), (RIGHT_B, 0)] and (records.spans is None) == (content is pairs)
+    touch(root, "somewhere/78687.webm")
+    entry = {"id": "78687", "label": "holding a cup", "template": "Holding [something]", "placeholders": ["a cup"]}
+    (root / "list.json").write_text(json.dumps([entry]))
+    records = read_records(root, "list.json", kind="video")
+    assert table(records) == [("somewhere/78687.webm", 0)] and records.classes == ("Holding something",)
+    for content, message in (
+        ([*rows, {"path": RIGHT_A}], "entry 3 of the JSON text: has no label"),
+        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'"),
+        ([*rows, {"id": "a", "label": "up"}], "entry 3 of the JSON text: names its file by another key"),
+        ({"videos": rows}, "is one JSON object, not keyed by video ids"),
+        ([], "lists no files"),
+    ):
+        (root / "list.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            read_records(root, "list.json", kind="video")
+    (root / "list.json").write_text('[\n{"path": "a.mp4" "label": 1}\n]')
+    with pytest.raises(ValueError, match=r"list\.json, line 2: is no JSON \(Expecting ',' delimiter\); correct it"):
+        read_records(root, "list.json", kind="video")
+
+
+def test_json_objects_of_kinetics_and_activitynet(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a_000003_000013.mp4", "v_b.mp4", "c.mp4")
+    kinetics = {
+        "a": {"annotations": {"label": "dance", "segment": [3.0, 13.0]}, "duration": 10.0, "subset": "train"},
+        "gone": {"annotations": {"label": "sing", "segment": [0, 10]}, "duration": 10.0, "subset": "train"},
+    }
+    (tmp_path / "kinetics.json").write_text(json.dumps(kinetics))
+    records = read_records(tmp_path, "kinetics.json", kind="video")
+    assert table(records) == [("train/a_000003_000013.mp4", 0)] and records.missing == 1 and records.spans is None
+    parts = [{"label": "dance", "segment": [1, 2.5]}, {"label": "sing", "segment": [4, 9]}]
+    database = {
+        "b": {"subset": "training", "annotations": parts, "url": "x"},
+        "c": {"subset": "validation", "annotations": parts[:1]},
+        "d": {"subset": "testing", "annotations": []},
+    }
+    (tmp_path / "activity.json").write_text(json.dumps({"version": "1.3", "database": database}))
+    records = read_records(tmp_path, "activity.json", kind="video", split="train")
+    assert table(records) == [("v_b.mp4", 0), ("v_b.mp4", 1)]
+    assert records.spans is not None and records.spans.tolist() == [[1, 2.5], [4, 9]]
+    assert table(read_records(tmp_path, "activity.json", kind="video", split="val")) == [("c.mp4", 0)]
+
+
+def test_a_split_column_chooses_the_rows(root: Path) -> None:
+    (root / "list").write_text(f"path,label,split\n{RIGHT_A},up,train\n{RIGHT_B},up,test\n")
+    assert table(read_records(root, "list", kind="video", split="test")) == [(RIGHT_B, 0)]
+    with pytest.raises(ValueError, match="lists test, train together, and val is none of them"):
+        read_records(root, "list", kind="video", split="val")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"database": {f"v{i}": {"annotations": 3 * [{"label": "a" * 500}]} for i in range(500)}}),
+        json.dumps([["78687" * 500, 0]] * 500),
+        json.dumps({"x" * 5000: 1}),
+        "x" * 5000,
+        f"path,label\n{'x' * 5000},a\n",
+        f"path,{'label' * 1000}\na,b\n",
+        f"path,label,start_s\n{RIGHT_A},a,{'9' * 2000}x\n",
+        f"path,label\n{RIGHT_A},{'a' * 5000}\n",
+        f'"{"x" * 400}\n{"y" * 400}",a\n',
+    ],
+)
+def test_messages_are_short_whatever_the_list_holds(root: Path, text: str) -> None:
+    (root / "list").write_text(text)
+    with pytest.raises((ValueError, OSError)) as caught:
+        read_records(root, "list", kind="video", classes=["up", "down"])
+    assert len(str(caught.value)) <= 300 and "\n" not in str(caught.value)
+    assert str(root / "list") in str(caught.value)
 
 
 SPANS = [[0.0, np.inf], [1.5, 4.0], [2.0, np.inf], [0.0, 0.5]]
@@ -212,30 +391,36 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
     [
         ("", r"list\.txt: lists no files"),
         ("path,label\n", r"list\.txt: lists no files"),
-        (f"{RIGHT_A},right\n\n{RIGHT_B},right,3\n", r"list\.txt, line 3: wants a path and a label"),
+        (f"{RIGHT_A},right\n\n{RIGHT_B},right,3\n", r"list\.txt, line 3: must have a path and a label"),
         (f"{RIGHT_A},right\n{RIGHT_B},\n", r"list\.txt, line 2"),
-        (f"path,label,x\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
-        (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: wants a path and a label, got 'lonely\.mp4'"),
+        (f"path,label,fold\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
+        (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: must have a path and a label, got 'lonely\.mp4'"),
         (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is no class number"),
         (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is no class number; labels count from 0"),
-        (f"{RIGHT_A},1,2\n", r"line 1: wants a path and a label, got .*; more columns need a header"),
-        (f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n", r"line 4: wants path, label, got 'my clip.mp4 right'"),
+        (f"{RIGHT_A},1,2\n", r"line 1: must have a path and a label, got .*; more columns need a header"),
+        (
+            f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n",
+            r"line 4: must have path, label, got 'my clip.mp4 right'",
+        ),
         (f'{RIGHT_A},right\n"{RIGHT_B},right\n{RIGHT_B},right\n', r"line 2: is no csv .* quote that is not closed"),
         ("dir/abc 163 7\ndir/def 20 0\n", r"line 1: 'dir/abc 163 7' ends in two numbers. Folders of frames"),
         ("\na.mp4 1 3\n", r"line 2: .* several labels of one file are not supported"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,,\n{RIGHT_A},a,3,3\n", r"line 3: wants 0 <= start < end in seconds"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,-1,\n", "line 2: wants 0 <= start < end"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,nan,\n", "line 2: wants 0 <= start < end"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: wants 0 <= start < end"),
+        (
+            f"path,label,start_s,end_s\n{RIGHT_A},a,,\n{RIGHT_A},a,3,3\n",
+            r"line 3: must have 0 <= start < end in seconds",
+        ),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,-1,\n", "line 2: must have 0 <= start < end"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,nan,\n", "line 2: must have 0 <= start < end"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is no number of seconds"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: is no JSON"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: wants a JSON object"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: wants a path and a label"),
-        (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: wants a path and a label"),
-        (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: wants a path and a label"),
-        (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: \[1\] is no number of seconds"),
-        ('{"path": 3, "label": 1}', "line 1: wants a path and a label"),
-        ('{\n"path": "a.mp4",\n"label": 1\n}', "line 1: is no JSON"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: must be a JSON object"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: has no label"),
+        (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: must have a path and a label"),
+        (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: must have a path and a label"),
+        (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: '\[1\]' is no number of seconds"),
+        ('{"path": 3, "label": 1}', "line 1: must have a path and a label"),
+        ('{\n"path": "a.mp4",\n"label": 1\n}', r"list\.txt: is one JSON object, not keyed by video ids"),
         (",\n,\n", r"list\.txt: lists no files"),
         (f'{RIGHT_A},"right\n' + 20_000 * f"{RIGHT_B},right\n", "quote that is not closed"),
     ],
@@ -288,7 +473,7 @@ def test_missing_and_empty_places(root: Path) -> None:
         read_records(root, "tain", kind="video")
     with pytest.raises(FileNotFoundError, match=r"val: no such folder or list file; .* holds: nothing$"):
         read_records(root / ".void", "val", kind="video")
-    with pytest.raises(ValueError, match=r"empty: no video in it; looked in every <class>/ for .*\.mp4"):
+    with pytest.raises(ValueError, match=r"empty: no video in it \(1 files with other endings: 1 \.md\); looked in"):
         read_records(root, "videos/train/empty", kind="video")
     with pytest.raises(ValueError, match=r"left: holds my clip, 1\.avi outside any class folder"):
         read_records(root, "videos/train/left", kind="video")
@@ -431,7 +616,7 @@ def test_an_id_that_is_listed_twice_is_found_by_its_seconds_alone(tmp_path: Path
     touch(tmp_path, "dance/d.mp4", "sing loud/d.mp4")
     rows = ["dance,a,0,10", "sing loud,a,20,30", "dance,b,5,15", "sing loud,b,5,15"]
     rows += ["dance,c,1,11", "sing loud,c,1,11", "dance,d,1,11", "sing loud,d,1,11"]
-    (tmp_path / "k.csv").write_text("".join(f"{row},train\n" for row in [HEADER.removesuffix(",split"), *rows]))
+    (tmp_path / "k.csv").write_text("\n".join([HEADER, *(f"{row},train" for row in rows)]))
     records = read_records(tmp_path, "k.csv", kind="video")
     assert records.missing == 1
     assert table(records) == [
@@ -472,7 +657,7 @@ def test_kinetics_lists_that_are_no_use(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"k\.csv: none of the 2 listed videos is under .*: x \(line 2\), y"):
         read_records(tmp_path, "k.csv", kind="video")
     (tmp_path / "k.csv").write_text(f"{HEADER}\ndance,a,0,10\n")
-    with pytest.raises(ValueError, match=r"k\.csv, line 2: wants label, youtube_id, .* got 'dance a 0 10'"):
+    with pytest.raises(ValueError, match=r"k\.csv, line 2: must have label, youtube_id, .* got 'dance a 0 10'"):
         read_records(tmp_path, "k.csv", kind="video")
     (tmp_path / "k.csv").write_text(f"{HEADER}\n")
     with pytest.raises(ValueError, match=r"k\.csv: lists no files"):
@@ -496,8 +681,10 @@ def test_the_log_says_what_was_found(
         (root / listing).write_text(text)
     with caplog.at_level(logging.INFO):
         read_records(root, listing, kind="video")
-    (message,) = caplog.messages
+    *warnings, message = caplog.messages
     assert message.startswith(f"{root / listing}: {form}")
+    left_out = "left out 2 files with other endings: 1 .md, 1 .txt; folders without any video: empty"
+    assert warnings == ([] if text else [f"{root / listing}: {left_out}"])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")

@@ -335,10 +335,22 @@ def test_what_cannot_be_done_takes_one_line(
 
 def test_no_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scan(tmp_path) == FAILED
-    assert f"error: {tmp_path}: no video in it; looked for .3gp" in capsys.readouterr().err
+    assert f"error: {tmp_path}: no video in it; see docs/lists.md" in capsys.readouterr().err
     assert scan(tmp_path / "nowhere") == FAILED
     assert f"error: {tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_with_other_endings_are_counted(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "up/a.MP4", "up/b.f4v", "up/c.qt", content=video)
+    put(tmp_path, "up/d.movie", "left/e.MOVIE", "left/f", content=video)
+    for _ in range(2):  # the second time the index lies there, too
+        assert scan(tmp_path) == OK
+        said = capsys.readouterr().out
+        assert "3 videos, 3 good, 0 bad\nleft out: 3 files with other endings: 2 .movie, 1 without an ending\n" in said
+    shutil.rmtree(tmp_path / "up")
+    assert scan(tmp_path) == FAILED
+    assert "no video in it (2 files with other endings: 1 .movie, 1 without an ending)" in capsys.readouterr().err
 
 
 def test_another_decoder_is_told_and_kept(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
