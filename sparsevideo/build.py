@@ -17,7 +17,8 @@ from sparsevideo.data import loader, mixing, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.decode import DecodeError, resolve_decoder
 from sparsevideo.data.index import INDEX, Index, read_index
-from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.lists import read_class_names
+from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.models.sampling import Views
@@ -38,15 +39,30 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, Lo
     return model, report
 
 
-def build_records(config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None) -> Records:
-    """The files of one split, which are images or videos as the network has it."""
+def build_records(
+    config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None, *, labeled: bool = True
+) -> Records:
+    """The files of one split, images or videos as the network takes them.
+
+    Args:
+        config: Its `root`, `list`, `classes` and `label_column`.
+        split: Stands for `{split}`.
+        ndim: 2 for images, 3 for videos.
+        classes: Class names of a checkpoint, which come before those of `config.classes`.
+        labeled: Refuse files without a label.
+    """
     listing = config.list.replace("{split}", split)
+    if classes is None and config.classes:
+        classes = read_class_names(Path(config.root) / config.classes)
     if ndim == 2 and is_shards(config.root, listing):
         return read_shards(config.root, listing, classes=classes)
     if ndim == 3:
         resolve_decoder(config.decoder)  # one that does not work stops before long lists are read
     kind = "image" if ndim == 2 else "video"
-    return read_records(config.root, listing, kind=kind, classes=classes, split=split, label_column=config.label_column)
+    column = config.label_column
+    return read_records(
+        config.root, listing, kind=kind, classes=classes, split=split, label_column=column, labeled=labeled
+    )
 
 
 def has_split(config: DataConfig, split: str, ndim: int) -> bool:
@@ -60,6 +76,7 @@ def build_train_loader(
 ) -> tuple[DataLoader, loader.EpochSampler]:
     """This process' share of endless training batches, and what chooses them."""
     data, seed = config.data, config.train.seed
+    check_classes(records)
     files, rest = divmod(config.train.batch_size, data.repeats)
     if rest:
         raise ValueError(
@@ -90,6 +107,7 @@ def build_train_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        weights=records.class_weights(data.class_balance) if data.class_balance else None,
     )
     batches = loader.train_loader(dataset, sampler, num_workers=data.num_workers, timeout_s=data.timeout_s)
     return batches, sampler

@@ -48,6 +48,9 @@ class DataConfig:
     list: str = "{split}"
     """Class folders or list file of a split, where `{split}` is train, val or test. Without `{split}`, one set that is
     trained on without validation, or tested."""
+    classes: str | None = None
+    """File of class names in label order, relative to `root`: one name a line, or a csv of `id,name`. It names numbered
+    labels. null takes the names of the training list; a checkpoint's own names come first."""
     label_column: str | None = None
     """Column or JSON key of a list that holds the labels, such as `verb_class` of EPIC-Kitchens; null finds it by its
     name, such as `label` or `class`."""
@@ -60,6 +63,9 @@ class DataConfig:
     `num_frames` equal parts of the whole video)."""
     target_fps: float | None = None
     """Frames per second that `frame_stride` counts in, whatever the video's own; null takes those it has."""
+    class_balance: float = 0.0
+    """Draws files of rare classes more often in training: from 0 (as listed) to 1 (all classes equally often); 0.5 is
+    square-root sampling. An epoch has as many draws as there are files, so it leaves out files of frequent classes."""
     repeats: int = 1
     """Samples that a training batch takes from each file, in one reading (repeated augmentation)."""
     size: int = 224
@@ -113,7 +119,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "repeats"), 1.0)
-        shares = ("max_bad_fraction", "flip", "erase", "mix_prob")
+        shares = ("max_bad_fraction", "class_balance", "flip", "erase", "mix_prob")
         least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
         most = dict.fromkeys(shares, 1.0) | {"timeout_s": 1e6, "frame_stride": 1e6, "num_frames": 1e6}
         _check("data", self, least, most)

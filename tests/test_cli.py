@@ -652,6 +652,57 @@ def test_a_kinetics_csv_is_joined_with_the_files_and_says_what_is_missing(traine
     assert (results["listed"], results["missing"], results["scored"]) == (24, 1, 24)
 
 
+def test_a_single_class_or_a_folder_of_splits_is_not_trained_on(digits, tmp_path, capsys):
+    args = ["train", *VIDEO, f"--out={tmp_path / 'run'}"]
+    one = sorted((digits / "videos" / "train").iterdir())[0]
+    for split in ("train", "val"):
+        shutil.copytree(one, tmp_path / "one" / split / one.name)
+    assert main([*args, f"--data.root={tmp_path / 'one'}", "--data.list={split}"]) == FAILED
+    assert f"files to train on are of one class, {one.name}; a classifier needs at least two" in error(capsys)
+    assert main([*args, f"--data.root={digits / 'videos'}", "--data.list=."]) == FAILED
+    assert "holds the folders test, train, val, which are splits, not classes; set data.list to {split}" in error(
+        capsys
+    )
+
+
+def test_numbered_labels_get_their_names_from_a_file(digits, tmp_path):
+    folders = sorted((digits / "videos" / "train").iterdir())
+    names = [folder.name for folder in folders][::-1]
+    for split in ("train", "val"):
+        files = [(path, names.index(path.parent.name)) for path in sorted((digits / "videos" / split).rglob("*.mp4"))]
+        (tmp_path / f"{split}.csv").write_text("".join(f"{path},{number}\n" for path, number in files))
+    (tmp_path / "names.txt").write_text("\n".join([*names, "never"]))
+    args = ["train", *VIDEO, f"--data.root={tmp_path}", "--data.list={split}.csv", "--data.classes=names.txt"]
+    assert main([*args, f"--out={tmp_path / 'run'}"]) == OK
+    assert zoo.read_weights(tmp_path / "run" / "checkpoints" / "best.pt")["classes"] == [*names, "never"]
+
+
+def test_rare_classes_are_drawn_more_often_and_a_resumed_run_draws_on(digits, tmp_path):
+    folders = sorted((digits / "videos" / "train").iterdir())
+    files = [path for folder in folders for path in sorted(folder.iterdir())[: 1 if folder is folders[0] else None]]
+    (tmp_path / "list.csv").write_text("".join(f"{path},{path.parent.name}\n" for path in files))
+    common = ["train", *VIDEO, f"--data.root={tmp_path}", "--data.list=list.csv", "--train.checkpoint_every=2"]
+    weights = []
+    for balance in (0, 1):
+        args = [*common, f"--data.class_balance={balance}"]
+        assert main([*args, f"--out={tmp_path / str(balance)}"]) == OK
+        weights.append(zoo.read_weights(tmp_path / str(balance) / "checkpoints" / "last.pt")["model"])
+    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+    previous = tmp_path / "1" / "checkpoints" / "previous.pt"
+    assert main([*args, f"--out={tmp_path / 'resumed'}", f"--resume={previous}"]) == OK
+    assert_equal_weights(zoo.read_weights(tmp_path / "resumed" / "checkpoints" / "last.pt")["model"], weights[1])
+    assert main([*args, f"--out={tmp_path / 'x'}", "--data.class_balance=1.5"]) == FAILED
+
+
+def test_an_unreadable_image_is_named(digits, tmp_path, capsys):
+    shutil.copytree(digits / "images", tmp_path / "images")
+    broken = sorted((tmp_path / "images" / "train").rglob("*.jpg"))[0]
+    broken.write_bytes(b"torn")
+    args = ["train", *IMAGE, f"--data.root={tmp_path}", "--train.max_steps=20", f"--out={tmp_path / 'run'}"]
+    assert main([*args, "--data.max_bad_fraction=0"]) == FAILED
+    assert f"{broken}: does not decode (no known kind of image)" in error(capsys)
+
+
 def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
     for split in ("train", "val"):
         files = sorted((digits / "images" / split).rglob("*.jpg"))

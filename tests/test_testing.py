@@ -459,6 +459,23 @@ def test_an_image_has_no_clips(digits, tmp_path, capsys):
     assert main(["test", checkpoint(run), "--per-clip"]) == USAGE
 
 
+def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, capsys):
+    shutil.copytree(wide / "videos" / "test", tmp_path / "new")
+    names = [f"new/{name}/a.mp4" for name in classes]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    common = [checkpoint(trained), f"--data.root={tmp_path}", "--data.list=list.txt", "--views=1x1"]
+    assert main(["extract", *common, f"--out={tmp_path / 'a.npz'}"]) == OK
+    features = load_features(tmp_path / "a.npz")
+    assert features.labels.tolist() == [-1] * len(classes) and list(features.classes) == classes
+    (tmp_path / "list.csv").write_text("".join(f"{path},{name}\n" for path, name in zip(names, classes, strict=True)))
+    assert main(["extract", *common, "--data.list=list.csv", f"--out={tmp_path / 'b.npz'}"]) == OK
+    assert np.array_equal(load_features(tmp_path / "b.npz").features, features.features)
+    assert main(["probe", f"{tmp_path / 'a.npz'}", f"{tmp_path / 'b.npz'}"]) == FAILED
+    assert f"{len(classes)} training files have no label; extract features from a list with labels" in error(capsys)
+    assert main(["test", *common, f"--out={tmp_path / 'test'}"]) == FAILED
+    assert "list.txt, line 1: has no label; to train and to test, every file needs one" in error(capsys)
+
+
 def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     for split in ("train", "test"):
         args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}"]

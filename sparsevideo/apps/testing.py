@@ -289,7 +289,9 @@ def _look(
     check_folder(journal_folder.parent)
     model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
     with fabric.rank_zero_first():
-        records = build.build_records(config.data, config.test.split, model.ndim, content["classes"])
+        records = build.build_records(
+            config.data, config.test.split, model.ndim, content["classes"], labeled=not features
+        )
     _check_once(config.data.list, records)
     if not features:
         _check_classes(path, model, records, content["classes"])

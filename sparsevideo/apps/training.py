@@ -18,6 +18,7 @@ from sparsevideo import build
 from sparsevideo.apps.runs import check_folder, config_yaml, environment, plain, read_run
 from sparsevideo.apps.testing import one_view, score_files, summarize
 from sparsevideo.config import Config
+from sparsevideo.data.lists import few
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
@@ -311,7 +312,7 @@ def _check_same_run(
         ValueError: It is of another run, or the schedule has changed and nobody allowed it.
     """
     if state["classes"] != list(records.classes):
-        raise ValueError(f"{source}: trained on {state['classes']}, the list has {list(records.classes)}")
+        raise ValueError(f"{source}: trained on {few(state['classes'])}, the list has {few(records.classes)}")
     if "optimizer" not in state:
         raise ValueError(f"{source}: holds no optimizer; resume from a last.pt, or start with --model.weights")
     if state["step"] > steps:

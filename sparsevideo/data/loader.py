@@ -56,6 +56,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         world_size: Processes.
         start_step: Where `step` starts: a resumed run goes on exactly.
         pad: An epoch's last entries, too few for a global batch, are followed by its first ones; else left out.
+        weights: (num_samples,) positive. Instead of once an epoch, each entry is drawn in proportion to its weight: as
+            often as `num_samples` draws make it on average, rounded up or down at random. None: once. Needs `shuffle`.
     """
 
     def __init__(
@@ -70,7 +72,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_step: int = 0,
         pad: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
+        if weights is not None and (len(weights) != num_samples or not shuffle):
+            raise ValueError(f"weights must be one for each of {num_samples} samples, with shuffle")
+        self.weights = weights
         self.num_samples, self.batch_size, self.accumulate = num_samples, batch_size, accumulate
         self.shuffle, self.seed, self.rank, self.world_size, self.pad = shuffle, seed, rank, world_size, pad
         self.batches = start_step * accumulate  # handed out to this rank
@@ -131,7 +137,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         for epoch in count(first_epoch):
             order: np.ndarray = np.arange(self.num_samples)
             if self.shuffle:
-                order = np.random.default_rng((self.seed, epoch)).permutation(order)
+                rng = np.random.default_rng((self.seed, epoch))
+                order = rng.permutation(order)
+                if self.weights is not None:  # systematic sampling: with little chance, and `num_samples` in all
+                    sums = np.cumsum(self.weights[order])
+                    edges = np.floor(sums / sums[-1] * self.num_samples + rng.random()).astype(np.int64)
+                    order = rng.permutation(np.repeat(order, np.diff(edges, prepend=0)))
             if self.pad:
                 order = np.resize(order, self.steps_per_epoch * self.global_batch)  # wraps around
             share = self.accumulate * self.batch_size

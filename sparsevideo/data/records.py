@@ -105,6 +105,14 @@ class Records:
         segment = segment_name(path, self.span(index))
         return str(error) if segment == path else f"{segment}: {str(error).removeprefix(f'{path}: ')}"
 
+    def class_weights(self, balance: float) -> np.ndarray:
+        """Return (n,) weights of the files: their classes' numbers of files to the power of -`balance`.
+
+        With 1 all classes that have files weigh the same, with 0 all files do.
+        """
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return counts[self.labels] ** -float(balance)
+
     def frame_span(self, index: int, num_frames: int) -> tuple[int, int]:
         """Return the first frame that counts of a video of `num_frames`, and the one after the last.
 
@@ -228,6 +236,26 @@ def read_records(
     spans = np.array(seconds).reshape(-1, 2) if units else None
     numbers = [number_of[label] for label in labels]
     return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
+
+
+def check_classes(records: Records) -> None:
+    """See that there is something to learn, and name the classes that have no file.
+
+    Raises:
+        ValueError: All files are of one class, so any network is right.
+    """
+    counts = np.bincount(records.labels, minlength=len(records.classes))
+    absent = [name for name, count in zip(records.classes, counts.tolist(), strict=True) if not count]
+    if len(records.classes) - len(absent) < 2:
+        name = records.classes[records.labels[0]]
+        raise ValueError(
+            f"{records.root}: all {len(records)} files to train on are of one class, {name}; a classifier needs at"
+            " least two: see that data.list names the folder that holds the class folders, or a list with the labels"
+        )
+    if absent == ["0"]:
+        logger.warning("class 0 has no file to train on: the labels start at 1; they should count from 0")
+    elif absent:
+        logger.warning("%d of %d classes have no file to train on: %s", len(absent), len(records.classes), few(absent))
 
 
 def _class_folders(root: Path, place: Path, kind: str, labeled: bool) -> Iterator[Row]:

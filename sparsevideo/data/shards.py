@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from sparsevideo.data.lists import few, legible
+from sparsevideo.data.lists import few, legible, read_class_names, short_messages
 from sparsevideo.data.records import EXTENSIONS, MAX_CLASSES, Records
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
@@ -89,6 +89,7 @@ def is_shards(root: str | Path, listing: str) -> bool:
     return any(_TAR.search(entry.name) for entry in entries) and not any(entry.is_dir() for entry in entries)
 
 
+@short_messages()
 def read_shards(root: str | Path, pattern: str, *, classes: Sequence[str] | None = None) -> Shards:
     """Read what tar shards hold; nothing is unpacked.
 
@@ -168,9 +169,7 @@ def _number_classes(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the class names in order, and the number of every label as it is written."""
     if listed.is_file():
-        own = tuple(name.strip() for name in listed.read_text("utf-8", "backslashreplace").rstrip().splitlines())
-        if len({*own, ""}) <= len(own):
-            raise ValueError(f"{listed}: a name is there twice, or a line is empty; it wants one class a line")
+        own = read_class_names(listed)
     elif classes is not None:
         own = tuple(classes)
     elif all(label.isdecimal() and label == str(int(label)) for label in labels):

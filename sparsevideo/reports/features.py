@@ -23,7 +23,7 @@ class Features:
 
     Attributes:
         names: n paths as they are listed, relative to `root`.
-        labels: (n,) int64 true classes, 0 to K-1.
+        labels: (n,) int64 true classes, 0 to K-1; -1 if the list has none.
         features: (n, D) float32, finite; zeros where a file failed.
         failed: (n,) bool, whether the file could not be read.
         classes: K names.
@@ -33,7 +33,7 @@ class Features:
             no seconds.
 
     Raises:
-        ValueError: Shapes that do not fit, a label outside 0 to K-1, or a feature that is not finite.
+        ValueError: Shapes that do not fit, a label outside -1 to K-1, or a feature that is not finite.
 
     Example:
         >>> labels, failed = np.array([0, 1]), np.array([False, False])
@@ -59,7 +59,7 @@ class Features:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names want ({n}, {'D' * (axes - 1)})")
         if self.spans is not None and self.spans.shape != (n, 2):
             raise ValueError(f"spans have shape {self.spans.shape}; {n} names need ({n}, 2)")
-        if n and not 0 <= self.labels.min() <= self.labels.max() < k:
+        if n and not -1 <= self.labels.min() <= self.labels.max() < k:
             raise ValueError(f"labels {self.labels.min()} to {self.labels.max()} do not fit {k} classes")
         wrong = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
         if len(wrong):

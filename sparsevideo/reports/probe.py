@@ -172,12 +172,16 @@ def check_pair(train: Features, test: Features) -> None:
     """See that a score on these test files would mean something.
 
     Raises:
-        ValueError: Other classes, another width, another checkpoint, no files or a single class to learn, no files to
-            classify, or a file that stands in both, if its seconds overlap; the message names the first.
+        ValueError: Files without labels, other classes, another width, another checkpoint, no files or a single class
+            to learn, no files to classify, or a file that stands in both, if its segments overlap; the message names
+            the first.
     """
     for index, (ours, theirs) in enumerate(zip(train.classes, test.classes, strict=False)):
         if ours != theirs:
             raise ValueError(f"class {index} is {ours!r} in the training features, {theirs!r} in the test features")
+    for what, features in (("training", train), ("test", test)):
+        if unlabeled := int((features.labels < 0).sum()):
+            raise ValueError(f"{unlabeled} {what} files have no label; extract features from a list with labels")
     sizes = [
         ("classes", len(train.classes), len(test.classes)),
         ("dimensions", train.features.shape[1], test.features.shape[1]),

@@ -29,6 +29,26 @@ def batches(count: int, *args, **kwargs) -> Batches:
     return list(islice(EpochSampler(*args, **kwargs), count))
 
 
+def test_weighted_draws_are_in_proportion_and_the_same_for_any_split_and_resumption() -> None:
+    """Two samples of 40 with nine times the weight: each is drawn 6 or 7 times, any other at most once."""
+    weights = np.ones(40)
+    weights[:2] = 9
+    draws = [entry for batch in islice(EpochSampler(40, 8, seed=3, weights=weights), 100) for entry in batch]
+    assert [epoch for epoch, _ in draws] == [number // 40 for number in range(800)]
+    counts = np.bincount([40 * epoch + index for epoch, index in draws], minlength=800).reshape(20, 40)
+    assert set(counts[:, :2].ravel()) == {6, 7} and set(counts[:, 2:].ravel()) == {0, 1}
+    assert counts.mean(axis=0) == pytest.approx(40 * weights / weights.sum(), abs=0.3)
+    assert len({counts[epoch].tobytes() for epoch in range(20)}) == 20
+    ranks = [EpochSampler(40, 4, seed=3, weights=weights, rank=rank, world_size=2, start_step=7) for rank in range(2)]
+    joined = [entry for batches in islice(zip(*ranks, strict=True), 93) for batch in batches for entry in batch]
+    assert joined == draws[7 * 8 :]
+    equal = [entry for batch in islice(EpochSampler(40, 8, seed=3, weights=np.full(40, 0.1)), 5) for entry in batch]
+    assert sorted(index for _, index in equal) == list(range(40))
+    for wrong in ({"weights": weights[1:]}, {"weights": weights, "shuffle": False}):
+        with pytest.raises(ValueError, match="weights must be one for each of 40 samples, with shuffle"):
+            EpochSampler(40, 8, **wrong)
+
+
 def test_an_epoch_sees_every_sample_once_but_the_last_few() -> None:
     sampler = EpochSampler(23, 4, seed=1)
     assert sampler.steps_per_epoch == 5

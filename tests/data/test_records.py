@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from sparsevideo.data.decode import open_video
-from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.lists import read_class_names
+from sparsevideo.data.records import Records, check_classes, read_records
 
 
 def touch(root: Path, *names: str) -> None:
@@ -302,6 +304,110 @@ def test_json_objects_of_kinetics_and_activitynet(tmp_path: Path) -> None:
     assert table(records) == [("v_b.mp4", 0), ("v_b.mp4", 1)]
     assert records.spans is not None and records.spans.tolist() == [[1, 2.5], [4, 9]]
     assert table(read_records(tmp_path, "activity.json", kind="video", split="val")) == [("c.mp4", 0)]
+
+
+def test_lists_and_folders_without_labels(root: Path) -> None:
+    touch(root, "new/1.mp4", "new/2 b.mp4", "new/deep/3.mp4")
+    names = ["new/1.mp4", "new/2 b.mp4", "new/deep/3.mp4"]
+    for text in (
+        *("\n".join(names), "\n\n" + "\r\n".join(f' "{name}" ' for name in names), "path\n" + "\n".join(names)),
+        *(json.dumps(names), "\n".join(json.dumps({"path": name}) for name in names)),
+        *("path,start_s\n" + "".join(f"{name},\n" for name in names), "path,label\n" + ",\n".join(names) + ","),
+    ):
+        (root / "list").write_text(text)
+        records = read_records(root, "list", kind="video", labeled=False, classes=["up", "down"])
+        assert table(records) == [(name, -1) for name in names] and records.classes == ("up", "down")
+        with pytest.raises(
+            ValueError, match=r"list, (line|entry) \d.*: has no label; to train and to test, every file"
+        ):
+            read_records(root, "list", kind="video")
+    assert table(read_records(root, "new", kind="video", labeled=False)) == [(name, -1) for name in names]
+    with pytest.raises(ValueError, match=r"new: holds 1\.mp4 outside any class folder"):
+        read_records(root, "new", kind="video")
+    (root / "list").write_text("new/1.mp4\nnew/4.mp4\n")
+    with pytest.raises(FileNotFoundError, match=r"list, line 2: 1 of 2 listed files .*: new/4\.mp4"):
+        read_records(root, "list", kind="video", labeled=False)
+    assert table(read_records(root, "videos/train", kind="video", labeled=False))[0] == (LEFT, 0)
+
+
+def test_folders_that_are_splits_are_no_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "train/left/a.mp4", "train/right/a.mp4", "val/left/b.mp4")
+    with pytest.raises(
+        ValueError, match=r"holds the folders train, val, which are splits, .* set data\.list to {split}"
+    ):
+        read_records(tmp_path, kind="video")
+    touch(tmp_path, "vehicles/train/a.mp4", "vehicles/bus/a.mp4")
+    assert read_records(tmp_path, "vehicles", kind="video").classes == ("bus", "train")
+
+
+def test_class_names_in_another_unicode_form_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    touch(tmp_path, f"train/{composed}/a.mp4", f"train/{decomposed}/b.mp4", "train/bar/c.mp4")
+    records = read_records(tmp_path, "train", kind="video")
+    assert records.classes == ("bar", composed) and sorted(records.labels.tolist()) == [0, 1, 1]
+    (tmp_path / "list").write_text(f"train/bar/c.mp4,{decomposed}\ntrain/bar/c.mp4,{composed}\n")
+    assert read_records(tmp_path, "list", kind="video", classes=["bar", decomposed]).labels.tolist() == [1, 1]
+
+
+def test_listed_folders_are_refused(root: Path) -> None:
+    touch(root, "frames/a/00001.jpg", "frames/a/00002.jpg")
+    for name, advice in (
+        ("videos/train", "list files, not folders"),
+        ("frames/a", "folders of frames are not supported"),
+    ):
+        (root / "list").write_text(f"{RIGHT_A},up\n{name},up\n")
+        with pytest.raises(ValueError, match=f"list, line 2: {name} is a folder; {advice}"):
+            read_records(root, "list", kind="video")
+    with pytest.raises(
+        ValueError, match=r"2 files .*: 2 \.jpg, images among them; folders of frames are not supported"
+    ):
+        read_records(root, "frames", kind="video")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("up\nfar left\n1, 2, step\n", "\ufeffup\r\nfar left\r\n1, 2, step\r\n\r\n"),
+        *('2,"1, 2, step"\n0,up\n1,far left', 'id,name\n0,up\n1,far left\n2,"1, 2, step"\n'),
+        'id,key,instances\n0,up,5\n1,far left,7\n2,"1, 2, step",2\n',
+    ],
+)
+def test_class_names_from_a_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.txt").write_bytes(text.encode())
+    assert read_class_names(tmp_path / "names.txt") == ("up", "far left", "1, 2, step")
+
+
+@pytest.mark.parametrize("text", ["up\n\ndown\n", "up\nup\n", "1,up\n2,down\n", "0,up\n0,down\n", "id,name\n0\n"])
+def test_files_of_class_names_that_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"names\.txt: a name is missing or there twice; write one class a line, or"):
+        read_class_names(tmp_path / "names.txt")
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file of class names; set data\.classes"):
+        read_class_names(tmp_path / "gone.txt")
+
+
+def test_what_there_is_to_learn_is_checked(caplog: pytest.LogCaptureFixture) -> None:
+    def records(classes: list[str], labels: list[int]) -> Records:
+        return Records.build(Path("/data"), classes, [f"{i}.mp4" for i in range(len(labels))], labels)
+
+    check_classes(records(["up", "down"], [0, 1]))
+    assert not caplog.messages
+    check_classes(records(["0", "1", "2"], [1, 2]))
+    assert caplog.messages.pop() == "class 0 has no file to train on: the labels start at 1; they should count from 0"
+    check_classes(records(["up", "down", "left"], [0, 2]))
+    assert caplog.messages.pop() == "1 of 3 classes have no file to train on: down"
+    for classes in (["up"], ["up", "down"]):
+        with pytest.raises(
+            ValueError, match="all 2 files to train on are of one class, up; a classifier needs at least"
+        ):
+            check_classes(records(classes, [0, 0]))
+
+
+def test_weights_of_classes() -> None:
+    records = Records.build(Path("/data"), ["a", "b", "none"], list("1234"), [0, 0, 0, 1])
+    assert records.class_weights(0).tolist() == [1, 1, 1, 1]
+    assert records.class_weights(1).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+    assert records.class_weights(0.5)[0] == pytest.approx(3**-0.5)
 
 
 def test_a_split_column_chooses_the_rows(root: Path) -> None:

@@ -234,7 +234,7 @@ def test_class_names_beside_the_shards(tmp_path: Path) -> None:
         read_shards(tmp_path, "a.tar", classes=["down", "right"])
     for text in ("up\n\ndown\n", "up\ndown\nup\n"):
         (tmp_path / "classes.txt").write_text(text)
-        with pytest.raises(ValueError, match=r"classes\.txt: a name is there twice, or a line is empty"):
+        with pytest.raises(ValueError, match=r"classes\.txt: a name is missing or there twice; write one class a line"):
             read_shards(tmp_path, "a.tar")
 
 

@@ -86,7 +86,7 @@ def test_seconds_come_back_and_a_list_without_them_has_none(tmp_path):
         ({"failed": np.zeros((4, 1), bool)}, r"failed have shape \(4, 1\)"),
         ({"spans": np.zeros((4, 3))}, r"spans have shape \(4, 3\); 4 names need \(4, 2\)"),
         ({"labels": np.array([0, 1, 1, 2])}, "labels 0 to 2 do not fit 2 classes"),
-        ({"labels": np.array([0, -1, 1, 1])}, "labels -1 to 1"),
+        ({"labels": np.array([0, -2, 1, 1])}, "labels -2 to 1"),
         ({"features": np.diag([1, 1, 1, np.nan])}, r"features of 1 files are not finite; the first is up/d\.mp4"),
     ],
 )
