@@ -45,7 +45,20 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, failed=(), kind="softmax", spans=None):
+def save(
+    folder,
+    labels,
+    predicted,
+    classes,
+    *,
+    root=".",
+    names=None,
+    sure=0.9,
+    failed=(),
+    kind="softmax",
+    spans=None,
+    unit="s",
+):
     """Predictions that are `sure` of what they say."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     k = len(classes)
@@ -57,7 +70,7 @@ def save(folder, labels, predicted, classes, *, root=".", names=None, sure=0.9, 
     scores[flags] = 0
     names = names or [f"{classes[label]}/{row}.mp4" for row, label in enumerate(labels)]
     folder.mkdir(parents=True, exist_ok=True)
-    save_predictions(folder, Predictions(names, labels, scores, flags, list(classes), kind, str(root), spans))
+    save_predictions(folder, Predictions(names, labels, scores, flags, list(classes), kind, str(root), spans, unit))
     return str(folder)
 
 
@@ -85,8 +98,8 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     kept = []
     original = analyze._thumbnail
 
-    def keep(source, target, span):
-        original(source, target, span)
+    def keep(source, target, *span):
+        original(source, target, *span)
         kept.append((source.relative_to(videos).as_posix(), np.asarray(Image.open(target))))
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)
@@ -121,8 +134,8 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(tmp_path, monk
     pictures = []
     original = analyze._thumbnail
 
-    def keep(source, target, span):
-        original(source, target, span)
+    def keep(source, target, *span):
+        original(source, target, *span)
         pictures.append(np.asarray(Image.open(target)).mean((0, 1)))
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)
@@ -140,6 +153,43 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(tmp_path, monk
         (9, None),
     ]
     assert [(each["start_s"], each["reason"][-4:]) for each in told["unread"]] == [(0, "torn"), (0.5, "gone")]
+
+
+def test_segments_in_frames_have_their_own_pictures_and_reasons(tmp_path, monkeypatch):
+    """As above, in frame indices: taken for seconds, all but the first would lie behind the end of the film."""
+    frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLOURS.values()])
+    write_video(tmp_path / "film.mp4", frames, fps=25)
+    spans = np.array([[0, 25], [25, 50], [50, np.inf], [75, 80], [0, 12], [12, 25]])
+    folder = save(
+        tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLOURS,
+        root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=spans, unit="frames",
+    )  # fmt: skip
+    film = tmp_path / "film.mp4"
+    failed = [
+        {"name": "film.mp4", "start_frame": a, "stop_frame": b, "reason": f"{film} [frames {a}-{b}]: {why}"}
+        for a, b, why in ((12, 25, "gone"), (0, 12, "torn"))
+    ]
+    (tmp_path / "test" / "results.json").write_text(json.dumps({"clips": 1, "crops": 1, "failed": failed}))
+    pictures = []
+    original = analyze._thumbnail
+
+    def keep(source, target, *span):
+        original(source, target, *span)
+        pictures.append(np.asarray(Image.open(target)).mean((0, 1)))
+
+    monkeypatch.setattr(analyze, "_thumbnail", keep)
+    assert main(["analyze", folder]) == OK
+    assert np.abs(np.array(pictures) - list(COLOURS.values())).max() < 12
+    page = Page(tmp_path / "test" / "analysis" / "report.html")
+    assert "red taken for green, 90.0 % sure: film.mp4 [frames 0-25]" in page.words
+    reason = "(no picture: no frame in the segment; it starts at frame 75 of 75)"
+    assert any(f"film.mp4 [frames 75-80] {reason}" in text for text in page.words)
+    assert ["film.mp4 [frames 0-12]", "red", "torn"] in page.rows
+    assert ["film.mp4 [frames 12-25]", "red", "gone"] in page.rows
+    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
+    errors = [(each["start_frame"], each["stop_frame"]) for each in told["confident_errors"]]
+    assert errors == [(0, 25), (25, 50), (50, None), (75, 80)] and "start_s" not in told["confident_errors"][0]
+    assert [(each["start_frame"], each["reason"][-4:]) for each in told["unread"]] == [(0, "torn"), (12, "gone")]
 
 
 def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos, tmp_path):

@@ -451,6 +451,49 @@ def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_pat
     assert features.features.reshape(4, 3, 32).mean(1) == pytest.approx(means.features, abs=1e-5)
 
 
+def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, tmp_path, capsys):
+    """At 10 frames a second, frame 10 is second 1. Clips have seconds whatever the list has."""
+    root = tmp_path / "data"
+    shutil.copytree(wide, root)
+    name, torn = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
+    (root / torn).write_bytes(b"torn")
+    parts = [(name, 0, 10), (name, 10, 20), (name, 50, 60), (name, 20, np.inf), (torn, 0, np.inf)]
+    label = {name: classes[0], torn: classes[1]}
+    for unit, header, scale in (("frames", "start_frame,stop_frame", 1), ("s", "start_s,end_s", 10)):
+        rows = [f"{path},{label[path]},{a // scale},{'' if b == np.inf else int(b) // scale}" for path, a, b in parts]
+        (tmp_path / f"{unit}.csv").write_text("\n".join([f"path,label,{header}", *rows]))
+    options = [checkpoint(trained), f"--data.root={root}"]
+    in_frames, in_s = (f"--data.list={tmp_path / unit}.csv" for unit in ("frames", "s"))
+    assert main(["test", *options, in_frames, "--views=1x1", f"--out={tmp_path / 'frames'}"]) == INCOMPLETE
+    said = capsys.readouterr().err
+    line = f"could not be read and counts as wrong: {root / name} [frames 50-60]: no frame in the segment; it starts at"
+    assert line in said and "[50-60 s]" not in said
+    failed = json.loads((tmp_path / "frames" / "results.json").read_text())["failed"]
+    assert [(each["start_frame"], each["stop_frame"]) for each in failed] == [(50, 60), (0, None)]
+    assert not {"start_s", "end_s"} & failed[0].keys()
+    predictions = load_predictions(tmp_path / "frames")
+    assert predictions.spans_unit == "frames" and predictions.segment(1) == f"{name} [frames 10-20]"
+    first = (tmp_path / "frames" / "predictions.csv").read_text().splitlines()[:3]
+    assert first[0].startswith("path,start_frame,stop_frame,label") and first[2].startswith(f"{name},10,20,")
+    assert main(["test", *options, in_s, "--views=1x1", f"--out={tmp_path / 's'}"]) == INCOMPLETE
+    assert np.array_equal(load_predictions(tmp_path / "s").scores, predictions.scores)  # the same frames
+    assert main(["analyze", str(tmp_path / "frames"), str(tmp_path / "s"), f"--out={tmp_path / 'both'}"]) == FAILED
+    assert f"file 0 is '{name} [frames 0-10]' against '{name} [0-1 s]'" in error(capsys)
+
+    assert main(["extract", *options, in_frames, "--views=1x1", f"--out={tmp_path / 'f.npz'}"]) == INCOMPLETE
+    assert load_features(tmp_path / "f.npz").spans_unit == "frames"
+    for unit, listing in (("frames", in_frames), ("s", in_s)):
+        args = ["--views=2x1", "--per-clip", f"--out={tmp_path / unit}-clips.npz"]
+        assert main(["extract", *options, listing, *args]) == INCOMPLETE
+    per_clip, expected = (load_features(tmp_path / f"{unit}-clips.npz") for unit in ("frames", "s"))
+    assert per_clip.spans_unit == "s" and np.array_equal(per_clip.features, expected.features)
+    read = [0, 1, 2, 3, 6, 7]
+    assert per_clip.spans[read] == pytest.approx(expected.spans[read], abs=1e-9)
+    assert per_clip.spans[2:4] == pytest.approx(np.array([[1, 1.7], [1.3, 2]]), abs=1e-9)
+    # A segment in frames of a file that failed has no known seconds; a whole file is whole in any unit.
+    assert np.isnan(per_clip.spans[4:6]).all() and per_clip.spans[8:].tolist() == [[0, np.inf]] * 2
+
+
 def test_an_image_has_no_clips(digits, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK

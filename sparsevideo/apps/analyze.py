@@ -21,7 +21,7 @@ from sparsevideo.data.decode import DecodeError, open_video, read_image
 from sparsevideo.data.lists import legible
 from sparsevideo.data.pixels import scaled
 from sparsevideo.data.records import EXTENSIONS
-from sparsevideo.data.segments import WHOLE, segment_columns, segment_name, span_of
+from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
 from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
@@ -133,10 +133,10 @@ def _describe(model: Model, seed: int) -> Numbers:
     predictions, given = model.predictions, model.answers
     counts = metrics.count_confusions(given.predicted, predictions.labels, len(predictions.classes))
     told = _results_file(model.path)
-    # Results of a list without seconds, and of older versions, have neither column.
-    reasons = {
-        (each["name"], each.get("start_s"), each.get("end_s")): each["reason"] for each in told.get("failed", ())
-    }
+    unit = predictions.spans_unit
+    keys = "name", *COLUMNS[unit]
+    # Results of a list without segments, and of older versions, have neither column.
+    reasons = {tuple(map(each.get, keys)): each["reason"] for each in told.get("failed", ())}
     unread = predictions.failed.nonzero()[0].tolist()
     return {
         "file": str(model.path),
@@ -152,11 +152,10 @@ def _describe(model: Model, seed: int) -> Numbers:
         "classes": analysis.class_table(counts, predictions.classes),
         "unread": [
             {
-                "name": predictions.names[row],
-                **(columns := segment_columns(predictions.spans, row)),
+                **(segment := {"name": predictions.names[row], **segment_columns(predictions.spans, row, unit)}),
                 "row": row,
                 "true": predictions.classes[predictions.labels[row]],
-                "reason": reasons.get((predictions.names[row], columns.get("start_s"), columns.get("end_s"))),
+                "reason": reasons.get(tuple(map(segment.get, keys))),
             }
             for row in unread
         ],
@@ -325,13 +324,13 @@ def _confusions(model: Model, pairs: Sequence[Numbers], folder: Path) -> list[pa
 
 def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.Block]:
     tiles: list[page.Block] = []
-    shown = 0
+    shown, predictions = 0, model.predictions
     for number, error in enumerate(errors):
         name = legible(model.predictions.segment(error["row"]))
         said = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
         source, target = Path(model.predictions.root) / error["name"], folder / f"{number}.jpg"
         try:
-            _thumbnail(source, target, span_of(model.predictions.spans, error["row"]))
+            _thumbnail(source, target, span_of(predictions.spans, error["row"]), predictions.spans_unit)
         except (DecodeError, OSError) as reason:
             tiles.append(page.Text(f"{said} (no picture: {_why(model, error['row'], str(reason))})"))
             continue
@@ -345,14 +344,15 @@ def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.
 
 
 def _why(model: Model, row: int, reason: str) -> str:
-    """Return a reason without the path, the seconds and the advice."""
-    path = str(Path(model.predictions.root) / model.predictions.names[row])
-    for prefix in (segment_name(path, span_of(model.predictions.spans, row)), path):
+    """Return a reason without the path, the segment and the advice."""
+    predictions = model.predictions
+    path = str(Path(predictions.root) / predictions.names[row])
+    for prefix in (segment_name(path, span_of(predictions.spans, row), predictions.spans_unit), path):
         reason = reason.removeprefix(f"{prefix}: ")
     return legible(reason.removesuffix(f"; {ADVICE}"))
 
 
-def _thumbnail(source: Path, target: Path, span: tuple[float, float]) -> None:
+def _thumbnail(source: Path, target: Path, span: tuple[float, float], unit: str) -> None:
     """Save an image, or the middle frame of a segment of a video, as a small JPEG.
 
     Raises:
@@ -363,7 +363,8 @@ def _thumbnail(source: Path, target: Path, span: tuple[float, float]) -> None:
     else:
         with open_video(source) as video:
             try:
-                frames = range(video.num_frames) if span == WHOLE else within(video.times_s, *span)
+                in_frames = unit == "frames" or span == WHOLE
+                frames = frame_range(span, video.num_frames) if in_frames else within(video.times_s, *span)
             except ValueError as error:
                 raise DecodeError(f"{source}: {error}") from error
             image = video.read([frames[middle_frame(len(frames))]])[0]

@@ -21,7 +21,7 @@ from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
 from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
-from sparsevideo.data.segments import segment_columns
+from sparsevideo.data.segments import WHOLE, segment_columns
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
 from sparsevideo.engine.launch import launch
@@ -132,7 +132,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     config, model, records, scores = seen.config, seen.model, seen.records, seen.scores
     data, test, video, uniform = config.data, config.test, model.ndim == 3, config.data.sampling == "uniform"
     failed = [
-        {"name": records.name(index), **segment_columns(records.spans, index), "reason": reason}
+        {"name": records.name(index), **segment_columns(records.spans, index, records.spans_unit), "reason": reason}
         for index, reason in scores.failures.items()
     ]
     default_fps = None if uniform else find_protocol(test.convention).default_fps
@@ -196,8 +196,8 @@ def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip
     """Write what the head of a checkpoint sees of every listed file, the mean over its views, as one npz.
 
     With `per_clip` there is a row for each clip, the mean over its crops. The clips of a file follow each other, and
-    files are in the order of the list. `spans` then holds the seconds of each clip; a file that could not be read has
-    its listed seconds.
+    files are in the order of the list. `spans` then holds the seconds of each clip, also if the list has frame indices.
+    A file that could not be read has its listed seconds; NaN if the list has frame indices.
 
     Args:
         path: Checkpoint of a run, or other weights.
@@ -228,11 +228,13 @@ def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip
         num_clips = scores.clip_spans.shape[1]
         spans = scores.clip_spans.copy()
         for index in scores.failures:
-            spans[index] = seen.records.span(index)
+            span = seen.records.span(index)
+            spans[index] = np.nan if seen.records.in_frames and span != WHOLE else span
         listing |= {name: np.repeat(listing[name], num_clips) for name in ("labels", "failed")}
         listing |= {
             "names": [name for name in listing["names"] for _ in range(num_clips)],
             "spans": spans.reshape(-1, 2),
+            "spans_unit": "s",
         }
     means = scores.means.reshape(-1, scores.means.shape[-1])
     features = Features(features=means, checkpoint=seen.sha256, **listing)
@@ -272,6 +274,7 @@ class _Seen:
             "classes": list(records.classes),
             "root": str(Path(self.config.data.root).resolve()),
             "spans": records.spans,
+            "spans_unit": records.spans_unit,
         }
 
 

@@ -151,7 +151,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         return {"video_index": index, "video_name": self.records.segment(index)}
 
     def _segment_path(self, index: int) -> str:
-        return segment_name(str(self.records.path(index)), self.records.span(index))
+        return segment_name(str(self.records.path(index)), self.records.span(index), self.records.spans_unit)
 
 
 class VideoDataset(_LabelledFiles):
@@ -240,8 +240,11 @@ class VideoDataset(_LabelledFiles):
             wanted = distinct[None] if self.share_stem else numbers
             pixels, size = _cut(self._resized(video.frames(distinct, self.short_side)), wanted, self._cuts(rngs))
             spans = None
-            if self.with_clip_spans:  # a frame of a segment may end after the segment does
-                spans = torch.from_numpy(clips.clip_spans(video.times_s, numbers).clip(*self.records.span(index)))
+            if self.with_clip_spans:
+                seconds = clips.clip_spans(video.times_s, numbers)
+                if not self.records.in_frames:  # a frame of a segment may end after the segment does
+                    seconds = seconds.clip(*self.records.span(index))
+                spans = torch.from_numpy(seconds)
             return _Read(pixels, size, video.stored_size or size, spans), places.reshape(numbers.shape)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
@@ -250,7 +253,7 @@ class VideoDataset(_LabelledFiles):
         target_fps = None if self._scales_span else self.target_fps
         try:
             if self.records.in_frames:  # exact at any rate, and without the times
-                frames, span = frames[slice(*self.records.frame_span(index, len(frames)))], WHOLE
+                frames, span = frames[self.records.frame_range(index, len(frames))], WHOLE
             if span == WHOLE and target_fps is None:
                 return frames  # times may cost the decoding of the whole file
             times_s = video.times_s

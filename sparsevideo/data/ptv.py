@@ -298,14 +298,14 @@ class _OpenVideo:
             whole: Fraction | float = int(length) * self._video.time_base
             spans = videos.records.spans
             span = [0, math.inf] if spans is None else spans[index].tolist()  # a whole 0 keeps times exact
-            if videos.records.in_frames:
+            if videos.records.in_frames and span != [0, math.inf]:
                 try:
-                    first, stop = videos.records.frame_span(index, self._video.num_frames)
+                    frames = videos.records.frame_range(index, self._video.num_frames)
                 except ValueError as error:
                     raise DecodeError(f"{self._path}: {error}") from error
                 # Half a unit before a frame is shown: rounding must not lose it.
                 shown = [*(np.sort(self._times) - self._start - 0.5) * float(self._video.time_base), math.inf]
-                span = [shown[first], shown[stop]]
+                span = [shown[frames.start], shown[frames.stop]]
             self._from_s: float = span[0]
             self._to_s: float = span[1]
             self.duration = min(whole, self._to_s) - self._from_s

@@ -19,7 +19,7 @@ import numpy as np
 
 from sparsevideo.data.kinetics import find_videos, join_files
 from sparsevideo.data.lists import Row, few, legible, read_list, select_split, short_messages
-from sparsevideo.data.segments import segment_name, span_of
+from sparsevideo.data.segments import frame_range, segment_name, span_of
 
 EXTENSIONS = {
     "video": (
@@ -91,18 +91,23 @@ class Records:
         """Return where a file lies."""
         return self.root / self.name(index)
 
+    @property
+    def spans_unit(self) -> str:
+        """Unit of `spans`: "s" or "frames"."""
+        return "frames" if self.in_frames else "s"
+
     def span(self, index: int) -> tuple[float, float]:
-        """Return the first and last second that count; 0 and infinity for a whole file."""
+        """Return the start and end of what counts, in `spans_unit`; 0 and infinity for a whole file."""
         return span_of(self.spans, index)
 
     def segment(self, index: int) -> str:
-        """Return a file's name and, if only a part of it counts, the seconds of that part."""
-        return segment_name(self.name(index), self.span(index))
+        """Return a file's name and, if only a part of it counts, the seconds or frames of that part."""
+        return segment_name(self.name(index), self.span(index), self.spans_unit)
 
     def reason(self, index: int, error: Exception) -> str:
-        """Return why a file could not be read, with the seconds that were asked for beside its path."""
+        """Return why a file could not be read, with the segment that was asked for beside its path."""
         path = str(self.path(index))
-        segment = segment_name(path, self.span(index))
+        segment = segment_name(path, self.span(index), self.spans_unit)
         return str(error) if segment == path else f"{segment}: {str(error).removeprefix(f'{path}: ')}"
 
     def class_weights(self, balance: float) -> np.ndarray:
@@ -113,18 +118,15 @@ class Records:
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return counts[self.labels] ** -float(balance)
 
-    def frame_span(self, index: int, num_frames: int) -> tuple[int, int]:
-        """Return the first frame that counts of a video of `num_frames`, and the one after the last.
+    def frame_range(self, index: int, num_frames: int) -> range:
+        """Return the indices of the frames that count of a video of `num_frames`.
 
         Raises:
             ValueError: The list gives no frame indices, or none of the frames counts.
         """
         if self.spans is None or not self.in_frames:
             raise ValueError("the list gives no segments in frames")
-        first, end = (int(min(frame, num_frames)) for frame in self.spans[index].tolist())
-        if first == end:
-            raise ValueError(f"no frame in the segment; it starts at frame {self.spans[index, 0]:g} of {num_frames}")
-        return first, end
+        return frame_range(self.span(index), num_frames)
 
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""

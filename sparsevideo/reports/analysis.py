@@ -208,15 +208,15 @@ def confident_errors(predictions: Predictions, given: Answers, at_most: int) -> 
     """Tell where the model was surest of a wrong class; files that failed are not among them.
 
     Returns:
-        Rows of `name` (and `start_s` and `end_s`, if the list gives seconds), `true`, `predicted`, the `probability` of
-        that, `true_probability` and `row`, its index in the predictions; the surest first.
+        Rows of `name` (and the columns of `segments.COLUMNS`, if the list gives segments), `true`, `predicted`, the
+        `probability` of that, `true_probability` and `row`, its index in the predictions; the surest first.
     """
     wrong = np.flatnonzero(~given.top1 & ~predictions.failed)
     sure = predictions.probabilities[wrong, given.predicted[wrong]]
     return [
         {
             "name": predictions.names[row],
-            **segment_columns(predictions.spans, row),
+            **segment_columns(predictions.spans, row, predictions.spans_unit),
             "row": row,
             "true": predictions.classes[predictions.labels[row]],
             "predicted": predictions.classes[given.predicted[row]],

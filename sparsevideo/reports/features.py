@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsevideo.data.segments import segment_name, span_of
+from sparsevideo.data.segments import COLUMNS, check_unit, segment_name, span_of
 from sparsevideo.reports.npz import read_npz, write_npz
 
 
@@ -29,8 +29,9 @@ class Features:
         classes: K names.
         root: Folder that `names` are relative to.
         checkpoint: SHA-256 of the weights that made the features; empty where it is not known.
-        spans: (n, 2) float64 first and last second that each row is about, see `data.segments`; None if the list gives
-            no seconds.
+        spans: (n, 2) float64 start and end of what each row is about, see `data.segments`; None if the list gives no
+            segments.
+        spans_unit: Unit of `spans`: "s", or "frames" for frame indices.
 
     Raises:
         ValueError: Shapes that do not fit, a label outside -1 to K-1, or a feature that is not finite.
@@ -50,8 +51,10 @@ class Features:
     root: str = "."
     checkpoint: str = ""
     spans: np.ndarray | None = None
+    spans_unit: str = "s"
 
     def __post_init__(self) -> None:
+        check_unit(self.spans_unit)
         n, k = len(self.names), len(self.classes)
         told = {"labels": (self.labels, 1), "failed": (self.failed, 1), "features": (self.features, 2)}
         for name, (array, axes) in told.items():
@@ -66,8 +69,8 @@ class Features:
             raise ValueError(f"features of {len(wrong)} files are not finite; the first is {self.segment(wrong[0])}")
 
     def segment(self, row: int) -> str:
-        """Return the path of a row and, if only a part of the file counts, its seconds."""
-        return segment_name(self.names[row], span_of(self.spans, row))
+        """Return the path of a row and, if only a part of the file counts, its seconds or frames."""
+        return segment_name(self.names[row], span_of(self.spans, row), self.spans_unit)
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
@@ -80,7 +83,8 @@ class Features:
         """Return the features (D,) of a file, or of a segment of it; zeros where it failed.
 
         Args:
-            key: The path as it is listed, or (path, start_s, end_s) if several segments of the file are listed.
+            key: The path as it is listed, or (path, start, end) in `spans_unit` if several segments of the file are
+                listed.
 
         Raises:
             KeyError: No such file or segment, or several segments of the file.
@@ -92,9 +96,8 @@ class Features:
             return self.features[found[0]]
         if rows:
             listed = ", ".join(f"{row} ({self.segment(row)})" for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
-            raise KeyError(
-                f"{name} is listed {len(rows)} times, rows {listed} of `features`; ask for (path, start_s, end_s)"
-            )
+            key = ", ".join(("path", *COLUMNS[self.spans_unit]))
+            raise KeyError(f"{name} is listed {len(rows)} times, rows {listed} of `features`; ask for ({key})")
         ordered = sorted(self._rows)  # to compare with all names of a large data set would take seconds
         at = bisect(ordered, name)
         near = difflib.get_close_matches(name, ordered[max(0, at - 500) : at + 500], n=1)
@@ -105,8 +108,8 @@ def save_features(path: str | Path, features: Features) -> None:
     """Write an npz file, which appears when it is whole; its folder must exist.
 
     It holds the fields of `Features` by name, `names` and `features` row by row, for readers without this package:
-    `dict(zip(file["names"], file["features"]))`. `spans` is there only if the list gives seconds: then several rows may
-    have one path.
+    `dict(zip(file["names"], file["features"]))`. `spans` is there only if the list gives segments: then several rows
+    may have one path. `spans_unit` is the unit of `spans`.
     """
     write_npz(Path(path), features)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsevideo.data.segments import segment_columns, segment_name, span_of
+from sparsevideo.data.segments import COLUMNS, check_unit, segment_columns, segment_name, span_of
 from sparsevideo.reports.npz import read_npz, write_npz
 
 KINDS = ("softmax", "logits")
@@ -29,8 +29,9 @@ class Predictions:
         classes: K names.
         kind: Of what `scores` are the mean: "softmax" or "logits".
         root: Folder that `names` are relative to.
-        spans: (n, 2) float64 first and last second that each row is about, see `data.segments`; None if the list gives
-            no seconds.
+        spans: (n, 2) float64 start and end of what each row is about, see `data.segments`; None if the list gives no
+            segments.
+        spans_unit: Unit of `spans`: "s", or "frames" for frame indices.
     """
 
     names: Sequence[str]
@@ -41,10 +42,12 @@ class Predictions:
     kind: str = "softmax"
     root: str = "."
     spans: np.ndarray | None = None
+    spans_unit: str = "s"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind of scores {self.kind!r}; it is one of {', '.join(KINDS)}")
+        check_unit(self.spans_unit)
         n, k = len(self.names), len(self.classes)
         told = {"labels": (self.labels, (n,)), "failed": (self.failed, (n,)), "scores": (self.scores, (n, k))}
         told |= {} if self.spans is None else {"spans": (self.spans, (n, 2))}
@@ -53,8 +56,8 @@ class Predictions:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names and {k} classes want {shape}")
 
     def segment(self, row: int) -> str:
-        """Return the path of a row and, if only a part of the file counts, its seconds."""
-        return segment_name(self.names[row], span_of(self.spans, row))
+        """Return the path of a row and, if only a part of the file counts, its seconds or frames."""
+        return segment_name(self.names[row], span_of(self.spans, row), self.spans_unit)
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -69,20 +72,20 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
     """Write `predictions.npz`, and `predictions.csv` for people and spreadsheets, into a folder that exists.
 
     The csv has a row for each file: path, true class, predicted class ("failed" where there is none), then the score
-    of every class. If the list gives seconds, `start_s` and `end_s` follow the path; `end_s` is empty where the segment
-    ends with the file.
+    of every class. If the list gives segments, `start_s` and `end_s`, or `start_frame` and `stop_frame`, follow the
+    path; the end is empty if the segment ends with the file.
     """
     write_npz(folder / "predictions.npz", predictions)
     unfinished = folder / ".predictions.csv"
     with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        seconds = [] if predictions.spans is None else ["start_s", "end_s"]
-        writer.writerow(["path", *seconds, "label", "predicted", *predictions.classes])
+        columns = () if predictions.spans is None else COLUMNS[predictions.spans_unit]
+        writer.writerow(["path", *columns, "label", "predicted", *predictions.classes])
         first = predictions.scores.argmax(axis=1)
         for index, name in enumerate(predictions.names):
             said = "failed" if predictions.failed[index] else predictions.classes[first[index]]
             numbers = [f"{score:.6g}" for score in predictions.scores[index].tolist()]
-            span = segment_columns(predictions.spans, index).values()
+            span = segment_columns(predictions.spans, index, predictions.spans_unit).values()
             writer.writerow([name, *span, predictions.classes[predictions.labels[index]], said, *numbers])
     unfinished.replace(folder / "predictions.csv")
 
@@ -106,7 +109,7 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
-    """See that predictions are about the same files, seconds, labels and classes, in the same order.
+    """See that predictions are about the same files, segments, labels and classes, in the same order.
 
     Args:
         predictions: What to call each, and it.

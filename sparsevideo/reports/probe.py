@@ -21,7 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sparsevideo.data.segments import segment_name, span_of
+from sparsevideo.data.segments import WHOLE, segment_name, span_of
 from sparsevideo.reports.features import Features, load_features
 from sparsevideo.reports.metrics import summarize
 from sparsevideo.reports.predictions import Predictions, save_predictions
@@ -173,8 +173,8 @@ def check_pair(train: Features, test: Features) -> None:
 
     Raises:
         ValueError: Files without labels, other classes, another width, another checkpoint, no files or a single class
-            to learn, no files to classify, or a file that stands in both, if its segments overlap; the message names
-            the first.
+            to learn, no files to classify, or a file that stands in both, if its segments overlap or have different
+            units; the message names the first.
     """
     for index, (ours, theirs) in enumerate(zip(train.classes, test.classes, strict=False)):
         if ours != theirs:
@@ -197,11 +197,17 @@ def check_pair(train: Features, test: Features) -> None:
     trained: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for row, path in enumerate(_paths(train)):
         trained[path].append(span_of(train.spans, row))
-    both = [
-        segment_name(path, span)
-        for row, path in enumerate(_paths(test))
-        if any(_overlap(span := span_of(test.spans, row), other) for other in trained.get(path, ()))
-    ]
+    both = []
+    for row, path in enumerate(_paths(test)):
+        span, others = span_of(test.spans, row), trained.get(path, ())
+        parts = [other for other in others if other != WHOLE]
+        if train.spans_unit != test.spans_unit and span != WHOLE and parts:
+            raise ValueError(
+                f"the training features have {segment_name(path, parts[0], train.spans_unit)}, the test features"
+                f" {segment_name(path, span, test.spans_unit)}; whether they overlap is unknown, list both in one unit"
+            )
+        if any(_overlap(span, other) for other in others):
+            both.append(segment_name(path, span, test.spans_unit))
     if both:
         raise ValueError(f"{len(both)} test files are training files, too; the first is {both[0]}")
     if test.failed.all():
@@ -223,7 +229,7 @@ def _paths(features: Features) -> list[str]:
 
 
 def _overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Two segments share a moment; each ends before its last second."""
+    """Two segments share a moment; the end of a segment is not part of it."""
     return first == second or (first[0] < second[1] and second[0] < first[1])
 
 
@@ -234,7 +240,16 @@ def _weights(distances: np.ndarray) -> np.ndarray:
 def _classify(classifier: Any, test: Features) -> Predictions:
     scores = np.zeros((len(test.names), len(test.classes)), dtype=np.float32)
     scores[np.ix_(~test.failed, classifier.classes_)] = classifier.predict_proba(test.features[~test.failed])
-    return Predictions(test.names, test.labels, scores, test.failed, test.classes, "softmax", test.root, test.spans)
+    return Predictions(
+        test.names,
+        test.labels,
+        scores,
+        test.failed,
+        test.classes,
+        root=test.root,
+        spans=test.spans,
+        spans_unit=test.spans_unit,
+    )
 
 
 def _fit(x: np.ndarray, y: np.ndarray, c: float) -> Pipeline:

@@ -205,7 +205,8 @@ def test_clips_keep_to_the_frames_of_their_record(tmp_path: Path) -> None:
     assert (numbers[0][0], numbers[0][-1]) == ([10, 11, 12, 13, 14, 15], [13, 14, 15, 16, 17, 18])
     assert (numbers[1][0], numbers[2][0]) == ([28] + [29] * 5, [0] + [1] * 5)
     ((_, _, reason),) = views[3]["failures"]
-    assert "no frame in the segment; it starts at frame 30 of 30" in reason
+    assert "a/uneven.mp4 [frames 30-40]: no frame in the segment; it starts at frame 30 of 30" in reason
+    assert views[0]["video_name"] == "a/uneven.mp4 [frames 10-19]"
 
 
 def test_frames_per_second_count_from_the_records_first_second(records: Records) -> None:

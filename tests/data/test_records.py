@@ -247,7 +247,7 @@ def test_frames_are_kept_as_frames(root: Path) -> None:
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0,50\n{RIGHT_A},b,50,\n")
     records = read_records(root, "list", kind="video")
     assert records.in_frames and records.spans is not None and records.spans.tolist() == [[0, 50], [50, np.inf]]
-    assert records.frame_span(1, 60) == (50, 60)
+    assert records.frame_range(1, 60) == range(50, 60)
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0.5,50\n")
     with pytest.raises(ValueError, match=r"line 2: '0\.5' is no frame index; write a whole number"):
         read_records(root, "list", kind="video")

@@ -67,6 +67,21 @@ def test_parts_of_one_video_are_not_taken_for_each_other():
             told[key]
 
 
+def test_parts_in_frames_are_found_by_frames(tmp_path):
+    spans = np.array([[0, 10], [0, np.inf], [0, 10], [10, 25]], dtype=float)
+    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans, spans_unit="frames")
+    save_features(tmp_path / "f.npz", told)
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["spans_unit"] == "frames"
+    loaded = load_features(tmp_path / "f.npz")
+    assert loaded.spans_unit == "frames" and loaded["a.mp4", 10, 25].tolist() == [9, 10, 11]
+    message = r"0 \(a\.mp4 \[frames 0-10\]\), 3 \(.*\) of `features`; ask for \(path, start_frame, stop_frame\)"
+    with pytest.raises(KeyError, match=message):
+        loaded["a.mp4"]
+    with pytest.raises(ValueError, match="unknown unit of spans 'ms'"):
+        features(spans_unit="ms")
+
+
 def test_seconds_come_back_and_a_list_without_them_has_none(tmp_path):
     spans = np.array([[0, 1], [0, np.inf], [0, 1], [1, 2.5]])
     for given in (spans, None):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_analysis import predictions
 
+from sparsevideo.reports.comparison import subset
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions, save_predictions
 
 
@@ -33,7 +34,36 @@ def test_seconds_stand_beside_the_path(tmp_path):
         header, *rows = csv.reader(file)
     assert header[:5] == ["path", "start_s", "end_s", "label", "predicted"]
     assert [row[:4] for row in rows] == [["0.mp4", "0.0", "1.25", "class 0"], ["1.mp4", "2.0", "", "class 1"]]
-    assert np.array_equal(load_predictions(tmp_path).spans, spans)
+    loaded = load_predictions(tmp_path)
+    assert np.array_equal(loaded.spans, spans) and loaded.spans_unit == "s"
+
+
+def test_frame_indices_are_not_called_seconds(tmp_path):
+    spans = np.array([[10, 50], [20, np.inf]])
+    one = replace(predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1]), spans=spans, spans_unit="frames")
+    save_predictions(tmp_path, one)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:4] == ["path", "start_frame", "stop_frame", "label"]
+    assert [row[:3] for row in rows] == [["0.mp4", "10", "50"], ["1.mp4", "20", ""]]
+    with np.load(tmp_path / "predictions.npz") as file:
+        assert np.array_equal(file["spans"], spans) and file["spans_unit"] == "frames"
+    loaded = load_predictions(tmp_path)
+    assert loaded.spans_unit == "frames"
+    assert [loaded.segment(row) for row in (0, 1)] == ["0.mp4 [frames 10-50]", "1.mp4 [from frame 20]"]
+    assert subset(loaded, np.array([1])).segment(0) == "1.mp4 [from frame 20]"
+    with pytest.raises(ValueError, match=r"file 0 is '0\.mp4 \[frames 10-50\]' against '0\.mp4 \[10-50 s\]'"):
+        check_same_list([("a", loaded), ("b", replace(loaded, spans_unit="s"))])
+    with pytest.raises(ValueError, match="unknown unit of spans 'ms'; it is one of s, frames"):
+        replace(loaded, spans_unit="ms")
+
+
+def test_seconds_that_are_unknown_are_empty(tmp_path):
+    """`extract --per-clip` writes NaN if a file of a list in frames could not be read."""
+    one = replace(predictions([[0.25, 0.75]], [0]), spans=np.full((1, 2), np.nan))
+    save_predictions(tmp_path, one)
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1].startswith("0.mp4,,,")
+    assert one.segment(0) == "0.mp4 [unknown s]"
 
 
 def test_other_seconds_are_another_list():

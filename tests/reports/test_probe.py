@@ -273,6 +273,27 @@ def test_segments_of_one_film_are_a_leak_only_if_they_overlap():
         check_pair(make(**A, **films, spans=frame), make(**A, **films, spans=frame))
 
 
+def test_segments_in_frames_are_a_leak_if_they_overlap_or_are_in_another_unit():
+    films = {"names": ["a.mp4"] * 3, "root": "films"}
+    train = make(**A, **films, spans=np.array([[0.0, 10], [10, 20], [40, 50]]), spans_unit="frames")
+    apart = np.array([[20.0, 30], [30, 40], [50, np.inf]])
+    check_pair(train, make(**A, **films, spans=apart, spans_unit="frames"))
+    predictions = knn(train, make(**A, **films, spans=apart, spans_unit="frames"), 1).predictions
+    assert predictions.spans_unit == "frames" and predictions.segment(0) == "a.mp4 [frames 20-30]"
+    with pytest.raises(ValueError, match=r"1 test files .*films.a\.mp4 \[frames 15-18\]"):
+        overlap = np.array([[20.0, 30], [15, 18], [50, np.inf]])
+        check_pair(train, make(**A, **films, spans=overlap, spans_unit="frames"))
+    message = r"have .*a\.mp4 \[frames 0-10\], the test features .*a\.mp4 \[20-30 s\]; whether they overlap is unknown"
+    with pytest.raises(ValueError, match=message):
+        check_pair(train, make(**A, **films, spans=apart))
+    check_pair(train, make(**A, names=["b.mp4"] * 3, root="films", spans=apart))  # no file in both
+    for whole in (None, np.array([[0, np.inf]] * 3)):  # a whole file overlaps in any unit
+        with pytest.raises(ValueError, match=r"3 test files .*films.a\.mp4$"):
+            check_pair(train, make(**A, **films, spans=whole))
+    with pytest.raises(ValueError, match=r"3 test files .*films.a\.mp4 \[frames 0-10\]"):
+        check_pair(make(**A, **films), train)
+
+
 def test_files_leave_both_results_and_predictions_that_say_the_same(tmp_path):
     train, test = clouds(30, "train", failed=[2]), clouds(12, "test", failed=[1, 4], checkpoint="")
     save_features(tmp_path / "a.npz", train)
