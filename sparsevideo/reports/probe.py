@@ -200,10 +200,12 @@ def check_pair(train: Features, test: Features) -> None:
     both = []
     for row, path in enumerate(_paths(test)):
         span, others = span_of(test.spans, row), trained.get(path, ())
-        parts = [other for other in others if other != WHOLE]
-        if train.spans_unit != test.spans_unit and span != WHOLE and parts:
+        part = None
+        if train.spans_unit != test.spans_unit and span != WHOLE:
+            part = next((other for other in others if other != WHOLE), None)
+        if part is not None:
             raise ValueError(
-                f"the training features have {segment_name(path, parts[0], train.spans_unit)}, the test features"
+                f"the training features have {segment_name(path, part, train.spans_unit)}, the test features"
                 f" {segment_name(path, span, test.spans_unit)}; whether they overlap is unknown, list both in one unit"
             )
         if any(_overlap(span, other) for other in others):
