@@ -109,7 +109,7 @@ def save_features(path: str | Path, features: Features) -> None:
 
     It holds the fields of `Features` by name, `names` and `features` row by row, for readers without this package:
     `dict(zip(file["names"], file["features"]))`. `spans` is there only if the list gives segments: then several rows
-    may have one path. `spans_unit` is the unit of `spans`.
+    may have one path. `spans_unit` is always there.
     """
     write_npz(Path(path), features)
 

@@ -210,4 +210,4 @@ def test_predictions_come_back_through_the_same_lines(tmp_path):
     assert (loaded.names, loaded.classes, loaded.kind, loaded.root) == (NAMES, CLASSES, "logits", "videos")
     assert np.array_equal(loaded.scores, scores) and np.array_equal(loaded.failed, FAILED)
     with np.load(tmp_path / "predictions.npz") as file:
-        assert set(file) == {"names", "labels", "scores", "failed", "classes", "kind", "root"}
+        assert set(file) == {"names", "labels", "scores", "failed", "classes", "kind", "root", "spans_unit"}
