@@ -1,8 +1,25 @@
-"""Decoded images: which way up they are shown, and at which size."""
+"""Decoded images: in which colors and which way up they are shown, and at which size."""
+
+import logging
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
+
+# Matrix coefficients that swscale refuses -> color primaries -> the nearest that it has. Constant luminance (10, 13) is
+# read as non-constant luminance; 12 and 13 say "that of the primaries". The rest (YCgCo, ICtCp, ...) are no such sums.
+_OF_PRIMARIES = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}
+_NEAREST_MATRIX: dict[int, dict[int, int]] = {
+    **{matrix: {} for matrix in (8, 11, 14, 15, 16, 17)},
+    10: dict.fromkeys(range(23), 9),
+    12: _OF_PRIMARIES,
+    13: _OF_PRIMARIES,
+}
+# Swscale does not look at the range of gray: limited levels (16 to 235) -> full ones.
+_FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
@@ -44,3 +61,37 @@ def scaled(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True)
         result = F.interpolate(pixels.float(), size, mode="bilinear").round().byte()
     result = result.permute(0, 2, 3, 1)  # (N, height, width, 3)
     return result.numpy().reshape(*images.shape[:-3], *size, 3)
+
+
+def nearest_matrix(matrix: int, primaries: int) -> int:
+    """Return the matrix coefficients with which swscale converts a frame to RGB: its own, or the nearest it has.
+
+    Args:
+        matrix: Matrix coefficients of the frame, a number of ITU-T H.273, table 4.
+        primaries: Color primaries of the frame, a number of table 2.
+
+    Raises:
+        ValueError: No other matrix comes near.
+    """
+    if matrix not in _NEAREST_MATRIX:
+        return matrix
+    nearest = _NEAREST_MATRIX[matrix].get(primaries)
+    if nearest is None:
+        name = f"matrix coefficients {matrix}, primaries {primaries}"
+        raise ValueError(f"unsupported color ({name}); re-encode it, for example as bt709")
+    _warn_of_matrix(matrix, nearest)
+    return nearest
+
+
+@cache
+def _warn_of_matrix(matrix: int, nearest: int) -> None:
+    logger.warning("some videos have matrix coefficients %d (ITU-T H.273); they are converted as %d", matrix, nearest)
+
+
+def expand_range(image: np.ndarray) -> np.ndarray:
+    """Expand limited levels, 16 to 235, to 0 to 255.
+
+    Args:
+        image: uint8 of any shape.
+    """
+    return _FULL_RANGE[image]

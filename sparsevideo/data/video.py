@@ -1,12 +1,11 @@
 """A video file, opened with PyAV: its frames are counted, found by their times and decoded, and no others."""
 
-import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate, pairwise
 from math import nan
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from sparsevideo.data.pixels import scaled, upright
-
-logger = logging.getLogger(__name__)
+from sparsevideo.data.pixels import expand_range, nearest_matrix, scaled, upright
 
 _PYAV = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
@@ -30,17 +28,6 @@ _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that 
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
-# Matrix coefficients that swscale refuses -> color primaries -> the nearest that it has. Constant luminance (10, 13) is
-# read as non-constant luminance; 12 and 13 say "that of the primaries". The rest (YCgCo, ICtCp, ...) are no such sums.
-_OF_PRIMARIES = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}
-_NEAREST_MATRIX: dict[int, dict[int, int]] = {
-    **{matrix: {} for matrix in (8, 11, 14, 15, 16, 17)},
-    10: dict.fromkeys(range(23), 9),
-    12: _OF_PRIMARIES,
-    13: _OF_PRIMARIES,
-}
-# Swscale does not look at the range of gray: limited levels (16 to 235) -> full ones.
-_FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 ADVICE = "remove it or make it anew"
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
 _PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
@@ -242,28 +229,17 @@ class Video:
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the wanted frames, whose numbers rise, upright."""
         for frame in self._decode(wanted):
-            limited_gray = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
-            frame.colorspace = self._matrix_coefficients(frame)
+            expands = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
+            try:
+                frame.colorspace = nearest_matrix(frame.colorspace, frame.color_primaries)
+            except ValueError as error:
+                raise DecodeError(f"{self.path}: {error}") from error
             rgb = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD)
             plane: Any = rgb.planes[0]
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
             assert self._matrix is not None  # a frame has been decoded
-            yield upright(_FULL_RANGE[image] if limited_gray else image, self._matrix)
-
-    def _matrix_coefficients(self, frame: av.VideoFrame) -> int:
-        """Return which matrix (ITU-T H.273, table 4) converts a frame: its own, or the nearest that swscale has."""
-        matrix: int = frame.colorspace
-        if matrix not in _NEAREST_MATRIX:
-            return matrix
-        nearest = _NEAREST_MATRIX[matrix].get(frame.color_primaries)
-        if nearest is None:
-            raise DecodeError(
-                f"{self.path}: unsupported color (matrix coefficients {matrix}, primaries {frame.color_primaries});"
-                " re-encode it, for example as bt709"
-            )
-        _warn_of_matrix(matrix, nearest)
-        return nearest
+            yield upright(expand_range(image) if expands else image, self._matrix)
 
     def _open(self) -> None:
         with _naming(self.path):
@@ -287,11 +263,11 @@ class Video:
 
     def _list_frames(self) -> bool:
         """List the frames from packets alone; False where they do not tell them apart, or not surely."""
-        packets = []
+        packets: list[_Packet] = []
         try:
             for packet in self._container.demux(self._stream):
-                # A container gives a palette once, with the first packet it hands over: a seek would lose it.
-                if packet.has_sidedata("palette"):
+                # A container gives a palette once, with the first packet that it delivers: a seek would lose it.
+                if not packets and packet.has_sidedata("palette"):
                     return False
                 if packet.size:
                     packets.append(
@@ -363,8 +339,7 @@ class Video:
         if self._times is None:
             yield from self._found(wanted, enumerate(self._first_frames()))
             return
-        # H.264 and HEVC may tell the orientation with the first frame alone.
-        if self._matrix is None and self._place(wanted[0]) > 0 and self._stream.codec_context.name in ("h264", "hevc"):
+        if self._matrix is None and self._place(wanted[0]) > 0 and self._may_have_orientation():
             next(self._frames_from(0, {0}), None)
         # One pass from a keyframe on for every group of frames without a keyframe worth seeking between them.
         keyframes = [self._keyframes[self._place(number)] for number in wanted]
@@ -374,6 +349,18 @@ class Video:
                 group = wanted[first : last + 1]
                 yield from self._found(group, self._whole_frames_from(self._place(group[0]), set(group)))
                 first = last + 1
+
+    def _may_have_orientation(self) -> bool:
+        """Return whether the stream may tell its orientation with the first frame alone, as H.264 and HEVC can."""
+        codec = self._stream.codec_context.name
+        if codec != "h264":
+            return codec == "hevc"
+        try:  # cheaper than to decode the frame
+            extract = BitStreamFilterContext("h264_metadata=display_orientation=extract", self._stream)
+            first = next(self._packets_from(0), None)
+            return any(packet.has_sidedata("display_matrix") for packet in extract.filter(first))
+        except av.FFmpegError:  # decoding reads more than this filter
+            return True
 
     def _place(self, number: int) -> int:
         """Return which of the keyframes is the last before a frame, or is it."""
@@ -480,11 +467,6 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-@cache
-def _warn_of_matrix(matrix: int, nearest: int) -> None:
-    logger.warning("some videos have matrix coefficients %d (ITU-T H.273); they are converted as %d", matrix, nearest)
-
-
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
     """Turn any error of a file into one that names it.
@@ -498,7 +480,7 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:
         out_of_memory = isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError)
-        if isinstance(error, DecodeError) or out_of_memory:  # too little memory is no fault of the file
+        if isinstance(error, DecodeError) or out_of_memory:  # a lack of memory is not the file's fault
             raise
         raise DecodeError(f"{path}: does not decode ({_reason(error)}); {ADVICE}") from error
 
