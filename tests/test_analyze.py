@@ -117,20 +117,37 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     assert sum(picture["src"].startswith("data:image/jpeg;base64,") for picture in page.pictures) == 3
 
 
-def test_segments_of_one_film_have_their_own_pictures_and_reasons(tmp_path, monkeypatch):
-    """A film of 25 frames a colour; the last segment lies behind its end, and two could not be read in the test."""
+SEGMENTS = {  # unit -> spans, columns, names of segments 0, 4 and 5, and what is wrong with the one behind the end
+    "s": (
+        [[0, 1], [1, 2], [2, 3], [9, np.inf], [0, 0.5], [0.5, 1]], ("start_s", "end_s"),
+        ("0-1 s", "0-0.5 s", "0.5-1 s"),
+        "film.mp4 [from 9 s] (no picture: no frame in the span",
+    ),
+    "frames": (  # taken for seconds, all but the first would lie behind the end of the film
+        [[0, 25], [25, 50], [50, np.inf], [75, 80], [0, 12], [12, 25]], ("start_frame", "stop_frame"),
+        ("frames 0-25", "frames 0-12", "frames 12-25"),
+        "film.mp4 [frames 75-80] (no picture: no frame in the segment; it starts at frame 75 of 75)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", SEGMENTS)
+def test_segments_of_one_film_have_their_own_pictures_and_reasons(unit, tmp_path, monkeypatch):
+    """A film of 25 frames a color; one segment lies behind its end, and the test could not read the last two."""
+    spans, (start, end), (first, *unread), behind = SEGMENTS[unit]
     frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLOURS.values()])
     write_video(tmp_path / "film.mp4", frames, fps=25)
-    spans = np.array([[0, 1], [1, 2], [2, 3], [9, np.inf], [0, 0.5], [0.5, 1]])
     folder = save(
         tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLOURS,
-        root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=spans,
+        root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=np.array(spans), unit=unit,
     )  # fmt: skip
+    whys = "lost", "gone"
     failed = [
-        {"name": "film.mp4", "start_s": start, "end_s": end, "reason": f"{tmp_path}/film.mp4 [{start}-{end} s]: {why}"}
-        for start, end, why in ((0.5, 1, "gone"), (0, 0.5, "torn"))
+        {"name": "film.mp4", start: span[0], end: span[1], "reason": f"{tmp_path}/film.mp4 [{name}]: {why}"}
+        for span, name, why in zip(spans[4:], unread, whys, strict=True)
     ]
-    (tmp_path / "test" / "results.json").write_text(json.dumps({"clips": 1, "crops": 1, "failed": failed}))
+    results = {"clips": 1, "crops": 1, "failed": failed[::-1]}
+    (tmp_path / "test" / "results.json").write_text(json.dumps(results))
     pictures = []
     original = analyze._thumbnail
 
@@ -142,54 +159,18 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(tmp_path, monk
     assert main(["analyze", folder]) == OK
     assert np.abs(np.array(pictures) - list(COLOURS.values())).max() < 12
     page = Page(tmp_path / "test" / "analysis" / "report.html")
-    assert "red taken for green, 90.0 % sure: film.mp4 [0-1 s]" in page.words
-    assert any("film.mp4 [from 9 s] (no picture: no frame in the span" in text for text in page.words)
-    assert ["film.mp4 [0-0.5 s]", "red", "torn"] in page.rows and ["film.mp4 [0.5-1 s]", "red", "gone"] in page.rows
-    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
-    assert [(each["start_s"], each["end_s"]) for each in told["confident_errors"]] == [
-        (0, 1),
-        (1, 2),
-        (2, 3),
-        (9, None),
+    assert f"red taken for green, 90.0 % sure: film.mp4 [{first}]" in page.words
+    assert any(behind in text for text in page.words)
+    for name, why in zip(unread, whys, strict=True):
+        assert [f"film.mp4 [{name}]", "red", why] in page.rows
+    model = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
+    ends = [[a, None if b == np.inf else b] for a, b in spans]
+    assert [[each[start], each[end]] for each in model["confident_errors"]] == ends[:4]
+    assert [[each[start], each["reason"][-4:]] for each in model["unread"]] == [
+        [spans[4][0], "lost"],
+        [spans[5][0], "gone"],
     ]
-    assert [(each["start_s"], each["reason"][-4:]) for each in told["unread"]] == [(0, "torn"), (0.5, "gone")]
-
-
-def test_segments_in_frames_have_their_own_pictures_and_reasons(tmp_path, monkeypatch):
-    """As above, in frame indices: taken for seconds, all but the first would lie behind the end of the film."""
-    frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLOURS.values()])
-    write_video(tmp_path / "film.mp4", frames, fps=25)
-    spans = np.array([[0, 25], [25, 50], [50, np.inf], [75, 80], [0, 12], [12, 25]])
-    folder = save(
-        tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLOURS,
-        root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=spans, unit="frames",
-    )  # fmt: skip
-    film = tmp_path / "film.mp4"
-    failed = [
-        {"name": "film.mp4", "start_frame": a, "stop_frame": b, "reason": f"{film} [frames {a}-{b}]: {why}"}
-        for a, b, why in ((12, 25, "gone"), (0, 12, "torn"))
-    ]
-    (tmp_path / "test" / "results.json").write_text(json.dumps({"clips": 1, "crops": 1, "failed": failed}))
-    pictures = []
-    original = analyze._thumbnail
-
-    def keep(source, target, *span):
-        original(source, target, *span)
-        pictures.append(np.asarray(Image.open(target)).mean((0, 1)))
-
-    monkeypatch.setattr(analyze, "_thumbnail", keep)
-    assert main(["analyze", folder]) == OK
-    assert np.abs(np.array(pictures) - list(COLOURS.values())).max() < 12
-    page = Page(tmp_path / "test" / "analysis" / "report.html")
-    assert "red taken for green, 90.0 % sure: film.mp4 [frames 0-25]" in page.words
-    reason = "(no picture: no frame in the segment; it starts at frame 75 of 75)"
-    assert any(f"film.mp4 [frames 75-80] {reason}" in text for text in page.words)
-    assert ["film.mp4 [frames 0-12]", "red", "torn"] in page.rows
-    assert ["film.mp4 [frames 12-25]", "red", "gone"] in page.rows
-    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
-    errors = [(each["start_frame"], each["stop_frame"]) for each in told["confident_errors"]]
-    assert errors == [(0, 25), (25, 50), (50, None), (75, 80)] and "start_s" not in told["confident_errors"][0]
-    assert [(each["start_frame"], each["reason"][-4:]) for each in told["unread"]] == [(0, "torn"), (12, "gone")]
+    assert ("start_s" in model["unread"][0]) == (unit == "s")
 
 
 def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos, tmp_path):
@@ -253,7 +234,7 @@ def test_files_that_could_not_be_read_are_told_with_their_reasons(tmp_path):
     assert main(["analyze", folder]) == OK
     page = Page(tmp_path / "test" / "analysis" / "report.html")
     assert ["b/1.mp4", "b", "does not decode (<torn>)"] in page.rows
-    assert ["b/2.mp4", "b", "not told"] in page.rows
+    assert ["b/2.mp4", "b", "unknown"] in page.rows
     told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
     assert [each["name"] for each in told["unread"]] == ["b/1.mp4", "b/2.mp4"]
 

@@ -209,7 +209,7 @@ def memory(path: Path, what: str) -> None:
     with open_video(path) as video:  # what loads late is no clip's memory
         numbers = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
         video.read([0])
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = _status("VmRSS")
     if what == "training clip":
         VideoDataset(records, transform=TrainTransform(CROP), **clip)[0]

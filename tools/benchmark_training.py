@@ -87,7 +87,7 @@ def memory(name: str) -> None:
     held = {"imported": _status("VmRSS")}
     step = make_step(name)
     held["built"] = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     step()
     step()
     print(json.dumps({base: 1024 * (_status("VmHWM") - kib) / 1e9 for base, kib in held.items()}))

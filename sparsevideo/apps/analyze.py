@@ -132,16 +132,16 @@ def _describe(model: Model, seed: int) -> Numbers:
     """All numbers about one model."""
     predictions, given = model.predictions, model.answers
     counts = metrics.count_confusions(given.predicted, predictions.labels, len(predictions.classes))
-    told = _results_file(model.path)
+    results = _results_file(model.path)
     unit = predictions.spans_unit
     keys = "name", *COLUMNS[unit]
-    # Results of a list without segments, and of older versions, have neither column.
-    reasons = {tuple(map(each.get, keys)): each["reason"] for each in told.get("failed", ())}
+    # Results of a list without segments have neither column.
+    reasons = {tuple(map(each.get, keys)): each["reason"] for each in results.get("failed", ())}
     unread = predictions.failed.nonzero()[0].tolist()
     return {
         "file": str(model.path),
         "scores": predictions.kind,
-        "protocol": {key: told[key] for key in _PROTOCOL if told.get(key) is not None},
+        "protocol": {key: results[key] for key in _PROTOCOL if results.get(key) is not None},
         "listed": len(predictions.names),
         "failed": int(predictions.failed.sum()),
         "num_classes": len(predictions.classes),
@@ -163,10 +163,10 @@ def _describe(model: Model, seed: int) -> Numbers:
 
 
 def _results_file(predictions: Path) -> Numbers:
-    """What the test told beside its predictions: how they were made, and why files could not be read."""
+    """Read `results.json` beside a test's predictions; an empty dict if there is none of this package."""
     try:
-        told = json.loads(predictions.with_name("results.json").read_text(encoding="utf-8"))
-        return told if {"clips", "crops"} <= told.keys() else {}
+        results = json.loads(predictions.with_name("results.json").read_text(encoding="utf-8"))
+        return results if {"clips", "crops"} <= results.keys() else {}
     except (OSError, ValueError, AttributeError):  # none there, torn, or another program's
         return {}
 
@@ -280,12 +280,12 @@ def _classes(classes: Sequence[Numbers]) -> list[page.Block]:
 def _unread(model: Model, files: Sequence[Numbers]) -> list[page.Block]:
     rows = []
     for each in files[:UNREAD]:
-        reason = each["reason"] or "not told"
+        reason = each["reason"] or "unknown"
         rows.append((legible(model.predictions.segment(each["row"])), each["true"], _why(model, each["row"], reason)))
-    said = f"The first {UNREAD} of {len(files)}; results.json has all. " if len(files) > UNREAD else ""
+    note = f"The first {UNREAD} of {len(files)}; results.json has all. " if len(files) > UNREAD else ""
     return [
         page.Table(("file", "class", "why"), rows),
-        page.Text(f"{said}They count as wrong; `sparsevideo data scan` looks at every file."),
+        page.Text(f"{note}They count as wrong; `sparsevideo data scan` looks at every file."),
     ]
 
 
@@ -326,21 +326,19 @@ def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.
     tiles: list[page.Block] = []
     shown, predictions = 0, model.predictions
     for number, error in enumerate(errors):
-        name = legible(model.predictions.segment(error["row"]))
-        said = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
-        source, target = Path(model.predictions.root) / error["name"], folder / f"{number}.jpg"
+        name = legible(predictions.segment(error["row"]))
+        caption = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
+        source, target = Path(predictions.root) / error["name"], folder / f"{number}.jpg"
         try:
             _thumbnail(source, target, span_of(predictions.spans, error["row"]), predictions.spans_unit)
         except (DecodeError, OSError) as reason:
-            tiles.append(page.Text(f"{said} (no picture: {_why(model, error['row'], str(reason))})"))
+            tiles.append(page.Text(f"{caption} (no picture: {_why(model, error['row'], str(reason))})"))
             continue
         shown += 1
-        tiles.append(page.Figure(target, f"The middle frame of {name}", said))
-    parts = "files" if model.predictions.spans is None else "segments of files"
-    said = (
-        f"Thumbnails: {shown} of {len(errors)}, from the middles of the {parts} in {legible(model.predictions.root)}."
-    )
-    return [page.Text(said if errors else "There are none."), page.Tiles(tiles)]
+        tiles.append(page.Figure(target, f"The middle frame of {name}", caption))
+    parts = "files" if predictions.spans is None else "segments of files"
+    summary = f"Thumbnails: {shown} of {len(errors)}, from the middles of the {parts} in {legible(predictions.root)}."
+    return [page.Text(summary if errors else "There are none."), page.Tiles(tiles)]
 
 
 def _why(model: Model, row: int, reason: str) -> str:

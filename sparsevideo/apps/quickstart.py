@@ -103,13 +103,13 @@ class Clock:
 def _claim(out: Path, kind: dict[str, Any]) -> None:
     """Make the folder this quickstart's own, or find that it is."""
     check_folder(out)
-    told = out / "quickstart.json"
-    if told.exists() and json.loads(text := told.read_text(encoding="utf-8")) != kind:
+    kind_path = out / "quickstart.json"
+    if kind_path.exists() and json.loads(text := kind_path.read_text(encoding="utf-8")) != kind:
         raise ValueError(f"{out} holds another quickstart ({text.strip()}); choose another --out")
-    if not told.exists() and out.exists() and any(out.iterdir()):
+    if not kind_path.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no quickstart; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(kind) + "\n", encoding="utf-8")
+    kind_path.write_text(json.dumps(kind) + "\n", encoding="utf-8")
 
 
 def _settings(name: str, out: Path, seed: int) -> Config:

@@ -125,10 +125,10 @@ def _commit() -> str | None:
     try:
         # No tag's name: the whole hash, and whether the tree is what was committed.
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        described = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError:  # no git on this machine
         return None
-    return said.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def check_folder(out: Path) -> None:

@@ -94,7 +94,7 @@ def run_all(
                 wait([child.pipe for child in jobs], max(0, soonest - monotonic()))
                 for child, (item, limit) in list(jobs.items()):
                     starts = not child.messages
-                    if child.pipe.poll():  # asked anew: ending a child or using a result may have taken a while
+                    if child.pipe.poll():  # not the answer of `wait`: ending a child may have taken seconds
                         result = child.receive()
                     elif limit <= monotonic():
                         child.end()

@@ -151,8 +151,8 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
 
     The clock starts with the first frame and stops when the last has been on show for the median time between frames.
     Times may come rounded to milliseconds, so a frame counts as on show 1.1 ms (at most a quarter of the median time)
-    before it is. A video that has the target rate already keeps each frame once. A jump of the clock, as recorders of
-    transport streams leave it, is no picture that stands still: it counts as the median time.
+    before it is. A video that has the target rate already keeps each frame once. A jump of the clock, as in
+    recorded transport streams, does not count as a still picture: it is replaced by the median time.
 
     Args:
         times_s: (n,) seconds at which frames come on show, rising.

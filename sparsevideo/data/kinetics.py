@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def find_videos(rows: Iterable[Row], files: Iterable[str]) -> Iterator[Row]:
     """Yield rows with the file that is called `<id>`, or `v_<id>` as in ActivityNet, whatever its ending and folder.
 
-    The id stays where there is no such file.
+    If no file has that name, the path stays the id.
 
     Raises:
         ValueError: Several files have the id of a row.

@@ -193,7 +193,7 @@ def _lines(list_path: Path) -> Iterator[str]:
     with list_path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for line, text in enumerate(file, start=1):
             if _NO_TEXT.search(text):
-                raise ValueError(f"{list_path}, line {line}: is no text in UTF-8; save the list as such")
+                raise ValueError(f"{list_path}, line {line}: not text in UTF-8; save the list as UTF-8")
             yield text
 
 
@@ -206,7 +206,7 @@ def _separated(list_path: Path, delimiter: str) -> Iterator[tuple[int, list[str]
             fields = next(reader, None)
         except csv.Error as error:
             raise ValueError(
-                f"{list_path}, line {line}: is no csv ({error}); look for a quote that is not closed"
+                f"{list_path}, line {line}: not a csv ({error}); look for a quote that is not closed"
             ) from error
         if fields is None:
             return
@@ -253,7 +253,7 @@ def _json_listing(list_path: Path, first: str, label_column: str | None) -> List
             content = json.loads("".join(_lines(list_path)))
         except json.JSONDecodeError as error:
             if not isinstance(content, dict):
-                raise ValueError(f"{list_path}, line {error.lineno}: is no JSON ({error.msg}); correct it") from error
+                raise ValueError(f"{list_path}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
         else:
             entries = _json_entries(list_path, content)
             return _json_rows("JSON array", entries, label_column)
@@ -274,7 +274,7 @@ def _parse_line(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is no JSON ({error.msg}); correct it") from error
+        raise ValueError(f"{where}: not JSON ({error.msg}); correct it") from error
 
 
 def _json_entries(list_path: Path, content: Any) -> Iterator[tuple[str, int, Any]]:
@@ -416,7 +416,7 @@ def _seconds(where: str, value: Any, default: float) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {_quote(str(value))} is no number of seconds, nor HH:MM:SS") from error
+        raise ValueError(f"{where}: {_quote(str(value))} is not a number of seconds or HH:MM:SS") from error
 
 
 def _frame(where: str, value: Any, default: float) -> float:
@@ -424,7 +424,7 @@ def _frame(where: str, value: Any, default: float) -> float:
         return default
     if re.fullmatch(r"-?\d{1,15}", text := str(value).strip()):
         return float(text)
-    raise ValueError(f"{where}: {_quote(text)} is no frame index; write a whole number that counts from 0")
+    raise ValueError(f"{where}: {_quote(text)} is not a frame index; write a whole number that counts from 0")
 
 
 def _quote(text: str) -> str:

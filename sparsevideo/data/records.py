@@ -71,7 +71,7 @@ class Records:
         missing: int = 0,
         in_frames: bool = False,
     ) -> "Records":
-        """Pack names (posix paths relative to `root`), labels and, where given, segments."""
+        """Pack names (posix paths relative to `root`), labels and, if there are any, segments."""
         content, ends = bytearray(), array("q", [0])
         for name in names:
             content += os.fsencode(name)
@@ -225,7 +225,7 @@ def read_records(
 
     for label, first in () if in_folders else where_of.items():
         if re.fullmatch(r"-?\d+\.0*", label) and label not in (classes or ()):
-            raise ValueError(f"{first}: {label} is no class number; write {label.partition('.')[0]}")
+            raise ValueError(f"{first}: {label} is not a class number; write {label.partition('.')[0]}")
     known = tuple(classes) if classes is not None else _classes_of(where_of, in_folders)
     number_of = {} if in_folders else {str(number): number for number in range(len(known))}
     # A class name comes before a number.
@@ -391,5 +391,5 @@ def _classes_of(where_of: Mapping[str, str], in_folders: bool) -> tuple[str, ...
         return tuple(sorted(where_of))  # a folder's name is always a name
     for label, where in where_of.items():
         if not 0 <= int(label) < MAX_CLASSES:
-            raise ValueError(f"{where}: {label} is no class number; labels count from 0")
+            raise ValueError(f"{where}: {label} is not a class number; labels count from 0")
     return tuple(str(number) for number in range(max(map(int, where_of)) + 1))

@@ -175,10 +175,10 @@ def _number_classes(
     elif all(label.isdecimal() and label == str(int(label)) for label in labels):
         largest = max(map(int, labels))
         if largest >= MAX_CLASSES:
-            raise ValueError(f"{place}: {largest} is no class number; labels count from 0")
+            raise ValueError(f"{place}: {largest} is not a class number; labels count from 0")
         own = tuple(str(number) for number in range(largest + 1))
     elif odd := sorted(label for label in labels if re.fullmatch(r"-\d+|-?\d+\.0*", label)):
-        raise ValueError(f"{place}: {odd[0]} is no class number; they are written 0, 1, 2, ...")
+        raise ValueError(f"{place}: {odd[0]} is not a class number; they are written 0, 1, 2, ...")
     else:
         own = tuple(sorted(labels))
     name_of = {str(number): name for number, name in enumerate(own)} | {name: name for name in own}

@@ -56,8 +56,8 @@ class Features:
     def __post_init__(self) -> None:
         check_unit(self.spans_unit)
         n, k = len(self.names), len(self.classes)
-        told = {"labels": (self.labels, 1), "failed": (self.failed, 1), "features": (self.features, 2)}
-        for name, (array, axes) in told.items():
+        expected = {"labels": (self.labels, 1), "failed": (self.failed, 1), "features": (self.features, 2)}
+        for name, (array, axes) in expected.items():
             if array.ndim != axes or len(array) != n:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names want ({n}, {'D' * (axes - 1)})")
         if self.spans is not None and self.spans.shape != (n, 2):

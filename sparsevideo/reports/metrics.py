@@ -176,11 +176,8 @@ def _draw_confusions(
             value = percent[row, column]
             axes.text(column, row, f"{value:.1f}", color="white" if value > 55 else "#1c2b3a", **style)
     if len(rows) <= NAMES_UP_TO:
-        style = {
-            "fontsize": min(10, 52 * cell),
-            "parse_math": False,
-            "fontfamily": families,
-        }  # a class may be called "$5"
+        # A class may be called "$5".
+        style = {"fontsize": min(10, 52 * cell), "parse_math": False, "fontfamily": families}
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", **style)
         names = [f"{name} ({count})" for name, count in zip(rows, samples[:, 0], strict=True)]
         axes.set_yticks(range(len(rows)), names, **style)

@@ -49,9 +49,9 @@ class Predictions:
             raise ValueError(f"unknown kind of scores {self.kind!r}; it is one of {', '.join(KINDS)}")
         check_unit(self.spans_unit)
         n, k = len(self.names), len(self.classes)
-        told = {"labels": (self.labels, (n,)), "failed": (self.failed, (n,)), "scores": (self.scores, (n, k))}
-        told |= {} if self.spans is None else {"spans": (self.spans, (n, 2))}
-        for name, (array, shape) in told.items():
+        expected = {"labels": (self.labels, (n,)), "failed": (self.failed, (n,)), "scores": (self.scores, (n, k))}
+        expected |= {} if self.spans is None else {"spans": (self.spans, (n, 2))}
+        for name, (array, shape) in expected.items():
             if array.shape != shape:
                 raise ValueError(f"{name} have shape {array.shape}; {n} names and {k} classes want {shape}")
 
@@ -83,10 +83,10 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
         writer.writerow(["path", *columns, "label", "predicted", *predictions.classes])
         first = predictions.scores.argmax(axis=1)
         for index, name in enumerate(predictions.names):
-            said = "failed" if predictions.failed[index] else predictions.classes[first[index]]
+            answer = "failed" if predictions.failed[index] else predictions.classes[first[index]]
             numbers = [f"{score:.6g}" for score in predictions.scores[index].tolist()]
             span = segment_columns(predictions.spans, index, predictions.spans_unit).values()
-            writer.writerow([name, *span, predictions.classes[predictions.labels[index]], said, *numbers])
+            writer.writerow([name, *span, predictions.classes[predictions.labels[index]], answer, *numbers])
     unfinished.replace(folder / "predictions.csv")
 
 
@@ -132,8 +132,8 @@ def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
                 continue
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
             if at is None:
-                said = f"{len(ours)} against {len(theirs)} of them"
+                difference = f"{len(ours)} against {len(theirs)} of them"
             else:
-                said = f"{what} {at} is {ours[at]!r} against {theirs[at]!r}"
-                said += f" (of {first.segment(at)})" if what == "label" else ""
-            raise ValueError(f"{first_name} and {name} are predictions of different lists: {said}")
+                difference = f"{what} {at} is {ours[at]!r} against {theirs[at]!r}"
+                difference += f" (of {first.segment(at)})" if what == "label" else ""
+            raise ValueError(f"{first_name} and {name} are predictions of different lists: {difference}")

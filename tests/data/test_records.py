@@ -249,7 +249,7 @@ def test_frames_are_kept_as_frames(root: Path) -> None:
     assert records.in_frames and records.spans is not None and records.spans.tolist() == [[0, 50], [50, np.inf]]
     assert records.frame_range(1, 60) == range(50, 60)
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0.5,50\n")
-    with pytest.raises(ValueError, match=r"line 2: '0\.5' is no frame index; write a whole number"):
+    with pytest.raises(ValueError, match=r"line 2: '0\.5' is not a frame index; write a whole number"):
         read_records(root, "list", kind="video")
     rows = [{"path": RIGHT_A, "label": "a", "start_frame": 3}, {"path": RIGHT_A, "label": "a", "start_s": 3}]
     (root / "list").write_text("\n".join(map(json.dumps, rows)))
@@ -280,7 +280,7 @@ def test_json_arrays(root: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_records(root, "list.json", kind="video")
     (root / "list.json").write_text('[\n{"path": "a.mp4" "label": 1}\n]')
-    with pytest.raises(ValueError, match=r"list\.json, line 2: is no JSON \(Expecting ',' delimiter\); correct it"):
+    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it"):
         read_records(root, "list.json", kind="video")
 
 
@@ -501,14 +501,14 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"{RIGHT_A},right\n{RIGHT_B},\n", r"list\.txt, line 2"),
         (f"path,label,fold\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
         (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: must have a path and a label, got 'lonely\.mp4'"),
-        (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is no class number"),
-        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is no class number; labels count from 0"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is not a class number"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is not a class number; labels count from 0"),
         (f"{RIGHT_A},1,2\n", r"line 1: must have a path and a label, got .*; more columns need a header"),
         (
             f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n",
             r"line 4: must have path, label, got 'my clip.mp4 right'",
         ),
-        (f'{RIGHT_A},right\n"{RIGHT_B},right\n{RIGHT_B},right\n', r"line 2: is no csv .* quote that is not closed"),
+        (f'{RIGHT_A},right\n"{RIGHT_B},right\n{RIGHT_B},right\n', r"line 2: not a csv .* quote that is not closed"),
         ("dir/abc 163 7\ndir/def 20 0\n", r"line 1: 'dir/abc 163 7' ends in two numbers. Folders of frames"),
         ("\na.mp4 1 3\n", r"line 2: .* several labels of one file are not supported"),
         (
@@ -518,13 +518,13 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"path,label,start_s,end_s\n{RIGHT_A},a,-1,\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,nan,\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: must have 0 <= start < end"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is no number of seconds"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: is no JSON"),
+        (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is not a number of seconds"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: not JSON"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: must be a JSON object"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: has no label"),
         (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: must have a path and a label"),
         (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: must have a path and a label"),
-        (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: '\[1\]' is no number of seconds"),
+        (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: '\[1\]' is not a number of seconds"),
         ('{"path": 3, "label": 1}', "line 1: must have a path and a label"),
         ('{\n"path": "a.mp4",\n"label": 1\n}', r"list\.txt: is one JSON object, not keyed by video ids"),
         (",\n,\n", r"list\.txt: lists no files"),
@@ -539,11 +539,11 @@ def test_malformed_lists(root: Path, text: str, message: str) -> None:
 
 def test_lists_that_are_no_text(root: Path) -> None:
     (root / "list.txt").write_bytes(f"{RIGHT_A},left\n".encode() + b"caf\xe9.mp4,left\n")
-    with pytest.raises(ValueError, match=r"list\.txt, line 2: is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: not text in UTF-8"):
         read_records(root, "list.txt", kind="video")
     for encoding in ("utf-16", "utf-16-le"):  # with a byte order mark, and without
         (root / "list.txt").write_text(f"{RIGHT_A},left\n", encoding=encoding)
-        with pytest.raises(ValueError, match=r"list\.txt, line 1: is no text in UTF-8"):
+        with pytest.raises(ValueError, match=r"list\.txt, line 1: not text in UTF-8"):
             read_records(root, "list.txt", kind="video")
 
 
@@ -817,6 +817,6 @@ def test_a_folder_that_cannot_be_read_stops(root: Path, monkeypatch: pytest.Monk
 
 def test_labels_that_a_spreadsheet_made_fractions_are_refused(root: Path) -> None:
     (root / "list.txt").write_text(f"{RIGHT_A},1\n{RIGHT_B},2.0\n")
-    with pytest.raises(ValueError, match=r"list\.txt, line 2: 2\.0 is no class number; write 2"):
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: 2\.0 is not a class number; write 2"):
         read_records(root, "list.txt", kind="video")
     assert read_records(root, "list.txt", kind="video", classes=["1", "2.0"]).labels.tolist() == [0, 1]

@@ -252,11 +252,11 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"a\.tar: x\.{field} holds no label; it wants"):
             read_shards(tmp_path, "a.tar")
     labelled(tmp_path, "1700000000")
-    with pytest.raises(ValueError, match="1700000000 is no class number"):
+    with pytest.raises(ValueError, match="1700000000 is not a class number"):
         read_shards(tmp_path, "a.tar")
     for odd in ("-1", "1.0"):
         labelled(tmp_path, odd, "2")
-        with pytest.raises(ValueError, match=rf"a\.tar: {odd} is no class number; they are written 0, 1, 2"):
+        with pytest.raises(ValueError, match=rf"a\.tar: {odd} is not a class number; they are written 0, 1, 2"):
             read_shards(tmp_path, "a.tar")
     labelled(tmp_path, "-1", "2")
     with pytest.raises(ValueError, match=r"-1 not among the 3 classes expected: up, down, left"):

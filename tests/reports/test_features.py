@@ -59,18 +59,18 @@ def test_a_file_is_found_by_its_path_and_a_wrong_path_offers_the_nearest():
 
 def test_parts_of_one_video_are_not_taken_for_each_other():
     spans = np.array([[0, 1], [0, np.inf], [0, 1], [1, 2.5]], dtype=float)
-    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans)
-    assert told["b.mp4"].tolist() == [3, 4, 5]
-    assert told["a.mp4", 0, 1].tolist() == [0, 1, 2] and told["a.mp4", 1, 2.5].tolist() == [9, 10, 11]
+    parts = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans)
+    assert parts["b.mp4"].tolist() == [3, 4, 5]
+    assert parts["a.mp4", 0, 1].tolist() == [0, 1, 2] and parts["a.mp4", 1, 2.5].tolist() == [9, 10, 11]
     for key in ("a.mp4", ("a.mp4", 1, 2)):
         with pytest.raises(KeyError, match=r"listed 2 times, rows 0 \(a\.mp4 \[0-1 s\]\), 3 \(a\.mp4 \[1-2\.5 s\]\)"):
-            told[key]
+            parts[key]
 
 
 def test_parts_in_frames_are_found_by_frames(tmp_path):
     spans = np.array([[0, 10], [0, np.inf], [0, 10], [10, 25]], dtype=float)
-    told = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans, spans_unit="frames")
-    save_features(tmp_path / "f.npz", told)
+    parts = features(names=["a.mp4", "b.mp4", "c.mp4", "a.mp4"], spans=spans, spans_unit="frames")
+    save_features(tmp_path / "f.npz", parts)
     with np.load(tmp_path / "f.npz") as file:
         assert file["spans_unit"] == "frames"
     loaded = load_features(tmp_path / "f.npz")
