@@ -19,8 +19,9 @@ from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
 from sparsevideo.apps import runs
-from sparsevideo.cli import _OTHER_NAMES, _SECTIONS, _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
+from sparsevideo.cli import _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
 from sparsevideo.models import zoo
+from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
 
 
 def error(capsys):
