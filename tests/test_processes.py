@@ -61,7 +61,8 @@ def assert_same_test(folder, many):
     ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (many / "alone", folder))
     assert theirs["listed"] == theirs["scored"] == 101
     differing = {name for name in ours if ours[name] != theirs[name]}
-    assert differing <= {"environment", "time"}
+    assert differing <= {"environment", "time", "loss"}
+    assert abs(ours["loss"] - theirs["loss"]) < 1e-6  # batches of other sizes round it elsewhere
     return theirs
 
 
