@@ -106,7 +106,7 @@ class DataConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divides each channel afterwards."""
     decoder: str = "auto"
-    """Video decoder: pyav, torchcodec, decord, or auto, the fastest that works."""
+    """Video decoder: pyav, torchcodec, torchcodec-cuda (NVDEC), decord, or auto, the fastest that works."""
     index: str | None = None
     """Path of what `sparsevideo data scan` wrote about the videos; null takes what it left in `root`, if anything. It
     spares PyAV the work of finding the frames, and names bad files in advance."""

@@ -31,9 +31,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# What torchcodec and decord turn into the same colors as PyAV: 8 bits, and these matrix coefficients (ITU-T H.273).
+# Pixels that torchcodec and decord turn into the same colors as PyAV.
 _PLAIN_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
-_PLAIN_MATRICES = {1, 2, 4, 5, 6, 7, 9}
 _SIZE_OF_KEYFRAMES = {"h264", "hevc", "mpeg4", "mpeg2video"}  # codecs whose frames keep the size of their keyframe
 _AT_ONCE = 8  # frames that other libraries hand over together: little overhead, and bounded memory
 # A grey H.264 picture of 64 x 64 pixels in Matroska: what a decoder must read before it is trusted with files.
@@ -54,8 +53,9 @@ def resolve_decoder(name: str) -> str:
     """Return the decoder that runs where `name` is asked for, once it has shown that it decodes.
 
     Args:
-        name: "pyav", "torchcodec", "decord", or "auto": the fastest that works. PyAV comes first: it alone leaves out
-            frames that neither the clip nor another frame needs, and it brings its own FFmpeg.
+        name: "pyav", "torchcodec", "torchcodec-cuda" (NVDEC), "decord", or "auto": the fastest that works. PyAV comes
+            first: it alone leaves out frames that neither the clip nor another frame needs, and it brings its own
+            FFmpeg.
 
     Raises:
         ValueError: There is no such decoder, or it does not work on this machine.
@@ -185,6 +185,7 @@ class _OtherVideo(Video):
 
     module: str
     containers: frozenset[str] | None = None  # as FFmpeg calls those that the library reads safely; None: all
+    matrices = frozenset({1, 2, 4, 5, 6, 7, 9})  # coefficients (ITU-T H.273) that it turns into PyAV's colors
 
     def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
         super().__init__(path, verify=verify)  # a table would not tell which of these files it is
@@ -219,7 +220,7 @@ class _OtherVideo(Video):
             entries == self._keyframes[:2]
             and ((a > 0 and d > 0 and b == c == 0 and same) or turned_by_container)
             and frames[0].format.name in _PLAIN_FORMATS
-            and frames[0].colorspace in _PLAIN_MATRICES
+            and frames[0].colorspace in self.matrices
         )
 
     def _keeps_size(self, wanted: list[int]) -> bool:
@@ -239,11 +240,20 @@ class _OtherVideo(Video):
 
 class _TorchCodecVideo(_OtherVideo):
     module = "torchcodec.decoders"
+    device = "cpu"
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # By itself it would take torch's default device.
-        decoder = library.VideoDecoder(f"file:{self.path}", dimension_order="NHWC", num_ffmpeg_threads=1, device="cpu")
-        return len(decoder), lambda numbers: decoder.get_frames_at(numbers).data.numpy()
+        options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": self.device}
+        decoder = library.VideoDecoder(f"file:{self.path}", **options)
+        return len(decoder), lambda numbers: decoder.get_frames_at(numbers).data.cpu().numpy()
+
+
+class _TorchCodecCudaVideo(_TorchCodecVideo):
+    """The GPU's own decoder and color conversion; frames come back to the CPU. Each process holds GPU memory."""
+
+    device = "cuda"
+    matrices = frozenset({1, 2, 5, 6, 9})  # it reads FCC's and SMPTE 240M's as BT.601's
 
 
 class _DecordVideo(_OtherVideo):
@@ -277,5 +287,6 @@ def _say_once(module: str, container: str) -> None:
 _DECODERS: dict[str, tuple[type[Video], str]] = {  # and what each needs
     "pyav": (Video, PYAV_ADVICE),
     "torchcodec": (_TorchCodecVideo, "pip install torchcodec, and FFmpeg 4 to 8 from your system"),
+    "torchcodec-cuda": (_TorchCodecCudaVideo, "an NVIDIA GPU, and the wheels of torchcodec and torch for CUDA"),
     "decord": (_DecordVideo, "pip install decord, on x86-64 Linux or Windows"),
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 from PIL import Image
+from test_decode import needs
 
 from sparsevideo.data.decode import read_frames, read_image
 
@@ -46,6 +47,16 @@ def test_colors_are_those_that_were_encoded_and_upright(path: Path) -> None:
     centers = np.s_[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
     assert frame.shape == SCENE.shape
     np.testing.assert_allclose(frame[centers].astype(int), SCENE[centers], rtol=0, atol=4)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_a_gpu_gives_the_colors_of_the_cpu(path: Path) -> None:
+    """In the middle of each patch: between patches, the two interpolate the chroma differently."""
+    needs("torchcodec-cuda")
+    ours, theirs = (read_frames(path, [0], decoder=decoder)[0] for decoder in ("pyav", "torchcodec-cuda"))
+    centers = np.s_[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(theirs[centers].astype(int), ours[centers], rtol=0, atol=2)
 
 
 def test_all_kinds_are_there() -> None:

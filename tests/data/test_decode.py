@@ -457,7 +457,9 @@ def test_frames_that_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_decoders_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"'gstreamer'; data\.decoder is one of auto, pyav, torchcodec, decord"):
+    with pytest.raises(
+        ValueError, match=r"'gstreamer'; data\.decoder is one of auto, pyav, torchcodec, torchcodec-cuda, d"
+    ):
         read_frames(tmp_path / "video.mp4", [0], decoder="gstreamer")
     decode.resolve_decoder.cache_clear()
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # so importing it fails
