@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from lightning_fabric.wrappers import _FabricOptimizer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -21,6 +22,8 @@ from sparsevideo.data.lists import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
+from sparsevideo.engine.state import BadFiles, TrainState
+from sparsevideo.models.budget import AnyBudget
 from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.zoo import LoadReport, create_model, load_weights
@@ -256,6 +259,44 @@ def build_score(
         return torch.cat(scores).unflatten(0, (files, views))
 
     return score
+
+
+def build_train_state(
+    config: Config, fabric: Fabric, records: Records, network: SparseFormer, sampler: loader.EpochSampler
+) -> TrainState:
+    """Set up network and optimizer on the devices, at the first step of a run.
+
+    Args:
+        config: All settings.
+        fabric: Devices, precision, processes.
+        records: The files to train on.
+        network: The network, its weights loaded.
+        sampler: Sampler of the training batches.
+    """
+    train_config = config.train
+    optim.train_only(network, config.optim.train_only)
+    budgets = build_budgets(config, network)
+    model: nn.Module = network
+    if budgets.keys() - {"num_frames"}:
+        model = AnyBudget(network, compiled=train_config.compile)
+    elif train_config.compile:
+        model = cast(nn.Module, torch.compile(network))
+    model = fabric.setup_module(model)
+    steps = total_steps(config, sampler.steps_per_epoch)
+    return TrainState(
+        config=config,
+        fabric=fabric,
+        classes=records.classes,
+        network=network,
+        model=model,
+        optimizer=cast(_FabricOptimizer, fabric.setup_optimizers(build_optimizer(config.optim, network))),
+        schedule=build_schedule(config.optim, steps, sampler.global_batch * config.data.repeats),
+        sampler=sampler,
+        total_steps=steps,
+        bad_files=BadFiles(len(records), config.data.max_bad_fraction),
+        ema=optim.Ema(network, train_config.ema) if train_config.ema else None,
+        budgets=budgets,
+    )
 
 
 def build_budgets(config: Config, model: SparseFormer) -> dict[str, list[int]]:

@@ -190,7 +190,7 @@ def quickstart(parser: Parser, argv: Sequence[str]) -> int:
 
 def _resumable(work: Callable[[], object], advice: str) -> int:
     """Train, with an exit code of its own for a run that was asked to end and is saved."""
-    from sparsevideo.engine.launch import STOP_SIGNALS, Interrupted
+    from sparsevideo.engine.distributed import STOP_SIGNALS, Interrupted
 
     try:
         # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.

@@ -1,6 +1,7 @@
 """Every setting: its name, type, default, unit and meaning. The only place."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
@@ -284,3 +285,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return all settings as plain values: tuples become lists, as YAML and torch's safe loading need them."""
+    return json.loads(json.dumps(asdict(config)))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_processes import torchrun
 from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import OK, main
+from sparsevideo.config import Config
 from sparsevideo.engine.train import forward_backward
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import AnyBudget, with_budget
@@ -67,12 +69,14 @@ def called(budgets, seed, accumulate=2):
     """What the network is called with in one step, on clips whose frames are numbered."""
     fabric = Fabric(accelerator="cpu", devices=1)
     model = Told()
+    config = Config()
+    config.train.seed, config.train.accumulate, config.train.label_smoothing = seed[0], accumulate, 0.0
+    state = SimpleNamespace(
+        config=config, fabric=fabric, model=fabric.setup_module(model), step=seed[1], budgets=budgets
+    )
     clip = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(2, 3, -1, 4, 4)
     batches = ({"video_name": [], "failures": []} for _ in count())
-    forward_backward(
-        fabric, fabric.setup_module(model), batches, lambda batch: (clip, torch.tensor([0, 1])), accumulate,
-        label_smoothing=0.0, seed=seed, budgets=budgets,
-    )  # fmt: skip
+    forward_backward(state, batches, lambda batch: (clip, torch.tensor([0, 1])))
     return model.calls
 
 

@@ -17,7 +17,6 @@ from toy_runs import NANO_ARGS
 
 from sparsevideo import build, cli
 from sparsevideo import config as sections
-from sparsevideo.apps.runs import plain
 from sparsevideo.cli import OK, main
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.models import zoo
@@ -112,7 +111,7 @@ def test_every_folder_has_its_run_files():
 
 @each_run_file
 def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
-    defaults = plain(sections.Config())
+    defaults = sections.config_to_dict(sections.Config())
     with torch.device("meta"):
         defaults["model"]["args"] = zoo.create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}

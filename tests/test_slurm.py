@@ -16,7 +16,7 @@ from toy_runs import VIDEO
 
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
 from sparsevideo.data.loader import EpochSampler, train_loader
-from sparsevideo.engine.launch import StopSignal
+from sparsevideo.engine.distributed import StopSignal
 from sparsevideo.models import zoo
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "slurm_train.sh"

@@ -25,7 +25,7 @@ from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.encode import check_codecs, write_video
 from sparsevideo.data.moving_digits import make_moving_digits
-from sparsevideo.engine.logging import peak_memory_gb
+from sparsevideo.engine.run_log import peak_memory_gb
 from sparsevideo.models import zoo
 from sparsevideo.reports import metrics, page, visualize
 from sparsevideo.reports.predictions import load_predictions

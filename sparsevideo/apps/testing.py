@@ -15,16 +15,16 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, environment, plain
-from sparsevideo.config import Config, DataConfig, TestConfig
+from sparsevideo.apps.runs import check_folder, environment
+from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
 from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import WHOLE, segment_columns
 from sparsevideo.engine import checkpoint
+from sparsevideo.engine.distributed import launch
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
-from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
@@ -398,7 +398,7 @@ def _about(config: Config, records: Records, sha256: str, features: bool | str) 
     settings = {
         f"{section}.{name}": value
         for section, harmless in _HARMLESS.items()
-        for name, value in plain(config)[section].items()
+        for name, value in config_to_dict(config)[section].items()
         if name not in harmless
     }
     listed = hashlib.sha256()

@@ -91,6 +91,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """Global batches handed out."""
         return self.batches // self.accumulate
 
+    @step.setter
+    def step(self, step: int) -> None:
+        self.batches = step * self.accumulate
+
     @property
     def global_batch(self) -> int:
         """Samples in a global batch."""
@@ -113,24 +117,32 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another sampler stood, with any split of the same global batch over ranks.
+        """Continue where another sampler stood, with any split of the same global batch over ranks.
 
         Raises:
-            ValueError: The state is of another stream of batches.
+            ValueError: The state belongs to another stream of batches.
         """
-        now = self.state_dict()
-        if absent := now.keys() - state.keys():
+        if changed := self.differences(state):
+            raise ValueError(f"the sampler's state belongs to other batches ({', '.join(changed)})")
+        self.step = state["step"]
+
+    def differences(self, state: Mapping[str, Any]) -> list[str]:
+        """Return why a sampler's state belongs to another stream of batches, such as "seed 0 -> 1"; [] if it does not.
+
+        Raises:
+            ValueError: It is no state of a sampler.
+        """
+        current = self.state_dict()
+        if absent := current.keys() - state.keys():
             raise ValueError(f"no state of a sampler: it lacks {', '.join(sorted(absent))}")
         changed = [
-            f"{name} {state[name]} -> {now[name]}"
+            f"{name} {state[name]} -> {current[name]}"
             for name in ("num_samples", "seed", "shuffle", "pad")
-            if state[name] != now[name]
+            if state[name] != current[name]
         ]
         if state["global_batch"] != self.global_batch:
             changed.append(f"global batch {state['split']} -> {self.split}")
-        if changed:
-            raise ValueError(f"the sampler's state is of other batches, go on with the same: {', '.join(changed)}")
-        self.batches = state["step"] * self.accumulate
+        return changed
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first_step = divmod(self.step, self.steps_per_epoch)

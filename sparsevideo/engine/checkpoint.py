@@ -25,12 +25,13 @@ from sparsevideo.engine.optim import Ema
 
 logger = logging.getLogger(__name__)
 
+_SHARDED = ("model", "model_ema", "optimizer")
 _PLAIN = "plain.pt"  # within a sharded checkpoint: all that is no tensor of the network or the optimizer
 
 Content = TypeVar("Content")
 
 
-def collect(
+def gather_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: Ema | None = None, *, sharded: bool = False
 ) -> dict[str, dict[str, Any]]:
     """All that training changes, by the names of parameters; every process of the run calls this.
@@ -59,20 +60,27 @@ def _whole(tensor: Tensor) -> Tensor:
     return whole.cpu()
 
 
-def copy_whole(model: nn.Module, copy: nn.Module) -> None:
+def gather_full_weights(model: nn.Module, copy: nn.Module) -> None:
     """Fill an unsharded network like this one; every process of the run calls this and gets all of it."""
     copy.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Set network and optimizer to what `collect` found, whatever the processes then and now.
+def load_model(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Set a network, whole or in shards, to whole weights or to shards of them.
 
     Raises:
-        ValueError, KeyError, RuntimeError: It belongs to another network.
+        RuntimeError, ValueError: They belong to another network.
     """
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, state["model"], options=options)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Set the optimizer of a network to what `gather_state_dict` found, whatever the processes then and now.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: It belongs to another network.
+    """
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
 def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -93,41 +101,39 @@ def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> No
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        _put(temporary, path, keep)
+        _publish(temporary, path, keep)
     except (OSError, RuntimeError) as error:  # the latter from torch's own writer
         raise OSError(f"{path}: could not be written ({error}); what was there before is whole") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save_sharded(
-    fabric: Fabric, path: Path, state: dict[str, Any], content: dict[str, Any], *, keep: Path | None = None
-) -> None:
+def save_sharded(fabric: Fabric, path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
     """Write a folder to which every process of a run adds its shards; see `save`.
 
     Args:
-        fabric: Of the run.
+        fabric: Processes of the run.
         path: The folder.
-        state: What `collect` found, sharded.
-        content: All else, of process 0.
-        keep: As in `save`.
+        content: This process' shards as `gather_state_dict` returns them, and plain values, of which process 0's count.
+        keep: See `save`.
     """
+    shards = {name: content[name] for name in _SHARDED if name in content}
     temporary = path.with_name(f".{path.name}.tmp")
     if fabric.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
     fabric.barrier()
     try:
-        dcp.save(state, checkpoint_id=temporary)
+        dcp.save(shards, checkpoint_id=temporary)
         if fabric.is_global_zero:
-            torch.save(content, temporary / _PLAIN)
-            _put(temporary, path, keep)
+            torch.save({name: value for name, value in content.items() if name not in shards}, temporary / _PLAIN)
+            _publish(temporary, path, keep)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         raise OSError(f"{path}: could not be written ({error}); what was there before is whole") from error
     fabric.barrier()
 
 
-def _put(temporary: Path, path: Path, keep: Path | None) -> None:
+def _publish(temporary: Path, path: Path, keep: Path | None) -> None:
     """Rename; at any moment the old or the new checkpoint is there, under its own name or that of `keep`."""
     if keep is not None and path.exists():
         _remove(keep)
@@ -141,7 +147,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def newest(paths: Iterable[Path], read: Callable[[Path], Content]) -> tuple[Path, Content] | None:
+def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> tuple[Path, Content] | None:
     """Read the first of several checkpoints that is whole; those before it are told in a warning.
 
     Args:

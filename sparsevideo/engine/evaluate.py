@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from sparsevideo.engine.logging import progress_bar
+from sparsevideo.engine.run_log import progress_bar
 
 logger = logging.getLogger(__name__)
 

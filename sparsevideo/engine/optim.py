@@ -134,7 +134,7 @@ class Ema:
             self.average[name].lerp_(parameter, part)
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """Within this block the network has the averaged weights."""
         self._swap()
         try:

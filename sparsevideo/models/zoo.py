@@ -163,11 +163,21 @@ def load_weights(
     """
     told = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if told is weights else str(weights))
-    for name in _SHAPELESS:
-        was = told["hparams"].get(name) if isinstance(told.get("hparams"), dict) else None
-        if was not in (None, model.hparams[name]):
-            raise ValueError(f"{source}: trained with {name}={was}, the model has {model.hparams[name]}")
+    if isinstance(told.get("hparams"), dict):
+        check_hparams(model, told["hparams"], source)
     return _fill(model, unwrap(told, source), source, strict, new_head)
+
+
+def check_hparams(model: SparseFormer, hparams: Mapping[str, Any], source: str) -> None:
+    """Check those arguments of the network that the shapes of its weights do not show.
+
+    Raises:
+        ValueError: The weights were trained with another value.
+    """
+    for name in _SHAPELESS:
+        trained = hparams.get(name, model.hparams[name])
+        if trained != model.hparams[name]:
+            raise ValueError(f"{source}: trained with {name}={trained}, the model has {model.hparams[name]}")
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:

@@ -8,7 +8,7 @@ import pytest
 from sparsevideo.apps import quickstart
 from sparsevideo.cli import REQUEUE, main
 from sparsevideo.data import moving_digits
-from sparsevideo.engine.launch import Interrupted
+from sparsevideo.engine.distributed import Interrupted
 
 
 @pytest.fixture

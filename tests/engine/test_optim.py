@@ -74,7 +74,7 @@ def test_the_average_follows_the_weights_and_takes_their_place_for_a_while():
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert torch.allclose(ema.average["weight"], expected)
-    with pytest.raises(ZeroDivisionError), ema.swapped():
+    with pytest.raises(ZeroDivisionError), ema.average_parameters():
         assert torch.allclose(layer.weight, expected)
         _ = 1 / 0
     assert torch.equal(layer.weight, torch.full((1, 2), 99.0))

@@ -8,47 +8,49 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from sparsevideo.engine.launch import StopSignal
-from sparsevideo.engine.logging import Meter, RunLog
+from sparsevideo.config import Config
+from sparsevideo.data.loader import EpochSampler
+from sparsevideo.engine.distributed import StopSignal
 from sparsevideo.engine.optim import adamw, warmup_cosine
-from sparsevideo.engine.train import BadFiles, train
+from sparsevideo.engine.run_log import RunLog
+from sparsevideo.engine.state import BadFiles, TrainState
+from sparsevideo.engine.train import train
 
 BATCH = {"video_name": ["a", "b"], "failures": []}
 
 
-def run(batches, *, steps=8, log_every=4):
+def run(batches, tmp_path, *, steps=8, log_every=4):
     fabric = Fabric(accelerator="cpu", devices=1)
-    model = torch.nn.Linear(2, 3)
-    optimizer = adamw(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    config = Config()
+    config.train.log_every = log_every
+    network = torch.nn.Linear(2, 3)
+    network.hparams = {}
+    optimizer = adamw(network, lr=0.1, weight_decay=0.0, betas=(0.9, 0.999))
+    state = TrainState(
+        config=config,
+        fabric=fabric,
+        classes=["a", "b", "c"],
+        network=network,
+        model=fabric.setup_module(network),
+        optimizer=fabric.setup_optimizers(optimizer),
+        schedule=warmup_cosine(steps, lr=0.1, min_lr=0.0, warmup_lr=0.0, warmup_ratio=0.0),
+        sampler=EpochSampler(2 * steps, 2),
+        total_steps=steps,
+        bad_files=BadFiles(10, 0.1),
+    )
 
-    def prepare(batch):
+    def preprocess(batch):
         sleep(0.01)  # what a step takes
         return torch.ones(2, 2), torch.tensor([0, 1])
 
     train(
-        fabric,
-        fabric.setup_module(model),
-        fabric.setup_optimizers(optimizer),
+        state,
         batches,
-        prepare=prepare,
-        schedule=warmup_cosine(steps, lr=0.1, min_lr=0.0, warmup_lr=0.0, warmup_ratio=0.0),
+        preprocess=preprocess,
         validate=None,
-        save=lambda done, scores: None,
+        checkpoints=tmp_path,
         log=RunLog(None),
-        meter=Meter(),
-        bad_files=BadFiles(10, 0.1),
         stop=StopSignal(),
-        ema=None,
-        start_step=0,
-        total_steps=steps,
-        steps_per_epoch=steps,
-        accumulate=1,
-        log_every=log_every,
-        validate_every=steps,
-        checkpoint_every=None,
-        label_smoothing=0.0,
-        clip_grad=1.0,
-        seed=0,
     )
 
 
@@ -67,15 +69,15 @@ def waiting(*seconds):
         ((0.0,) * 4 + (0.1,) * 4, 1),
     ],
 )
-def test_much_waiting_for_data_is_told_once_with_advice(pauses, told, caplog):
+def test_much_waiting_for_data_is_told_once_with_advice(pauses, told, caplog, tmp_path):
     with caplog.at_level(logging.INFO, "sparsevideo"):
-        run(waiting(*pauses))
+        run(waiting(*pauses), tmp_path)
     advice = [line for line in caplog.messages if "of the time goes into waiting for data" in line]
     assert len(advice) == told
     assert all("data.num_workers" in line for line in advice)
 
 
-def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed():
+def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed(tmp_path):
     seen = []
 
     def failing():
@@ -84,5 +86,5 @@ def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed(
             yield {**batch, "failures": [(number, f"{number}.mp4", "torn")]}
 
     with pytest.raises(ValueError, match=r"2 of 10 files could not be read, the last one 1\.mp4: torn"):
-        run(failing())
+        run(failing(), tmp_path)
     assert seen == [0, 1]

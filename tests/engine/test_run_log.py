@@ -5,28 +5,32 @@ import logging
 
 import pytest
 
-from sparsevideo.engine.logging import Meter, RunLog
+from sparsevideo.engine.run_log import Meter, RunLog
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def scores(loss):
+    return {"loss": loss, "top1": 50.0, "top5": 100.0}
+
+
 def test_going_on_takes_back_what_comes_after_the_step_and_a_torn_line(tmp_path):
     with RunLog(tmp_path) as log:
         for step in (10, 20, 30):
-            log.metrics("train", step, loss=1.0 / step)
+            log.validation(step, 0.0, scores(1.0 / step))
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"split": "train", "st')
+        file.write('{"split": "val", "st')
     with RunLog(tmp_path, start_step=20) as log:
-        log.metrics("train", 30, loss=5.0)
+        log.validation(30, 0.0, scores(5.0))
     logged = lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in logged] == [(10, 0.1), (20, 0.05), (30, 5.0)]
 
 
 def test_other_ranks_write_nothing(tmp_path):
     with RunLog(None) as log:
-        log.metrics("train", 1, loss=1.0)
+        log.validation(1, 0.0, scores(1.0))
     assert not list(tmp_path.iterdir())
 
 
@@ -43,6 +47,6 @@ def test_meter_averages_since_the_last_read():
     meter = Meter()
     meter.add(loss=1.0)
     meter.add(loss=3.0)
-    assert meter.read()["loss"] == 2.0
+    assert meter.pop_means()["loss"] == 2.0
     meter.add(loss=7.0)
-    assert meter.read()["loss"] == 7.0
+    assert meter.pop_means()["loss"] == 7.0

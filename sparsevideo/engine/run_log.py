@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger("sparsevideo")
 
+_MUCH_WAITING = 0.3  # part of the time
+
 _terminal = Console(stderr=True)  # one for all bars: a validation's stands below the run's
 
 
@@ -43,6 +45,7 @@ class RunLog:
 
     def __init__(self, folder: Path | None, start_step: int = 0, wandb: str | None = None):
         self.folder, self._wandb = folder, None
+        self._lines, self._warned_of_waiting = 0, False
         if folder is None:
             return
         if wandb is not None:
@@ -59,15 +62,61 @@ class RunLog:
         self._speed = _continued(folder / "speed.jsonl", start_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
-    def metrics(self, split: str, step: int, **values: float) -> None:
-        """Add one line of numbers; `step` counts the optimizer steps that are done."""
-        if self.folder is not None:
-            self._add(self._metrics, split, step, values)
+    def training(
+        self,
+        step: int,
+        total_steps: int,
+        epoch: float,
+        means: dict[str, float],
+        *,
+        lr: float,
+        num_samples: int,
+        kind: str,
+        memory_gb: float,
+    ) -> None:
+        """Log averages over the steps since the last line.
 
-    def speed(self, step: int, **values: float) -> None:
-        """Add one line of what differs from run to run."""
+        Args:
+            step: Optimizer steps done.
+            total_steps: Optimizer steps of the whole run.
+            epoch: Epochs done.
+            means: Means of `loss`, `grad_norm`, `top1`, `data_s` and `iter_s`.
+            lr: Learning rate of the last step.
+            num_samples: Samples of a step, over all processes.
+            kind: "images" or "clips".
+            memory_gb: Peak memory in GB.
+        """
+        data_s, iter_s = means.pop("data_s"), means.pop("iter_s")
+        rate = num_samples / iter_s
         if self.folder is not None:
-            self._add(self._speed, "speed", step, values)
+            self._add(self._metrics, "train", step, {"epoch": epoch, "lr": lr, **means})
+            speed = {"data_s": data_s, "iter_s": iter_s, "samples_per_s": rate, "memory_gb": memory_gb}
+            self._add(self._speed, "speed", step, speed)
+        logger.info(
+            "epoch %.2f  %d/%d  loss %.3f  lr %.2e  grad_norm %.2f  top1 %.1f | data %.3f s  iter %.3f s  %.1f %s/s"
+            "  mem %.2f GB  eta %.0f s",
+            epoch, step, total_steps, means["loss"], lr, means["grad_norm"], means["top1"], data_s, iter_s, rate, kind,
+            memory_gb, (total_steps - step) * iter_s,
+        )  # fmt: skip
+        self._lines += 1
+        # Not after the first line: loaders had yet to start.
+        if data_s > _MUCH_WAITING * iter_s and self._lines > 1 and not self._warned_of_waiting:
+            self._warned_of_waiting = True
+            logger.warning(
+                "%.0f %% of the time goes into waiting for data: raise data.num_workers, `sparsevideo data scan` the"
+                " videos, store them at a smaller size (tools/prepare_kinetics.py), or take several samples from each"
+                " reading (data.repeats)",
+                100 * data_s / iter_s,
+            )
+
+    def validation(self, step: int, epoch: float, scores: dict[str, float]) -> None:
+        """Log the scores of a validation, `loss`, `top1` and `top5` among them, after `step` optimizer steps."""
+        if self.folder is not None:
+            self._add(self._metrics, "val", step, {"epoch": epoch, **scores})
+        logger.info(
+            "validation at step %d: loss %.3f  top1 %.2f  top5 %.2f",
+            step, scores["loss"], scores["top1"], scores["top5"],
+        )  # fmt: skip
 
     def _add(self, file: TextIO, split: str, step: int, values: dict[str, float]) -> None:
         file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
@@ -122,7 +171,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 class Meter:
-    """Averages since the last `read`, and how the time was spent.
+    """Averages since the last `pop_means`, and how the time was spent.
 
     `data_s` is the time a step waited for its batch, `iter_s` the whole step.
     """
@@ -133,17 +182,17 @@ class Meter:
         self._start = time.perf_counter()
 
     def add(self, **values: Any) -> None:
-        """Add one step's numbers; tensors are not read before `read`, so that the device is not kept waiting."""
+        """Add one step's numbers; tensors are read in `pop_means` alone, so that the device is not kept waiting."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._count += 1
 
-    def skip(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Leave out time that no step spent."""
         self._start += seconds
 
-    def read(self) -> dict[str, float]:
-        """Means of all numbers since the last call, and seconds per step."""
+    def pop_means(self) -> dict[str, float]:
+        """Return the means of all numbers since the last call, and `iter_s`, seconds per step."""
         now = time.perf_counter()
         means = {name: float(total) / self._count for name, total in self._sums.items()}
         means["iter_s"] = (now - self._start) / self._count
@@ -151,7 +200,7 @@ class Meter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What stands between two calls of `read`: a resumed run logs the averages of an uninterrupted one."""
+        """Return the sums since the last `pop_means`: a resumed run logs the averages of an uninterrupted one."""
         sums = {name: float(total) for name, total in self._sums.items()}
         return {"sums": sums, "count": self._count, "elapsed_s": time.perf_counter() - self._start}
 
