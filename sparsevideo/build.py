@@ -23,10 +23,11 @@ from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.engine.state import BadFiles, TrainState
-from sparsevideo.models.budget import AnyBudget
+from sparsevideo.models.elastic import ElasticSparseFormer
+from sparsevideo.models.presets import create_model
 from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.zoo import LoadReport, create_model, load_weights
+from sparsevideo.models.weights import LoadReport, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def build_train_state(
     budgets = build_budgets(config, network)
     model: nn.Module = network
     if budgets.keys() - {"num_frames"}:
-        model = AnyBudget(network, compiled=train_config.compile)
+        model = ElasticSparseFormer(network, compiled=train_config.compile)
     elif train_config.compile:
         model = cast(nn.Module, torch.compile(network))
     model = fabric.setup_module(model)

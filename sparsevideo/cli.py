@@ -410,8 +410,8 @@ def models_list(parser: Parser, argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     import torch
 
-    from sparsevideo.models.zoo import create_model
-    from sparsevideo.models.zoo import list_models as names
+    from sparsevideo.models.presets import create_model
+    from sparsevideo.models.presets import list_models as names
 
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in create_model(name).parameters()) for name in names()}

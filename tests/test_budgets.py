@@ -15,8 +15,8 @@ from toy_runs import IMAGE, VIDEO
 from sparsevideo.cli import OK, main
 from sparsevideo.config import Config
 from sparsevideo.engine.train import forward_backward
-from sparsevideo.models import zoo
-from sparsevideo.models.budget import AnyBudget, with_budget
+from sparsevideo.models.elastic import ElasticSparseFormer, with_budget
+from sparsevideo.models.weights import load_model, read_weights
 
 BUDGETS = {"num_tubes": [1, 4, 6], "num_frames": [2, 4], "num_points": [2, 3, 4]}
 DRAWN = [*VIDEO, *(f"--train.{name}={counts}" for name, counts in BUDGETS.items())]
@@ -44,8 +44,8 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(digits, tmp_path, capsys):
     told = "drawn at each step: num_tubes from 1, 4, 6; num_frames from 2, 4; num_points from 2, 3, 4"
     assert told in capsys.readouterr().err
     resumed = interrupted_and_resumed(args, tmp_path / "resumed")
-    assert_equal_weights(resumed, zoo.read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
-    model, _ = zoo.load_model(tmp_path / "whole" / "checkpoints" / "best.pt")
+    assert_equal_weights(resumed, read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
+    model, _ = load_model(tmp_path / "whole" / "checkpoints" / "best.pt")
     assert (model.num_tubes, model.hparams["num_points"]) == (4, 4)
     with_budget(model, num_tubes=6, num_points=2)
     assert main(["train", *args, f"--out={tmp_path / 'whole'}", "--resume", "--train.num_tubes=[1]"]) == OK
@@ -99,7 +99,7 @@ def test_fewer_frames_are_every_nth_from_the_first_on(frames):
 
 
 def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(AnyBudget, "__init__", lambda *_, **__: pytest.fail("wrapped"))
+    monkeypatch.setattr(ElasticSparseFormer, "__init__", lambda *_, **__: pytest.fail("wrapped"))
     args = ["train", *VIDEO, f"--data.root={digits}", "--train.validate_every=0"]
     assert main([*args, f"--out={tmp_path / 'none'}"]) == OK
     assert "drawn" not in capsys.readouterr().err
@@ -109,13 +109,13 @@ def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch
 @pytest.fixture
 def calls(monkeypatch):
     """Frames and budget of every call of the network in training."""
-    seen, forward = [], AnyBudget.forward
+    seen, forward = [], ElasticSparseFormer.forward
 
     def noted(self, x, **budget):
         seen.append((x.shape[2], budget))
         return forward(self, x, **budget)
 
-    monkeypatch.setattr(AnyBudget, "forward", noted)
+    monkeypatch.setattr(ElasticSparseFormer, "forward", noted)
     return seen
 
 

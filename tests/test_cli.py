@@ -20,7 +20,8 @@ from toy_runs import AUGMENTED, IMAGE, VIDEO
 import sparsevideo
 from sparsevideo.apps import runs
 from sparsevideo.cli import _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
-from sparsevideo.models import zoo
+from sparsevideo.models import presets
+from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
 
 
@@ -47,7 +48,7 @@ def test_a_run_folder_has_all_it_promises(trained):
 
 def test_the_resolved_config_runs_again_and_gives_the_same_weights(trained, digits, tmp_path):
     assert main(["train", "--config", str(trained / "config.yaml"), f"--out={tmp_path / 'again'}"]) == OK
-    first, second = (zoo.read_weights(run / "checkpoints" / "last.pt") for run in (trained, tmp_path / "again"))
+    first, second = (read_weights(run / "checkpoints" / "last.pt") for run in (trained, tmp_path / "again"))
     assert first["config"] == second["config"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
@@ -97,7 +98,7 @@ def test_the_settings_of_the_advice_exist():
     settings = {f"{section}.{name}" for section, values in _SECTIONS.items() for name in vars(values)}
     named = set(re.findall(r"\b(?:train|test|data|model)\.[\w.]+\b", " ".join(_SMALLER.values())))
     assert named - settings == {"model.args.activation_checkpointing"}
-    assert "activation_checkpointing" in zoo.create_model("video_sparseformer_nano").hparams
+    assert "activation_checkpointing" in presets.create_model("video_sparseformer_nano").hparams
 
 
 def test_a_batch_that_does_not_fit_ends_without_a_traceback(digits, tmp_path, capsys, monkeypatch):
@@ -132,9 +133,9 @@ def interrupted_and_resumed(args, out):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", interrupt)
         assert main(args) == 130
-    assert zoo.read_weights(out / "checkpoints" / "last.pt")["step"] == 2
+    assert read_weights(out / "checkpoints" / "last.pt")["step"] == 2
     assert main([*args, "--resume"]) == OK
-    return zoo.read_weights(out / "checkpoints" / "last.pt")["model"]
+    return read_weights(out / "checkpoints" / "last.pt")["model"]
 
 
 def assert_equal_weights(ours, theirs):
@@ -144,7 +145,7 @@ def assert_equal_weights(ours, theirs):
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
     resumed = interrupted_and_resumed([*VIDEO, f"--data.root={digits}"], tmp_path / "resumed")
-    assert_equal_weights(resumed, zoo.read_weights(trained / "checkpoints" / "last.pt")["model"])
+    assert_equal_weights(resumed, read_weights(trained / "checkpoints" / "last.pt")["model"])
 
 
 @pytest.mark.parametrize("kind", [VIDEO, IMAGE], ids=["video", "image"])
@@ -153,7 +154,7 @@ def test_with_every_augmentation_too_and_with_loader_processes(kind, digits, tmp
     args = [*kind, f"--data.root={digits}", *AUGMENTED, "--train.validate_every=0"]
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
     resumed = interrupted_and_resumed([*args, "--data.num_workers=2"], tmp_path / "resumed")
-    assert_equal_weights(resumed, zoo.read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
+    assert_equal_weights(resumed, read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
 
 
 def test_a_dry_run_describes_the_run_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys):
@@ -178,24 +179,24 @@ def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, t
     said = error(capsys)
     assert re.search(r"step [123], learning rate \S+: the loss is not finite \(loss nan", said)
     assert said.count("videos/train/") == 4
-    last = zoo.read_weights(tmp_path / "checkpoints" / "last.pt")
+    last = read_weights(tmp_path / "checkpoints" / "last.pt")
     assert all(torch.isfinite(tensor).all() for tensor in last["model"].values())
 
 
 def test_the_average_is_what_is_validated_tested_and_kept_as_the_best(digits, tmp_path):
     out = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.ema=0.9", "--optim.lr=0.1"]) == OK
-    best, last = (zoo.read_weights(out / "checkpoints" / name) for name in ("best.pt", "last.pt"))
+    best, last = (read_weights(out / "checkpoints" / name) for name in ("best.pt", "last.pt"))
     assert_equal_weights(best["model"], last["model_ema"])
     assert not torch.equal(last["model"]["head.weight"], last["model_ema"]["head.weight"])
-    assert_equal_weights(zoo.load_model(out / "checkpoints" / "last.pt")[0].state_dict(), last["model_ema"])
+    assert_equal_weights(load_model(out / "checkpoints" / "last.pt")[0].state_dict(), last["model_ema"])
 
 
 def test_parts_that_are_not_to_learn_stay_as_they_are(trained, digits, tmp_path):
     start = trained / "checkpoints" / "last.pt"
     args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", f"--model.weights={start}"]
     assert main([*args, "--optim.train_only=[norm, head]", "--train.ema=0.5"]) == OK
-    before, after = (zoo.read_weights(path)["model"] for path in (start, tmp_path / "checkpoints" / "last.pt"))
+    before, after = (read_weights(path)["model"] for path in (start, tmp_path / "checkpoints" / "last.pt"))
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
@@ -283,7 +284,7 @@ def test_images_train_inflate_and_start_a_video_run(digits, tmp_path, capsys):
     capsys.readouterr()
     assert main(args) == OK
     said = capsys.readouterr().out
-    model, content = zoo.load_model(weights)
+    model, content = load_model(weights)
     assert all(name in said for name in model.state_dict())
     assert model.num_tubes == 2
     assert content["classes"] == [str(digit) for digit in range(10)]
@@ -523,7 +524,7 @@ def test_without_validation_the_best_checkpoint_is_the_last(digits, tmp_path):
     out = tmp_path / "run"
     args = [*VIDEO, f"--data.root={digits}", "--train.validate_every=0", "--train.checkpoint_every=1", f"--out={out}"]
     assert main(["train", *args]) == OK
-    assert [zoo.read_weights(out / "checkpoints" / f"{name}.pt")["step"] for name in ("last", "best")] == [4, 4]
+    assert [read_weights(out / "checkpoints" / f"{name}.pt")["step"] for name in ("last", "best")] == [4, 4]
 
 
 def test_the_name_of_a_checkpoint_does_not_matter(trained, tmp_path):
@@ -675,7 +676,7 @@ def test_numbered_labels_get_their_names_from_a_file(digits, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join([*names, "never"]))
     args = ["train", *VIDEO, f"--data.root={tmp_path}", "--data.list={split}.csv", "--data.classes=names.txt"]
     assert main([*args, f"--out={tmp_path / 'run'}"]) == OK
-    assert zoo.read_weights(tmp_path / "run" / "checkpoints" / "best.pt")["classes"] == [*names, "never"]
+    assert read_weights(tmp_path / "run" / "checkpoints" / "best.pt")["classes"] == [*names, "never"]
 
 
 def test_rare_classes_are_drawn_more_often_and_a_resumed_run_draws_on(digits, tmp_path):
@@ -687,11 +688,11 @@ def test_rare_classes_are_drawn_more_often_and_a_resumed_run_draws_on(digits, tm
     for balance in (0, 1):
         args = [*common, f"--data.class_balance={balance}"]
         assert main([*args, f"--out={tmp_path / str(balance)}"]) == OK
-        weights.append(zoo.read_weights(tmp_path / str(balance) / "checkpoints" / "last.pt")["model"])
+        weights.append(read_weights(tmp_path / str(balance) / "checkpoints" / "last.pt")["model"])
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
     previous = tmp_path / "1" / "checkpoints" / "previous.pt"
     assert main([*args, f"--out={tmp_path / 'resumed'}", f"--resume={previous}"]) == OK
-    assert_equal_weights(zoo.read_weights(tmp_path / "resumed" / "checkpoints" / "last.pt")["model"], weights[1])
+    assert_equal_weights(read_weights(tmp_path / "resumed" / "checkpoints" / "last.pt")["model"], weights[1])
     assert main([*args, f"--out={tmp_path / 'x'}", "--data.class_balance=1.5"]) == FAILED
 
 
@@ -718,7 +719,7 @@ def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
     assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={folders}"]) == OK
     args = [f"--data.root={tmp_path}", "--data.list={split}-{0000..0001}.tar", "--data.num_workers=2"]
     assert main(["train", *IMAGE, *args, f"--out={shards}"]) == OK
-    assert_equal_weights(*(zoo.read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
+    assert_equal_weights(*(read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
 
 
 def test_debug_shows_where_an_error_came_from():

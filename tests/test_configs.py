@@ -19,7 +19,8 @@ from sparsevideo import build, cli
 from sparsevideo import config as sections
 from sparsevideo.cli import OK, main
 from sparsevideo.data.loader import EpochSampler
-from sparsevideo.models import zoo
+from sparsevideo.models import presets
+from sparsevideo.models.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
 RUN_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -113,7 +114,7 @@ def test_every_folder_has_its_run_files():
 def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
     defaults = sections.config_to_dict(sections.Config())
     with torch.device("meta"):
-        defaults["model"]["args"] = zoo.create_model(settings(name).model.name).hparams
+        defaults["model"]["args"] = presets.create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}
     told, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
     assert "weights" not in told.get("model", {}), "weights are given on the command line"
@@ -150,7 +151,7 @@ def test_two_steps_of_the_recipe_train(name, digits, tmp_path):
     ran = dict(leaves(yaml.safe_load((tmp_path / "config.yaml").read_text())))
     changed = {key for key, value in leaves(shown(name)) if key != "model.args" and ran[key] != value}
     assert changed <= {arg[2:].partition("=")[0] for arg in args}
-    checkpoint = zoo.read_weights(tmp_path / "checkpoints" / "last.pt")
+    checkpoint = read_weights(tmp_path / "checkpoints" / "last.pt")
     assert ("model_ema" in checkpoint) == (config.train.ema is not None)
     learning = re.findall(r"of which ([\d.]+) M learn", (tmp_path / "log.txt").read_text())
     assert len(learning) == bool(config.optim.train_only)
@@ -230,7 +231,7 @@ def test_the_commands_in_a_header_are_understood(name, parse):
         assert argv[argv.index("--config") + 1] == name, argv
         trains += 1
         with torch.device("meta"):
-            zoo.create_model(args.model.name, **args.model.args)  # refuses unknown arguments
+            presets.create_model(args.model.name, **args.model.args)  # refuses unknown arguments
         if name in RECIPES:  # on fewer devices, or with less memory, the global batch stays
             usual = settings(name).train
             batch = usual.batch_size * usual.accumulate * (1 if "finetune" in name else 8)

@@ -13,7 +13,7 @@ import torch
 from toy_runs import VIDEO
 
 from sparsevideo.cli import OK, main
-from sparsevideo.models import zoo
+from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.predictions import load_predictions
 
 
@@ -170,8 +170,8 @@ def test_every_split_of_the_global_batch_trains_as_one_process(
     done = torchrun(processes, "train", *CURVE, *args, f"--data.root={digits}", f"--out={tmp_path / 'run'}")
     assert done.returncode == OK, done.stderr[-3000:]
     assert_same_curve(tmp_path / "run", curve)
-    last = zoo.read_weights(tmp_path / "run" / "checkpoints" / "last.pt")
-    for name, tensor in zoo.read_weights(curve / "checkpoints" / "last.pt")["model_ema"].items():
+    last = read_weights(tmp_path / "run" / "checkpoints" / "last.pt")
+    for name, tensor in read_weights(curve / "checkpoints" / "last.pt")["model_ema"].items():
         assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
 
 
@@ -190,8 +190,8 @@ def test_shards_are_put_together_on_request_and_go_on_in_one_process(curve, digi
     assert last.is_dir()
     assert main(["convert", str(last), f"--out={tmp_path / 'whole.safetensors'}"]) == OK
     assert "averaged weights, 0.0" in capsys.readouterr().out
-    _, content = zoo.load_model(tmp_path / "whole.safetensors")
-    averaged = zoo.read_weights(last)["model_ema"]
+    _, content = load_model(tmp_path / "whole.safetensors")
+    averaged = read_weights(last)["model_ema"]
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in content["model"].items())
     assert main(["train", *CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=12", "--resume"]) == OK
     assert_same_curve(out, curve)

@@ -16,7 +16,7 @@ from toy_runs import AUGMENTED, VIDEO
 
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
 from sparsevideo.engine import checkpoint
-from sparsevideo.models import zoo
+from sparsevideo.models.weights import read_weights
 
 STEPS = 16
 RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=3", "--train.validate_every=8"]
@@ -58,7 +58,7 @@ def assert_same_end(run, whole):
     """All that a run is: weights, their average, the optimizer, where it stands, what it has logged."""
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name in ("last.pt", "best.pt"):
-        ours, theirs = (flat(zoo.read_weights(folder / "checkpoints" / name)) for folder in (run, whole))
+        ours, theirs = (flat(read_weights(folder / "checkpoints" / name)) for folder in (run, whole))
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             if not key.endswith(("elapsed_s", "data_s")):
@@ -117,7 +117,7 @@ def test_a_signal_to_all_processes_saves_the_next_step_and_asks_to_be_run_again(
     said = process.communicate(timeout=60)[1]
     assert process.returncode == REQUEUE, said
     assert f"asked to end by {number.name}, saved at step" in said
-    stands = zoo.read_weights(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
+    stands = read_weights(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
     assert 3 <= stands < STEPS
     finish(*args)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

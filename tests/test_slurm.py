@@ -17,7 +17,7 @@ from toy_runs import VIDEO
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
 from sparsevideo.data.loader import EpochSampler, train_loader
 from sparsevideo.engine.distributed import StopSignal
-from sparsevideo.models import zoo
+from sparsevideo.models.weights import read_weights
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "slurm_train.sh"
 STEPS = 12
@@ -76,7 +76,7 @@ def ends(tasks):
 
 
 def weights(out):
-    return zoo.read_weights(out / "checkpoints" / "last.pt")["model"]
+    return read_weights(out / "checkpoints" / "last.pt")["model"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_
         os.killpg(task.pid, signal.SIGUSR1)
     codes, said = ends(tasks)
     assert codes == [REQUEUE, REQUEUE], said
-    stands = zoo.read_weights(out / "checkpoints" / "last.pt")["step"]
+    stands = read_weights(out / "checkpoints" / "last.pt")["step"]
     assert all(f"asked to end by SIGUSR1, saved at step {stands}" in text for text in said)
     assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in said] == [["0"], ["1"]]  # none has started others
     assert 3 <= stands < STEPS

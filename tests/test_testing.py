@@ -22,8 +22,8 @@ from sparsevideo.data.decode import read_frames
 from sparsevideo.data.encode import write_video
 from sparsevideo.data.pixels import scaled
 from sparsevideo.data.transforms import Normalize
-from sparsevideo.models import zoo
-from sparsevideo.models.budget import with_budget
+from sparsevideo.models.elastic import with_budget
+from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.features import load_features
 from sparsevideo.reports.predictions import load_predictions
 
@@ -53,7 +53,7 @@ def make_videos(root, classes, height, width):
 
 @pytest.fixture(scope="module")
 def classes(trained):
-    return json.loads(json.dumps(zoo.read_weights(checkpoint(trained))["classes"]))
+    return json.loads(json.dumps(read_weights(checkpoint(trained))["classes"]))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def looked_at(run, root, views, **budget):
 
     `views` gives for a video of 30 frames the frame numbers, and for frames of a size the boxes and their shape.
     """
-    model = zoo.load_model(checkpoint(run))[0]
+    model = load_model(checkpoint(run))[0]
     model = with_budget(model, **budget).eval()
     rows = []
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_
     assert np.array_equal(load_predictions(tmp_path / "weights").scores, own.scores)
     # Without class names the list's are taken, if there are as many.
     bare = tmp_path / "bare.pt"
-    content = zoo.read_weights(checkpoint(trained))
+    content = read_weights(checkpoint(trained))
     torch.save({"model": content["model"], "hparams": content["hparams"]}, bare)
     assert main(["test", str(bare), "--config", str(run_file), f"--out={tmp_path / 'bare'}"]) == OK
     assert "does not name its classes" in capsys.readouterr().err
@@ -342,7 +342,7 @@ def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_pa
         and columns[2] == [name, "1.0", "2.0"]
         and columns[4] == [name, "2.0", ""]
     )
-    model = zoo.load_model(checkpoint(trained))[0].eval()
+    model = load_model(checkpoint(trained))[0].eval()
     for row, first, frames in ((0, 0, 10), (1, 10, 10), (3, 20, 10)):
         numbers = first + clips.spread_clips(frames, 4, 2, 1)[0]
         pixels = torch.from_numpy(scaled(read_frames(wide / name, numbers)[:, :, 16:64], (SIZE, SIZE)))
@@ -396,7 +396,7 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
     assert json.loads(capsys.readouterr().out) == {"files": 9, "failed": 1, "width": 32}
     features = load_features(out)
     starts = clips.spread_clips(30, 4, 2, 2)
-    model, _ = zoo.load_model(checkpoint(trained))
+    model, _ = load_model(checkpoint(trained))
     seen = []
     for numbers in starts:
         frames = read_frames(wide / features.names[2], numbers)[:, :, 16:64]
@@ -436,7 +436,7 @@ def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_pat
     assert features.spans[6:].tolist() == [[5, 6]] * 3 + [[0, np.inf]] * 3
     assert not features.features[6:].any()
 
-    model, _ = zoo.load_model(checkpoint(trained))
+    model, _ = load_model(checkpoint(trained))
     for row, first in enumerate([0, 11, 23, 10, 11, 13]):
         frames = read_frames(wide / name, first + 2 * np.arange(4))
         crops = []

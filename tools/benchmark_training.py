@@ -39,8 +39,8 @@ from sparsevideo.config import Config
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import Normalize
+from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.zoo import create_model
 
 OURS = "video_sparseformer_tiny"
 # Each as it is built by default, which is for 400 classes, and the frames of its clip.

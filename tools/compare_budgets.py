@@ -21,8 +21,8 @@ from sparsevideo.apps.runs import checkpoint_config, inflate_weights
 from sparsevideo.apps.testing import test_run
 from sparsevideo.apps.training import train_run
 from sparsevideo.data.moving_digits import make_moving_digits
-from sparsevideo.models import zoo
-from sparsevideo.models.budget import with_budget
+from sparsevideo.models.elastic import with_budget
+from sparsevideo.models.weights import load_model
 from sparsevideo.reports.profile import count_macs
 
 # The first of each is what the network has.
@@ -47,7 +47,7 @@ def main() -> None:
     train_run(config, work / "plain", resume="auto")
     train_run(replace(config, train=replace(config.train, **BUDGETS)), work / "drawn", resume="auto")
 
-    model, _ = zoo.load_model(_best(work / "plain"))
+    model, _ = load_model(_best(work / "plain"))
     rows = []
     for counts in product(*BUDGETS.values()):
         budget = dict(zip(BUDGETS, counts, strict=True))

@@ -26,7 +26,8 @@ from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.encode import check_codecs, write_video
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.run_log import peak_memory_gb
-from sparsevideo.models import zoo
+from sparsevideo.models import presets
+from sparsevideo.models.weights import load_model
 from sparsevideo.reports import metrics, page, visualize
 from sparsevideo.reports.predictions import load_predictions
 
@@ -66,7 +67,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
             results["image"] = _test(image_run)
         with clock.stage("inflation"):
             video_config.model.weights = str(out / "inflated.safetensors")
-            tubes = zoo.preset(video_config.model.name)["num_tubes"]
+            tubes = presets.preset(video_config.model.name)["num_tubes"]
             steps = inflate_weights(_best(image_run), Path(video_config.model.weights), num_tubes=tubes)
             changed = [name for name, before, after, _ in steps if before != after]
             logger.info("inflated the image weights to %d tubes: %d tensors took a new shape", tubes, len(changed))
@@ -142,7 +143,7 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     chance = {name: 100 / len(results[name]["classes"]) for name in runs}
     metrics.save_learning_curves(out / "curves.png", runs, chance=chance)
 
-    model, _ = zoo.load_model(_best(out / "video"))
+    model, _ = load_model(_best(out / "video"))
     config = checkpoint_config(_best(out / "video"))
     assert config is not None  # of a run
     records = build.build_records(config.data, "test", model.ndim, results["video"]["classes"])

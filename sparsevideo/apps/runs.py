@@ -13,9 +13,9 @@ import yaml
 from lightning_fabric import Fabric
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig, config_to_dict
-from sparsevideo.models import zoo
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.weights import load_model, read_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def inflate_weights(
         ValueError: The file holds no image model.
     """
     _check_file(out, image_weights)
-    image_model, content = zoo.load_model(image_weights, name)
+    image_model, content = load_model(image_weights, name)
     if image_model.ndim != 2:
         raise ValueError(f"{image_weights}: holds a video model already; inflate takes image weights")
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes})
@@ -37,7 +37,7 @@ def inflate_weights(
     steps = list(inflated(before, num_tubes))
     video_model.load_state_dict({tensor_name: tensor for tensor_name, tensor, _ in steps})
     classes = {"classes": content["classes"]} if "classes" in content else {}
-    zoo.save_weights(out, video_model, **classes)
+    save_weights(out, video_model, **classes)
     return [
         (tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), what)
         for tensor_name, tensor, what in steps
@@ -47,9 +47,9 @@ def inflate_weights(
 def convert_weights(weights: Path, out: Path, *, name: str | None = None) -> str:
     """Write weights as one file of ours, class names included where they are known; say what was written."""
     _check_file(out, weights)
-    model, content = zoo.load_model(weights, name)
+    model, content = load_model(weights, name)
     classes = {"classes": content["classes"]} if "classes" in content else {}
-    zoo.save_weights(out, model, **classes)
+    save_weights(out, model, **classes)
     count = sum(tensor.numel() for tensor in model.state_dict().values())
     return f"{out}: {'averaged ' if 'model_ema' in content else ''}weights, {count / 1e6:.2f} M numbers"
 
@@ -61,7 +61,7 @@ def _check_file(out: Path, source: Path) -> None:
 
 def checkpoint_config(path: Path) -> Config | None:
     """The settings that a checkpoint of a run carries; None for weights without any."""
-    told = zoo.read_weights(path).get("config")
+    told = read_weights(path).get("config")
     if told is None:
         return None
     try:
@@ -78,7 +78,7 @@ def checkpoint_config(path: Path) -> Config | None:
 
 def read_run(path: Path) -> dict[str, Any]:
     """Read a checkpoint that a run has written; raises ValueError for other files."""
-    content = zoo.read_weights(path)
+    content = read_weights(path)
     absent = {"model", "hparams", "classes", "config", "step"} - content.keys()
     if absent:
         raise ValueError(

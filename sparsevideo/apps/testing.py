@@ -25,9 +25,9 @@ from sparsevideo.data.segments import WHOLE, segment_columns
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
-from sparsevideo.models import zoo
-from sparsevideo.models.budget import with_budget
+from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.weights import load_model
 from sparsevideo.reports import calibration, metrics
 from sparsevideo.reports.features import Features, save_features
 from sparsevideo.reports.predictions import Predictions, save_predictions
@@ -283,7 +283,7 @@ def _look(
 ) -> _Seen:
     """Do what tests and extractions share; `place` says where the journal goes, given the split and the views."""
     fabric = launch(config.test.precision)
-    model, content = zoo.load_model(path, config.model.name)
+    model, content = load_model(path, config.model.name)
     content = {name: content.get(name) for name in ("classes", "config")}  # averages and moments leave the memory
     config = _carried_out(config, model.ndim)
     if per_clip and model.ndim == 2:

@@ -23,8 +23,9 @@ from sparsevideo.engine.distributed import StopSignal, launch
 from sparsevideo.engine.run_log import RunLog, peak_memory_gb
 from sparsevideo.engine.state import TrainState
 from sparsevideo.engine.train import Preprocess, clip_grad_norm, forward_backward, train
-from sparsevideo.models import zoo
+from sparsevideo.models import presets
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.weights import LoadReport, check_hparams
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +131,13 @@ class _Run:
     val_records: Records | None
     batches: DataLoader
     preprocess: Preprocess
-    report: zoo.LoadReport | None  # of the weights that it starts from
+    report: LoadReport | None  # of the weights that it starts from
 
 
 def _set_up(config: Config) -> _Run:
     fabric = launch(config.train.precision, config.train.strategy)
     fabric.seed_everything(config.train.seed, verbose=False)
-    ndim = zoo.preset(config.model.name)["ndim"]
+    ndim = presets.preset(config.model.name)["ndim"]
     with fabric.rank_zero_first():  # what it has found out about tar shards, the others need only read
         records = build.build_records(config.data, "train", ndim)
         val_records = _val_records(config, ndim, records.classes)
@@ -211,7 +212,7 @@ def _check_same_run(path: Path, saved: dict[str, Any], state: TrainState, allow_
         raise ValueError(
             f"{path}: is {saved['step']} steps into its run, past the {state.total_steps} that are asked for"
         )
-    zoo.check_hparams(state.network, saved["hparams"], str(path))
+    check_hparams(state.network, saved["hparams"], str(path))
     was, now = saved["config"], config_to_dict(state.config)
     changed = {
         f"{section}.{name}": f"{section}.{name} {was[section].get(name)} -> {value}"

@@ -1,3 +1,3 @@
 """The networks: SparseFormer for images and clips, its published weights, and the way from one to the other."""
 
-from sparsevideo.models import official as official
+from sparsevideo.models import published as published

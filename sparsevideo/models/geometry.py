@@ -1,6 +1,6 @@
-"""Boxes and points in [0, 1]^ndim, written once for images (x, y) and clips (x, y, t).
+"""RoIs and sampling points in [0, 1]^ndim, written once for images (x, y) and clips (x, y, t).
 
-Letters: B batch, N tokens, P points a token reads; ndim is 2 for an image and 3 for a clip. A region of interest (RoI)
+Letters: B batch, N tokens, P points per token; ndim is 2 for an image and 3 for a clip. A region of interest (RoI)
 is its low corner followed by its high corner. Coordinates are fractions of the frame and of the clip: 0 is the outer
 edge of the first cell, 1 the outer edge of the last.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: bfloat16 moves in steps of 1/256 near 1, a quarter of a cell on a map of 56 cells."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
@@ -24,8 +24,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def centre_and_size(roi: Tensor) -> tuple[Tensor, Tensor]:
-    """Split boxes (..., 2*ndim) into centres (..., ndim) and sizes (..., ndim); sizes are signed."""
+def center_and_size(roi: Tensor) -> tuple[Tensor, Tensor]:
+    """Split boxes (..., 2*ndim) into centers (..., ndim) and sizes (..., ndim); sizes are signed."""
     low, high = roi.chunk(2, dim=-1)
     return (low + high) / 2, high - low
 
@@ -47,11 +47,11 @@ def adjust_roi(roi: Tensor, delta: Tensor) -> Tensor:
         >>> adjust_roi(box, torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])).squeeze().tolist()
         [0.5, 0.0, 1.0, 0.5]
     """
-    centre, size = centre_and_size(roi)
+    center, size = center_and_size(roi)
     shift, log_scale = delta.chunk(2, dim=-1)
-    centre = centre + shift * size
+    center = center + shift * size
     half = size.abs() * log_scale.exp() / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def standardize_offsets(offset: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def standardize_offsets(offset: Tensor) -> Tensor:
         offset: (B, N, P, ndim) raw offsets.
 
     Returns:
-        (B, N, P, ndim) offsets in box sizes from the box centre; three deviations span a half box either way.
+        (B, N, P, ndim) offsets in box sizes from the box center; three deviations span a half box either way.
     """
     deviation = offset.std(dim=-2, keepdim=True)  # unbiased, as published
     return (offset - offset.mean(dim=-2, keepdim=True)) / (3 * (deviation + 1e-5))
@@ -72,7 +72,7 @@ def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
 
     Args:
         roi: (B, N, 2*ndim) low and high corners, fractions of the frame and of the clip.
-        offset: (B, N, P, ndim) offsets in box sizes from the box centre; 0.5 is the high face.
+        offset: (B, N, P, ndim) offsets in box sizes from the box center; 0.5 is the high face.
 
     Returns:
         (B, N, P, ndim) points in the same coordinates as `roi`. They may lie outside [0, 1].
@@ -82,8 +82,8 @@ def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
         >>> points_in_roi(box, torch.tensor([[[[0.5, 0.0]]]])).squeeze().tolist()
         [0.5, 0.5]
     """
-    centre, size = centre_and_size(roi)
-    return centre.unsqueeze(-2) + offset * size.unsqueeze(-2)
+    center, size = center_and_size(roi)
+    return center.unsqueeze(-2) + offset * size.unsqueeze(-2)
 
 
 def grid_shape(count: int) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def inflate_roi(roi: Tensor, num_tubes: int) -> Tensor:
 
 
 def offset_grid(num_points: int, ndim: int) -> Tensor:
-    """Start offsets: a grid of cell centres over the box in space, evenly spread and shuffled in time.
+    """Start offsets: a grid of cell centers over the box in space, evenly spread and shuffled in time.
 
     No axis may start with one value for all points: offsets are divided by their deviation, and 0/0 throws every
     point to a random place with the first step. So a grid of a single row is spread over y as over time.
@@ -143,18 +143,18 @@ def offset_grid(num_points: int, ndim: int) -> Tensor:
         [[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]]
     """
     rows, columns = grid_shape(num_points)
-    y, x = torch.meshgrid(_cell_centres(rows), _cell_centres(columns), indexing="ij")
+    y, x = torch.meshgrid(_cell_centers(rows), _cell_centers(columns), indexing="ij")
     axes = [x.flatten(), y.flatten() if rows > 1 else _shuffled(num_points, seed=1)]
     if ndim == 3:
         axes.append(_shuffled(num_points, seed=0))
     return torch.stack(axes, dim=-1)
 
 
-def _cell_centres(count: int) -> Tensor:
+def _cell_centers(count: int) -> Tensor:
     return (torch.arange(count) + 0.5) / count - 0.5
 
 
 def _shuffled(count: int, seed: int) -> Tensor:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
-    centres = _cell_centres(count)
-    return centres[order.to(centres.device)]
+    centers = _cell_centers(count)
+    return centers[order.to(centers.device)]

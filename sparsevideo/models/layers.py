@@ -1,6 +1,6 @@
-"""What SparseFormer is made of: the stem, attention, boxes that move, points that are read and mixed in.
+"""Layers of SparseFormer: stem, attention, RoI adjustment, sampling points and adaptive mixing.
 
-Letters: B batch, C stem channels, T frames, H W, N tokens, P points a token reads, D token width; ndim is 2 for images
+Letters: B batch, C stem channels, T frames, H W, N tokens, P points per token, D token width; ndim is 2 for images
 and 3 for clips.
 Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 """
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from sparsevideo.models import geometry, sampling
 from sparsevideo.models.sampling import Views
 
-_FRAMES_AT_ONCE = 4  # through the stem of a CPU that only looks
+_FRAMES_AT_ONCE = 4  # through the stem, on a CPU without gradients
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that starts as a truncated normal of deviation `std` (0: all zeros) with zero bias."""
+    """`nn.Linear` initialized as a truncated normal of standard deviation `std` (0: all zeros), with zero bias."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = 0.02):
         self.std = std
@@ -33,7 +33,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` with eps 1e-6 whose weight starts at `scale`."""
+    """`nn.LayerNorm` with eps 1e-6 and an initial weight of `scale`."""
 
     def __init__(self, dim: int, scale: float = 1.0):
         self.scale = scale
@@ -63,20 +63,20 @@ class StemConv(nn.Module):
 
 
 class Stem(nn.Module):
-    """The only dense part: image or clip -> features at a quarter of the resolution, channels-last in memory."""
+    """The only dense part: features of an image or clip at a quarter of its resolution, channels-last in memory."""
 
     def __init__(self, channels: int, ndim: int):
         super().__init__()
         self.conv = StemConv(channels, ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> (B, C, [T,] ceil(H/4), ceil(W/4))."""
+        """Return features (B, C, [T,] ceil(H/4), ceil(W/4)) of images (B, 3, H, W) or clips (B, 3, T, H, W)."""
         batch = len(x)
-        # A Conv3d and a 3-D pool do the same several times slower.
+        # Conv3d and a 3-D pool give the same result several times slower.
         frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")
         frames = frames.to(self.conv.weight.dtype)
         if frames.is_cpu and not torch.is_grad_enabled():
-            # What a few frames become fits into the caches: half the time, and little memory beside the result.
+            # A few frames at a time fit into the caches: half the time, and little memory beside the result.
             feat = torch.cat([self._features(part) for part in frames.split(_FRAMES_AT_ONCE)])
         else:
             feat = self._features(frames)
@@ -121,7 +121,7 @@ class Mlp(nn.Module):
 
 
 class RoiAdjust(nn.Module):
-    """Each token moves and scales its box; starts as the identity."""
+    """Shift and scale of each token's RoI; the identity at initialization."""
 
     def __init__(self, dim: int, ndim: int):
         super().__init__()
@@ -129,12 +129,12 @@ class RoiAdjust(nn.Module):
         self.proj = Linear(dim, 2 * ndim, bias=False, std=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, 2*ndim) shifts in box sizes, then log scales; at least float32."""
+        """Return (B, N, 2*ndim): shifts in RoI sizes, then log scales, of tokens (B, N, D); at least float32."""
         return geometry.at_least_float32(self.proj(self.norm(tokens)))
 
 
 class PointOffset(nn.Module):
-    """Each token spreads its points over its box; starts as an even grid."""
+    """Sampling points of each token, relative to its RoI; an even grid at initialization."""
 
     def __init__(self, dim: int, num_points: int, ndim: int):
         super().__init__()
@@ -148,13 +148,13 @@ class PointOffset(nn.Module):
             self.bias.copy_(geometry.offset_grid(*self.bias.shape))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, P, ndim) offsets in box sizes from the box centre; at least float32."""
+        """Return (B, N, P, ndim) offsets from the RoI center, in RoI sizes, of tokens (B, N, D); at least float32."""
         offset = self.bias + self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
         return geometry.standardize_offsets(geometry.at_least_float32(offset))
 
 
 class MixingWeights(nn.Linear):
-    """The generator's last layer: starts by giving every token the same Xavier-uniform mixing matrices."""
+    """Last layer of the mixing generator; at initialization all tokens get the same Xavier-uniform matrices."""
 
     def __init__(self, dim: int, channels: int, num_points: int):
         self.channels, self.num_points = channels, num_points
@@ -166,7 +166,7 @@ class MixingWeights(nn.Linear):
             nn.init.xavier_uniform_(mixing)
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut (..., C*C + P*P) into channel mixing (..., C, C) and point mixing (..., P, P)."""
+        """Split (..., C*C + P*P) into channel mixing (..., C, C) and point mixing (..., P, P)."""
         over_channels, over_points = flat.split([self.channels**2, self.num_points**2], dim=-1)
         return (
             over_channels.unflatten(-1, (self.channels, self.channels)),
@@ -175,7 +175,7 @@ class MixingWeights(nn.Linear):
 
 
 class AdaptiveMixing(nn.Module):
-    """Mix what a token read with matrices that the token itself generates, first over channels, then over points."""
+    """Mix sampled features with matrices generated from the token, first over channels, then over points."""
 
     def __init__(self, dim: int, channels: int, num_points: int):
         super().__init__()
@@ -192,7 +192,7 @@ class AdaptiveMixing(nn.Module):
         nn.init.zeros_(self.s_beta)
 
     def forward(self, sampled: Tensor, tokens: Tensor) -> Tensor:
-        """Readings (B, N, P, C) and their tokens (B, N, D) -> (B, N, D)."""
+        """Return updates (B, N, D) of tokens (B, N, D) from their sampled features (B, N, P, C)."""
         over_channels, over_points = self.fc2.split(self.fc2(self.fc1(self.norm(tokens))))
         sampled = F.gelu(sampled @ over_channels + self.m_beta)
         sampled = F.gelu(over_points @ sampled + self.s_beta.unsqueeze(-1))
@@ -200,7 +200,7 @@ class AdaptiveMixing(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP over the tokens, pre-norm, residual."""
+    """Pre-norm transformer block: self-attention and MLP."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
         super().__init__()
@@ -210,7 +210,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, tokens: Tensor, drop: float) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D); `drop` is the drop path rate of this step."""
+        """Update tokens (B, N, D); `drop` is the drop path rate of this step."""
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
         return tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
 
@@ -222,7 +222,7 @@ class Block(nn.Module):
 
 
 class SamplingBlock(Block):
-    """A block that, between attention and MLP, moves its boxes, reads features in them and mixes these in."""
+    """Transformer block that adjusts RoIs, samples features in them and mixes these in, before its MLP."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, ndim: int, channels: int, num_points: int, padding: str
@@ -233,23 +233,31 @@ class SamplingBlock(Block):
         self.offset = PointOffset(dim, num_points, ndim)
         self.mixing = AdaptiveMixing(dim, channels, num_points)
 
-    def forward(  # type: ignore[override]  # a block with boxes takes and returns boxes
+    def forward(  # type: ignore[override]  # a sampling block takes and returns RoIs
         self, tokens: Tensor, roi: Tensor, feat: Tensor, views: Views | None, drop: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, N, D), boxes (B, N, 2*ndim), features (B, C, *S) -> tokens, boxes, points (B, N, P, ndim)."""
+        """Return updated tokens (B, N, D) and RoIs (B, N, 2*ndim), and the sampling points (B, N, P, ndim).
+
+        Args:
+            tokens: (B, N, D) tokens.
+            roi: (B, N, 2*ndim) RoIs.
+            feat: (B, C, *S) features of the stem.
+            views: Parts of `feat` to sample instead, see `Views`.
+            drop: Drop path rate of this step.
+        """
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
-        with geometry.full_precision(tokens):
+        with geometry.autocast_disabled(tokens):
             exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast; a bfloat16 model's own
             roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
             points = geometry.points_in_roi(roi, self.offset(exact))
-            sampled = sampling.read(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
+            sampled = sampling.sample_points(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
         tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
         tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
         return tokens, roi, points
 
 
 class Transition(nn.Module):
-    """From the focusing transformer's width to the cortex transformer's."""
+    """Projection from the width of the focusing transformer to that of the cortex transformer."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()

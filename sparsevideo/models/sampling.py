@@ -1,6 +1,6 @@
-"""Read a feature map at continuous points.
+"""Sample a feature map at continuous points.
 
-Letters: B batch, C channels, N tokens, P points a token reads, V views; S are the map's cells, (H, W) or (T, H, W).
+Letters: B batch, C channels, N tokens, P points per token, V views; S are the map's cells, (H, W) or (T, H, W).
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,12 @@ PADDINGS = ("zeros", "border")
 
 @dataclass(frozen=True)
 class Views:
-    """Parts of a batch's maps, each of which is read as if it were a whole map.
+    """Parts of a batch's feature maps, each of which is sampled as if it were a whole map.
 
     Attributes:
-        source: (V,) int64 number of the map in its batch.
-        boxes: (V, 4) low and high corners (x, y), fractions of the map. They may lie between cells; so do the readings
-            then.
-        frames: (V, T) int64 numbers of the map's frames that make up the view, in order; None for images.
+        source: (V,) int64 index of the map in its batch.
+        boxes: (V, 4) low and high corners (x, y), fractions of the map; they may lie between cells.
+        frames: (V, T) int64 indices of the map's frames that make up the view, in order; None for images.
     """
 
     source: Tensor
@@ -36,7 +35,7 @@ class Views:
         return Views(self.source[part], self.boxes[part], frames)
 
     def spans(self, cells: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        """Where views begin, and how many cells long they are: (V,) each, for every axis of S reversed, x first."""
+        """Return first cell and length in cells of each view, (V,) each, for every axis of S reversed, x first."""
         low, high = (corner * corner.new_tensor(cells[:-3:-1]) for corner in self.boxes.chunk(2, dim=-1))  # (V, 2)
         spans = list(zip(low.unbind(-1), (high - low).clamp(min=1).unbind(-1), strict=True))
         if self.frames is not None:
@@ -44,25 +43,25 @@ class Views:
         return spans
 
 
-def read(feat: Tensor, points: Tensor, padding: str = "zeros", views: Views | None = None) -> Tensor:
+def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: Views | None = None) -> Tensor:
     """Interpolate a feature map (bi- or trilinearly) at points.
 
-    A point's 2^ndim surrounding cells are rows of C contiguous values in a channels-last map, so reading is a weighted
-    sum of table rows: `embedding_bag`. On a CPU this is several times faster than `grid_sample` on the same map.
+    A point's 2^ndim surrounding cells are rows of C contiguous values in a channels-last map, so interpolation is a
+    weighted sum of table rows: `embedding_bag`. On a CPU this is several times faster than `grid_sample` on that map.
 
     Args:
         feat: (B, C, *S) features; no copy is made when they are channels-last.
-        points: (B, N, P, ndim) fractions of the map, x first; a cell's centre lies at (i + 0.5) / size.
-        padding: What lies outside in x and y: "zeros", or "border" for the nearest cell. In time it is always the
-            nearest frame: zeros would fade the readings near the first and the last one.
-        views: Read these instead of the whole maps; points are (V, N, P, ndim) fractions of them.
+        points: (B, N, P, ndim) fractions of the map, x first; a cell's center lies at (i + 0.5) / size.
+        padding: Features outside in x and y: "zeros", or "border" for the nearest cell. In time it is always the
+            nearest frame: zeros would fade the features near the first and the last one.
+        views: Parts to sample instead of the whole maps; points are (V, N, P, ndim) fractions of them.
 
     Returns:
-        (B, N, P, C) readings in the dtype of `feat`; (V, N, P, C) of views.
+        (B, N, P, C) sampled features in the dtype of `feat`; (V, N, P, C) of views.
 
     Example:
         >>> ramp = torch.arange(4.0).view(1, 1, 1, 4)
-        >>> read(ramp, torch.tensor([[[[0.375, 0.5], [0.5, 0.5]]]])).flatten().tolist()
+        >>> sample_points(ramp, torch.tensor([[[[0.375, 0.5], [0.5, 0.5]]]])).flatten().tolist()
         [1.0, 1.5]
     """
     batch, channels, *cells = feat.shape
@@ -76,13 +75,13 @@ def read(feat: Tensor, points: Tensor, padding: str = "zeros", views: Views | No
     # From the slowest axis (the frames of a clip) to x: the flat index grows by one axis, the corners double.
     for axis, size in zip(reversed(range(len(cells))), cells, strict=True):
         begin, span = spans[axis]
-        at = points[..., axis] * span - 0.5  # in cells, 0 at the first cell's centre
-        if axis < 2 and padding == "zeros":  # beyond the outermost centres the nearest cell fades out
+        at = points[..., axis] * span - 0.5  # in cells, 0 at the first cell's center
+        if axis < 2 and padding == "zeros":  # beyond the outermost centers the nearest cell fades out
             weight = weight * ((at + 1).clamp(0, 1) * (span - at).clamp(0, 1)).unsqueeze(-1)
         at = begin + at.clamp(min=0).clamp(max=span - 1)
         low = at.detach().floor()
         share = torch.stack((low + 1 - at, at - low), dim=-1)  # (B, N, P, 2)
-        # A diverged point reads NaN through its share; beyond the last cell the share is 0.
+        # The share of a diverged point is NaN, and so is its feature; beyond the last cell the share is 0.
         cell = torch.stack((low, low + 1), dim=-1).nan_to_num().clamp(0, size - 1).long()
         if axis == 2 and views is not None and views.frames is not None:
             cell = views.frames.gather(1, cell.clamp(max=views.frames.shape[1] - 1).flatten(1)).view_as(cell)
@@ -108,15 +107,15 @@ class _ClampGradient(torch.autograd.Function):
 
 
 def clamp_gradient(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
-    """Pass points through; on the way back limit each axis' gradient to one cell of `feat`.
+    """Return the points unchanged; in the backward pass limit each axis' gradient to one cell of `feat`.
 
-    The gradient of an interpolation knows the neighbouring cells only, so a larger step has no meaning.
-    Loss scaling (fp16) would be clamped with it: train in float32 or bfloat16.
+    The gradient of an interpolation depends on the neighboring cells only, so a larger step has no meaning. Loss
+    scaling (fp16) would be clamped with it: train in float32 or bfloat16.
 
     Args:
         points: (B, N, P, ndim) points.
-        feat: (B, C, *S) the map that they read; the limits are (1/W, 1/H) or (1/W, 1/H, 1/T).
-        views: As in `read`; the limits are then one over a view's own cells.
+        feat: (B, C, *S) the sampled map; the limits are (1/W, 1/H) or (1/W, 1/H, 1/T).
+        views: See `sample_points`; the limits are then one over a view's own cells.
     """
     if views is None:
         limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)

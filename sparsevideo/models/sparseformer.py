@@ -1,6 +1,6 @@
-"""SparseFormer: a few latent tokens that choose where, and in a clip when, to look.
+"""SparseFormer: a few latent tokens, each with a region of interest in which it samples features.
 
-Letters: B batch, C stem channels, T frames, H W, N tokens, P points a token reads, D token width, K classes;
+Letters: B batch, C stem channels, T frames, H W, N tokens, P points per token, D token width, K classes;
 ndim is 2 for images and 3 for clips, and the network is the same for both.
 Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 """
@@ -19,12 +19,12 @@ from sparsevideo.models.sampling import Views
 
 @dataclass(frozen=True)
 class Features:
-    """What the tokens are at the end, and where they looked on the way.
+    """The tokens after the last block, and the regions of interest of each sampling step.
 
     Attributes:
-        tokens: (B, N, D) after the last block, before the head's norm.
-        rois: One (B, N, 2*ndim) per sampling step: the boxes as they were read.
-        points: One (B, N, P, ndim) per sampling step: the points that were read.
+        tokens: (B, N, D) tokens before the head's norm.
+        rois: One (B, N, 2*ndim) tensor per sampling step: the adjusted RoIs, low corner then high corner.
+        points: One (B, N, P, ndim) tensor per sampling step: the sampling points.
     """
 
     tokens: Tensor
@@ -33,25 +33,25 @@ class Features:
 
 
 class SparseFormer(nn.Module):
-    """Classify images or clips from a few tokens that read features sparsely.
+    """Classify images or clips from a few tokens that sample features sparsely (section 3).
 
-    Coordinates are continuous, so any resolution, aspect ratio and number of frames can be read with the same weights.
+    Coordinates are continuous, so the same weights accept any resolution, aspect ratio and number of frames.
 
     Args:
         ndim: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
         num_classes: Outputs of the head.
-        num_tokens: Tokens of one tube (all tokens of an image); boxes start on the most square grid of that many cells.
-        num_tubes: Spans of time that start with `num_tokens` tokens each; 1 for images.
-        num_points: Points a token reads at each sampling step.
-        stem_channels: Width of the features that are read.
-        focus_dim: Token width while focusing.
-        cortex_dim: Token width afterwards.
+        num_tokens: Tokens of one tube (all tokens of an image); RoIs start on the most square grid of that many cells.
+        num_tubes: Tubes, equal spans of time with `num_tokens` initial tokens each; 1 for images.
+        num_points: Sampling points of a token at each sampling step.
+        stem_channels: Channels of the sampled features.
+        focus_dim: Token width in the focusing transformer.
+        cortex_dim: Token width in the cortex transformer.
         cortex_depth: Blocks of the cortex transformer; the first one samples once more.
-        focus_repeats: Runs of the one focusing block.
-        num_heads: Attention heads, a count that is the same at both widths and divides them.
+        focus_repeats: Iterations of the focusing block, with shared weights.
+        num_heads: Attention heads at both widths; must divide them.
         mlp_ratio: Hidden width of the MLPs over the token width.
         drop_path: Drop path rate of the last step; it grows linearly from 0 over all steps.
-        padding: Outside the frame read "zeros" or its "border".
+        padding: Features outside the frame: "zeros", or "border" for the nearest.
         activation_checkpointing: Recompute each block in the backward pass: slower, with less memory.
 
     Raises:
@@ -92,38 +92,44 @@ class SparseFormer(nn.Module):
         self.stem = Stem(stem_channels, ndim)
         self.token_embedding = nn.Parameter(torch.empty(num_tokens * num_tubes, focus_dim))
         self.token_roi = nn.Parameter(torch.empty(num_tokens * num_tubes, 2 * ndim))
-        reading = (ndim, stem_channels, num_points, padding)
-        self.focus = SamplingBlock(focus_dim, num_heads, mlp_ratio, *reading)
+        block: dict[str, Any] = {"num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        sampler: dict[str, Any] = {
+            "ndim": ndim,
+            "channels": stem_channels,
+            "num_points": num_points,
+            "padding": padding,
+        }
+        self.focus = SamplingBlock(focus_dim, **block, **sampler)
         self.transition = Transition(focus_dim, cortex_dim)
-        self.cortex = nn.ModuleList([SamplingBlock(cortex_dim, num_heads, mlp_ratio, *reading)])
-        self.cortex.extend(Block(cortex_dim, num_heads, mlp_ratio) for _ in range(cortex_depth - 1))
+        self.cortex = nn.ModuleList([SamplingBlock(cortex_dim, **block, **sampler)])
+        self.cortex.extend(Block(cortex_dim, **block) for _ in range(cortex_depth - 1))
         self.norm = LayerNorm(cortex_dim)
         self.head = Linear(cortex_dim, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the token embeddings and boxes, this module's own parameters."""
+        """Initialize the token embeddings and RoIs, the module's own parameters."""
         nn.init.trunc_normal_(self.token_embedding)
         with torch.no_grad():
             self.token_roi.copy_(geometry.roi_grid(self.num_tokens, self.num_tubes if self.ndim == 3 else None))
 
     def init_weights(self) -> None:
-        """Set every parameter to its start, once; each module knows its own."""
+        """Initialize every parameter once."""
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the matrices that are no weights and so do not decay: embeddings, boxes and point offsets."""
+        """Return the names of matrices that get no weight decay: token embeddings, RoIs and point offsets."""
         return {"token_embedding", "token_roi", "focus.offset.bias", "cortex.0.offset.bias"}
 
     @staticmethod
     def group_matcher(coarse: bool = False) -> dict[str, str]:
-        """Layers from the input to the head, as patterns of parameter names: timm's convention.
+        """Return the layers from the input to the head, as patterns of parameter names (timm's convention).
 
         Args:
-            coarse: The cortex transformer is one layer, instead of one for each block.
+            coarse: Take the cortex transformer for one layer, instead of one per block.
         """
         return {
             "stem": r"stem\.|token_",
@@ -133,54 +139,62 @@ class SparseFormer(nn.Module):
         }
 
     def forward_features(self, x: Tensor) -> Features:
-        """Look at images (B, 3, H, W) or clips (B, 3, T, H, W); float, normalised.
+        """Compute tokens, RoIs and points of images (B, 3, H, W) or clips (B, 3, T, H, W): normalized floats.
 
         Raises:
-            ValueError: Wrong rank, channel count or dtype; the message says what came.
+            ValueError: The rank, channel count or dtype is wrong.
         """
         self._check_input(x)
         return self.forward_tokens(self.stem(x))
 
     def forward_tokens(self, feat: Tensor, views: Views | None = None) -> Features:
-        """Do what follows the stem.
+        """Run the focusing and the cortex transformer on features of the stem.
 
-        The stem is the dense part, and frame by frame: what it makes of whole frames serves every crop of them and
-        every clip that they are part of. A crop's outermost cells then know what lies beside the crop, where alone it
-        would see zeros; all else is exact where crops begin on a cell.
+        The stem is dense and processes frames one by one, so its features of whole frames serve every crop of them and
+        every clip that contains them. The outermost cells of such a crop then depend on pixels beside the crop, where
+        the crop alone would see zeros; everything else is exact if crops begin on a cell.
 
         Args:
             feat: (B, C, *S) features of the stem.
-            views: Look at these parts of them instead, each as if it were an input of its own.
+            views: V parts of these features to use instead, each as if it were an input of its own.
 
         Returns:
-            As `forward_features`; of V views, (V, N, D) and so on, in coordinates of the view.
+            The features of the inputs, or of the views: (V, N, D) and so on, in coordinates of the view.
 
         Raises:
-            ValueError: Views of images have frames, or those of clips have none.
+            ValueError: Views of images have frames, or views of clips have none.
         """
         if views is not None and (views.frames is None) != (self.ndim == 2):
             raise ValueError("views of clips name their frames, views of images have none")
         batch = len(feat if views is None else views)
-        tokens = self.token_embedding.expand(batch, -1, -1)
-        roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)
+        tokens = self.token_embedding.expand(batch, -1, -1)  # (B, N, focus_dim)
+        roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)  # (B, N, 2*ndim)
         rois, points = [], []
-        rates = iter(self.drop_rates)
-        for block in [self.focus] * self.focus_repeats + [self.cortex[0]]:
-            if block is self.cortex[0]:
-                tokens = self.transition(tokens)
-            tokens, roi, read_at = self._run(block, tokens, roi, feat, views, next(rates))
+        focus_rates, cortex_rates = self.drop_rates[: self.focus_repeats], self.drop_rates[self.focus_repeats :]
+
+        # Focusing transformer (section 3.3): one block with shared weights moves the RoIs step by step.
+        for drop in focus_rates:
+            tokens, roi, sampled_at = self._run(self.focus, tokens, roi, feat, views, drop)
             rois.append(roi)
-            points.append(read_at)
-        for block in self.cortex[1:]:
-            tokens = self._run(block, tokens, next(rates))
+            points.append(sampled_at)
+
+        # Cortex transformer: its first block samples once more, the others see the tokens alone.
+        tokens = self.transition(tokens)  # (B, N, cortex_dim)
+        for index, (block, drop) in enumerate(zip(self.cortex, cortex_rates, strict=True)):
+            if index == 0:
+                tokens, roi, sampled_at = self._run(block, tokens, roi, feat, views, drop)
+                rois.append(roi)
+                points.append(sampled_at)
+            else:
+                tokens = self._run(block, tokens, drop)
         return Features(tokens, rois, points)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)."""
+        """Classify images (B, 3, H, W) or clips (B, 3, T, H, W); return logits (B, K)."""
         return self.forward_head(self.forward_features(x).tokens)
 
     def forward_head(self, tokens: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, D) -> logits (B, K); or, before the classifier, features (B, D)."""
+        """Return logits (B, K) of tokens (B, N, D), or with `pre_logits` the classifier's inputs (B, D)."""
         pooled = self.norm(tokens.mean(dim=1))
         return pooled if pre_logits else self.head(pooled)
 
@@ -190,11 +204,11 @@ class SparseFormer(nn.Module):
         return block(*args)
 
     def _check_input(self, x: Tensor) -> None:
-        wanted = "images (B, 3, H, W)" if self.ndim == 2 else "clips (B, 3, T, H, W)"
+        expected = "images (B, 3, H, W)" if self.ndim == 2 else "clips (B, 3, T, H, W)"
         if x.ndim != self.ndim + 2 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"this SparseFormer takes {wanted}, got shape {tuple(x.shape)}")
+            raise ValueError(f"this SparseFormer takes {expected}, got shape {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise ValueError(f"this SparseFormer takes normalised floats, got {x.dtype}; scale and normalise first")
+            raise ValueError(f"this SparseFormer takes normalized floats, got {x.dtype}; scale and normalize first")
 
 
 _COUNTS = (
@@ -207,11 +221,11 @@ def _check_hparams(args: dict) -> None:
     if args["ndim"] not in (2, 3):
         raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
     if args["ndim"] == 2 and args["num_tubes"] != 1:
-        raise ValueError(f"an image has no time: num_tubes must be 1 with ndim=2, got {args['num_tubes']}")
+        raise ValueError(f"num_tubes must be 1 with ndim=2 (an image has no time), got {args['num_tubes']}")
     for name in _COUNTS:
         least = 2 if name == "num_points" else 1  # offsets are divided by their deviation over the points
         if not isinstance(args[name], int) or args[name] < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {args[name]}")
+            raise ValueError(f"{name} must be a whole number >= {least}, got {args[name]}")
     for name in ("focus_dim", "cortex_dim"):
         if args[name] % args["num_heads"] or args[name] % 4:
             raise ValueError(f"{name}={args[name]} must be a multiple of 4 and of num_heads={args['num_heads']}")

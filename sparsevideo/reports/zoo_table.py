@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from sparsevideo.models.presets import create_model, list_models
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.zoo import create_model, list_models
 from sparsevideo.reports.profile import count_macs, count_parameters
 
 # By ndim: on which data set the paper's numbers were measured, and how, in the words of results.json. The images' are

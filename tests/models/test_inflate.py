@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toys import clip, off_by, perturbed, toy
+from tiny_models import clip, off_by, perturbed, toy
 
 import sparsevideo
 

@@ -1,9 +1,9 @@
 """The network computes MODEL's formulas: it agrees with its slow twin in float64, step by step."""
 
 import pytest
+import reference
 import torch
-import twin
-from toys import clip, off_by, toy
+from tiny_models import clip, off_by, toy
 
 from sparsevideo.models import geometry, sampling
 
@@ -25,7 +25,7 @@ def test_network_agrees_with_its_twin(ndim, hparams, size):
     x = clip(ndim, **size).double()
     with torch.no_grad():
         model.token_roi[0] = torch.tensor([-1.0] * ndim + [2.0] * ndim)  # far beyond the frame, whatever was drawn
-        slow = twin.run(model.state_dict(), x, model.hparams)
+        slow = reference.run(model.state_dict(), x, model.hparams)
         fast = model.forward_features(x)
         assert off_by(model.stem(x), slow.stem) < 1e-9
         assert len(fast.rois) == len(fast.points) == len(slow.rois) == model.hparams["focus_repeats"] + 1
@@ -50,10 +50,10 @@ def test_reading_agrees_with_its_twin_and_borders_repeat(cells):
     feat = torch.randn(2, 3, *cells).double()
     points = torch.rand(2, 4, 5, len(cells)).double() * 2 - 0.5
     points[0, 0] = torch.tensor([0.0, 0.5, 1.0, 0.25, 0.75]).unsqueeze(-1)  # edges and centres
-    assert off_by(sampling.read(feat, points), twin.read(feat, points)) < 1e-12
+    assert off_by(sampling.sample_points(feat, points), reference.read(feat, points)) < 1e-12
     half = 0.5 / torch.tensor(cells[::-1]).double()
     inside = points.clamp(half, 1 - half)
-    assert off_by(sampling.read(feat, points, padding="border"), twin.read(feat, inside)) < 1e-12
+    assert off_by(sampling.sample_points(feat, points, padding="border"), reference.read(feat, inside)) < 1e-12
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
@@ -62,14 +62,14 @@ def test_reading_has_the_gradient_of_its_values(cells, padding):
     torch.manual_seed(0)
     feat = torch.randn(1, 2, *cells).double().requires_grad_()
     points = (torch.rand(1, 2, 3, len(cells)).double() * 1.4 - 0.2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda f, p: sampling.read(f, p, padding), (feat, points))
+    assert torch.autograd.gradcheck(lambda f, p: sampling.sample_points(f, p, padding), (feat, points))
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("where", [float("nan"), float("inf")])
 def test_reading_nowhere_gives_no_number_and_no_crash(where, padding):
     """A run that diverges must see a loss that is not finite; on a GPU a wild index would end the process."""
-    read = sampling.read(torch.ones(1, 3, 4, 4), torch.full((1, 2, 2, 2), where), padding)
+    read = sampling.sample_points(torch.ones(1, 3, 4, 4), torch.full((1, 2, 2, 2), where), padding)
     assert read.isnan().all() or (where == float("inf") and read.isfinite().all())
 
 

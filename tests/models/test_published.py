@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import reference
 import torch
-import twin
 from safetensors import safe_open
-from toys import off_by
+from tiny_models import off_by
 
 from sparsevideo import SparseFormer, load_weights
-from sparsevideo.models import official, zoo
+from sparsevideo.models import published
+from sparsevideo.models.weights import load_model
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 KINDS = [
@@ -68,7 +69,7 @@ def golden(request):
 
 def test_network_scores_as_published(golden):
     model = SparseFormer(**golden.hparams).eval()
-    model.load_state_dict(official.to_ours(golden.weights), strict=True)
+    model.load_state_dict(published.to_ours(golden.weights), strict=True)
     wanted, x = golden.tensors, golden.tensors["input"]
     with torch.no_grad():
         out = model.forward_features(x)
@@ -84,18 +85,18 @@ def test_network_scores_as_published(golden):
 
 def test_twin_scores_as_published(golden):
     """The twin that the other tests trust is held to the same tensors."""
-    state = official.to_ours(golden.weights)
-    trace = twin.run(state, golden.tensors["input"], golden.hparams)
+    state = published.to_ours(golden.weights)
+    trace = reference.run(state, golden.tensors["input"], golden.hparams)
     assert off_by(trace.stem, golden.tensors["stem"]) < 1e-5
     assert off_by(trace.rois[-1], golden.tensors["roi"]) < 1e-5
-    assert off_by(twin.norm(state, "norm", trace.tokens), golden.tensors["tokens"]) < 1e-5
+    assert off_by(reference.norm(state, "norm", trace.tokens), golden.tensors["tokens"]) < 1e-5
     assert off_by(trace.logits, golden.tensors["logits"]) < 1e-5
 
 
 def test_both_generations_are_one_state_dict(golden):
     first = golden.first_generation()
     assert first.keys() != golden.weights.keys()
-    ours, of_first = official.to_ours(golden.weights), official.to_ours(first)
+    ours, of_first = published.to_ours(golden.weights), published.to_ours(first)
     assert ours.keys() == of_first.keys() == SparseFormer(**golden.hparams).state_dict().keys()
     assert all(torch.equal(ours[name], of_first[name]) for name in ours)
 
@@ -117,8 +118,8 @@ def test_arguments_are_read_off_a_published_file(golden, tmp_path):
     torch.save({"model": golden.first_generation()}, path)
     if golden.hparams["ndim"] == 3:
         with pytest.raises(ValueError, match="tubes"):
-            zoo.load_model(path)
+            load_model(path)
         return
-    model, _ = zoo.load_model(path)
+    model, _ = load_model(path)
     assert {name: model.hparams[name] for name in golden.hparams} == {**golden.hparams, "focus_repeats": 4}
     assert torch.equal(model.head.bias, golden.weights["proj.bias"])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tiny_models import clip, off_by, toy
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import clip, off_by, toy
 
 from sparsevideo.models.layers import Block
 

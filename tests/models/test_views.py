@@ -4,7 +4,7 @@ from math import floor
 
 import pytest
 import torch
-from toys import clip, off_by, toy
+from tiny_models import clip, off_by, toy
 
 from sparsevideo.models import sampling
 from sparsevideo.models.sampling import Views
@@ -62,7 +62,7 @@ def test_a_box_between_cells_is_read_between_cells():
     xs = torch.linspace(-0.4, 1.4, 41).double()
     points = torch.stack((xs, torch.full_like(xs, 0.5)), -1).view(1, 1, -1, 2)
     for padding in ("zeros", "border"):
-        got = sampling.read(row, points, padding, views).flatten()
+        got = sampling.sample_points(row, points, padding, views).flatten()
         for x, value in zip(xs.tolist(), got.tolist(), strict=True):
             span = 10 * (high - low)
             at = x * span - 0.5

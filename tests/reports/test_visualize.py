@@ -6,7 +6,7 @@ import torch
 from matplotlib.image import imread
 
 from sparsevideo import create_model
-from sparsevideo.models.sampling import read
+from sparsevideo.models.sampling import sample_points
 from sparsevideo.reports.visualize import Gaze, look, render_frames, save_strip
 
 HEIGHT = 200
@@ -48,7 +48,7 @@ def test_a_points_opacity_is_its_frames_weight_in_the_reading():
     feat = torch.eye(num_frames).view(1, num_frames, num_frames, 1, 1).expand(-1, -1, -1, 4, 4)
     brightest = ink(1, gaze(points=[(0.5, 0.5, 0.5)])).max()
     for t in (-0.3, 0.0, 0.1, 0.25, 0.5, 0.55, 0.88, 1.0, 1.7):
-        weight = read(feat, torch.tensor([[[[0.5, 0.5, t]]]])).flatten().numpy()
+        weight = sample_points(feat, torch.tensor([[[[0.5, 0.5, t]]]])).flatten().numpy()
         drawn = ink(num_frames, gaze(points=[(0.5, 0.5, t)])).max((1, 2))
         assert drawn / brightest == pytest.approx(weight, abs=0.02)
 

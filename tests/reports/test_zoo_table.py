@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsevideo.models.zoo import list_models, preset
+from sparsevideo.models.presets import list_models, preset
 from sparsevideo.reports import zoo_table
 from sparsevideo.reports.profile import MacCount
 from sparsevideo.reports.zoo_table import Measured, read_results, zoo_page

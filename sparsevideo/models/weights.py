@@ -1,12 +1,10 @@
-"""Names to networks, and files to weights."""
+"""Weights files: read, matched with a network, written."""
 
-import difflib
-import inspect
 import json
 import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,38 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsevideo.models import official
+from sparsevideo.models import published
+from sparsevideo.models.presets import create_model, list_models
 from sparsevideo.models.sparseformer import SparseFormer
-
-# The published sizes; `nano` is ours, about 1 M parameters, with 64-pixel inputs in mind.
-_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"num_tokens": 49, "focus_dim": 256, "cortex_dim": 512, "cortex_depth": 8, "drop_path": 0.2},
-    "small": {"num_tokens": 64, "focus_dim": 320, "cortex_dim": 640, "cortex_depth": 8, "drop_path": 0.3},
-    "base": {"num_tokens": 81, "focus_dim": 384, "cortex_dim": 768, "cortex_depth": 10, "drop_path": 0.4},
-    "nano": {
-        "num_tokens": 9,
-        "num_points": 16,
-        "stem_channels": 32,
-        "focus_dim": 64,
-        "cortex_dim": 128,
-        "cortex_depth": 4,
-        "focus_repeats": 3,
-        "num_heads": 16,
-    },
-}
-_PRESETS: dict[str, dict[str, Any]] = {
-    **{f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()},
-    **{
-        f"video_sparseformer_{size}": {
-            "ndim": 3,
-            "num_classes": 400,
-            "num_tubes": 4 if size == "nano" else 8,
-            **args,
-        }
-        for size, args in _SIZES.items()
-    },
-}
-_ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
 # Keys under which trainers keep the weights; parts of names that wrappers add; tensors that every SparseFormer has, of
 # which a name's prefix is the place of the network inside somebody's module.
@@ -57,54 +26,6 @@ _ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)"
 _INFO = ("hparams", "classes")
 # Arguments that change what a network computes without changing the shape of any tensor.
 _SHAPELESS = ("num_heads", "focus_repeats", "padding")
-
-
-def list_models() -> list[str]:
-    """Names that `create_model` knows."""
-    return list(_PRESETS)
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The arguments that a name stands for; those that are absent have `SparseFormer`'s defaults.
-
-    Raises:
-        ValueError: No such model; the message offers the nearest.
-
-    Example:
-        >>> preset("video_sparseformer_nano")["num_tubes"]
-        4
-    """
-    if name not in _PRESETS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _PRESETS)}; known: {', '.join(_PRESETS)}")
-    return dict(_PRESETS[name])
-
-
-def create_model(name: str, **overrides: Any) -> SparseFormer:
-    """Build a network from its name, with fresh weights.
-
-    Args:
-        name: One of `list_models()`.
-        overrides: `SparseFormer`'s keyword arguments, such as `num_classes`; they replace the preset's.
-
-    Raises:
-        ValueError: No such model, or an argument out of range.
-        TypeError: No such argument; the message offers the nearest.
-
-    Example:
-        >>> model = create_model("video_sparseformer_nano", num_classes=8)
-        >>> model(torch.zeros(1, 3, 8, 64, 64)).shape
-        torch.Size([1, 8])
-    """
-    arguments = preset(name)
-    for argument in overrides:
-        if argument not in _ARGUMENTS:
-            raise TypeError(f"SparseFormer has no argument {argument!r}{_nearest(argument, _ARGUMENTS)}")
-    return SparseFormer(**{**arguments, **overrides})
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 @dataclass
@@ -181,8 +102,8 @@ def check_hparams(model: SparseFormer, hparams: Mapping[str, Any], source: str) 
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:
-    if official.is_published(loaded):
-        loaded = official.to_ours(loaded)
+    if published.is_published(loaded):
+        loaded = published.to_ours(loaded)
     own = model.state_dict()
     report = LoadReport(
         missing=[name for name in own if name not in loaded],
@@ -336,10 +257,10 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
             model = SparseFormer(**content["hparams"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: its hparams build no SparseFormer of this version ({error})") from error
-    elif official.is_published(tensors):
-        model = SparseFormer(**_published_hparams(official.to_ours(tensors), str(path)))
+    elif published.is_published(tensors):
+        model = SparseFormer(**_published_hparams(published.to_ours(tensors), str(path)))
     elif name is None:
-        raise ValueError(f"{path}: does not say which network it holds; name it: {', '.join(_PRESETS)}")
+        raise ValueError(f"{path}: does not say which network it holds; name it: {', '.join(list_models())}")
     elif "head.bias" not in tensors:
         raise ValueError(f"{path}: no head.bias: not a SparseFormer's weights")
     else:

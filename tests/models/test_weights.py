@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from toys import clip, perturbed, toy
+from tiny_models import clip, perturbed, toy
 
 import sparsevideo
 from sparsevideo import create_model, list_models, load_weights
-from sparsevideo.models.zoo import load_model, save_weights
+from sparsevideo.models.weights import load_model, save_weights
 
 SIZES = ["tiny", "small", "base", "nano"]
 

@@ -3,13 +3,14 @@
 from fractions import Fraction
 
 import pytest
+import reference
 import torch
-import twin
-from toys import clip, off_by, toy
+from tiny_models import clip, off_by, toy
 
 import sparsevideo
-from sparsevideo.models import geometry, zoo
-from sparsevideo.models.budget import AnyBudget, kept_points, with_budget
+from sparsevideo.models import geometry
+from sparsevideo.models.elastic import ElasticSparseFormer, kept_points, with_budget
+from sparsevideo.models.weights import load_model, save_weights
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 1), (4, 2), (4, 4), (8, 3), (3, 2), (2, 4), (2, 5), (1, 3)])
@@ -52,42 +53,42 @@ def test_a_tube_is_the_mean_of_those_it_overlaps(old, new):
 
 @pytest.mark.parametrize(("ndim", "num_points", "budget"), [(3, 6, 4), (3, 4, 2), (2, 6, 3)])
 def test_fewer_points_are_the_whole_network_without_the_others(ndim, num_points, budget, monkeypatch):
-    """The twin with the whole network's weights, in which each sum over points leaves some out, one by one."""
+    """The reference with the whole network's weights, in which each sum over points leaves some out, one by one."""
     model = toy(ndim, num_points=num_points).double()
     kept, P, share = kept_points(num_points, budget), num_points, num_points / budget
 
     def points_of(state, name, tokens, roi, ndim):
-        raw = twin.linear(state, f"{name}.proj", twin.norm(state, f"{name}.norm", tokens))
+        raw = reference.linear(state, f"{name}.proj", reference.norm(state, f"{name}.norm", tokens))
         raw = (raw + state[f"{name}.bias"].flatten())[..., [ndim * p + axis for p in kept for axis in range(ndim)]]
         few = {f"{name}.proj.weight": torch.eye(budget * ndim).double(), f"{name}.bias": torch.zeros(1).double()}
         with monkeypatch.context() as patch:
-            patch.setattr(twin, "norm", lambda *_: raw)
+            patch.setattr(reference, "norm", lambda *_: raw)
             return whole(few, name, tokens, roi, ndim)
 
     def mix(state, name, sampled, tokens):
         C = sampled.shape[-1]
-        hidden = twin.linear(state, f"{name}.fc1", twin.norm(state, f"{name}.norm", tokens))
-        generated = twin.linear(state, f"{name}.fc2", hidden)
+        hidden = reference.linear(state, f"{name}.fc1", reference.norm(state, f"{name}.norm", tokens))
+        generated = reference.linear(state, f"{name}.fc2", hidden)
         out = tokens.clone()
         weight = state[f"{name}.proj.weight"]
         for b in range(len(tokens)):
             for n in range(tokens.shape[1]):
                 m = generated[b, n, : C * C].reshape(C, C)
-                y = twin.F.gelu(sampled[b, n] @ m + state[f"{name}.m_beta"])  # (kept, C)
+                y = reference.F.gelu(sampled[b, n] @ m + state[f"{name}.m_beta"])  # (kept, C)
                 out[b, n] = state[f"{name}.proj.bias"]
                 for p in kept:
                     s = [generated[b, n, C * C + p * P + q] for q in kept]
                     mixed = share * sum(s[i] * y[i] for i in range(budget)) + state[f"{name}.s_beta"][p]
-                    out[b, n] += share * weight[:, p * C : (p + 1) * C] @ twin.F.gelu(mixed)
+                    out[b, n] += share * weight[:, p * C : (p + 1) * C] @ reference.F.gelu(mixed)
         return out
 
-    whole = twin.points_of
-    monkeypatch.setattr(twin, "points_of", points_of)
-    monkeypatch.setattr(twin, "mix", mix)
+    whole = reference.points_of
+    monkeypatch.setattr(reference, "points_of", points_of)
+    monkeypatch.setattr(reference, "mix", mix)
     x = clip(ndim, frames=3, height=20, width=24).double()
     small = with_budget(model, num_points=budget)
     with torch.no_grad():
-        slow = twin.run(model.state_dict(), x, model.hparams)
+        slow = reference.run(model.state_dict(), x, model.hparams)
         fast = small.forward_features(x)
         assert off_by(fast.points[-1], slow.points[-1]) < 1e-9
         assert off_by(small(x), slow.logits) < 1e-9
@@ -135,8 +136,8 @@ def test_its_own_budget_is_the_network_itself_on_storage_of_its_own(budget):
 def test_a_smaller_network_is_saved_and_loaded_as_any_other(tmp_path):
     small = with_budget(toy(3), num_tubes=1, num_points=3)
     assert not small.training
-    zoo.save_weights(tmp_path / "small.safetensors", small)
-    loaded, _ = zoo.load_model(tmp_path / "small.safetensors")
+    save_weights(tmp_path / "small.safetensors", small)
+    loaded, _ = load_model(tmp_path / "small.safetensors")
     assert torch.equal(loaded.eval()(clip(3)), small(clip(3)))
 
 
@@ -159,7 +160,7 @@ def test_any_budget_scores_as_that_network_and_hands_its_gradient_back(budget):
         for name, parameter in moved.named_parameters():
             parameter += direction[name]
     moved = with_budget(moved, **budget)
-    anytime = AnyBudget(model).eval()
+    anytime = ElasticSparseFormer(model).eval()
     assert torch.equal(anytime(x, **budget), small(x))
     got = gradients(anytime, x, **budget)
     wanted = gradients(small, x)
@@ -171,7 +172,7 @@ def test_any_budget_scores_as_that_network_and_hands_its_gradient_back(budget):
 
 def test_in_turns_every_budget_has_the_weights_of_the_moment():
     model, x = toy(3), clip(3)
-    anytime = AnyBudget(model)
+    anytime = ElasticSparseFormer(model)
     assert {name for name, _ in anytime.named_parameters()} == {f"model.{name}" for name in model.state_dict()}
     for _ in range(2):
         for budget in BUDGETS:
@@ -184,7 +185,7 @@ def test_in_turns_every_budget_has_the_weights_of_the_moment():
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_every_parameter_gets_a_gradient_from_the_smallest_budgets_and_the_largest(ndim):
     budgets = [{"num_points": 2}, {"num_points": 4}] + ([{"num_tubes": 1}] if ndim == 3 else [])
-    anytime, seen = AnyBudget(toy(ndim)).eval(), {}
+    anytime, seen = ElasticSparseFormer(toy(ndim)).eval(), {}
     for budget in budgets:
         for name, gradient in gradients(anytime, clip(ndim), **budget).items():
             assert gradient.isfinite().all() and gradient.any(), name
@@ -198,7 +199,7 @@ def test_checkpointing_and_drop_path_change_nothing_at_any_budget():
     """Blocks run once more in the backward pass, with the weights and the draws of the first time."""
     x, results = clip(3), []
     for checkpointing in (False, True):
-        anytime = AnyBudget(toy(3, drop_path=0.5, activation_checkpointing=checkpointing)).train()
+        anytime = ElasticSparseFormer(toy(3, drop_path=0.5, activation_checkpointing=checkpointing)).train()
         torch.manual_seed(3)
         results.append(gradients(anytime, x, num_tubes=1, num_points=3))
     assert results[0]["focus.attn.qkv.weight"].any()
@@ -213,7 +214,7 @@ def test_making_one_draws_nothing():
     model = toy(3)
     before = torch.get_rng_state()
     with_budget(model, num_tubes=3, num_points=2)
-    AnyBudget(model)(clip(3), num_tubes=5)
+    ElasticSparseFormer(model)(clip(3), num_tubes=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -221,8 +222,8 @@ def test_making_one_draws_nothing():
     ("ndim", "budget", "told"),
     [
         (3, {"num_points": 5}, "num_points can be at most the network's own 4, got 5"),
-        (3, {"num_points": 1}, "num_points must be a whole number of at least 2, got 1"),
-        (3, {"num_tubes": 0}, "num_tubes must be a whole number of at least 1, got 0"),
+        (3, {"num_points": 1}, "num_points must be a whole number >= 2, got 1"),
+        (3, {"num_tubes": 0}, "num_tubes must be a whole number >= 1, got 0"),
         (2, {"num_tubes": 1}, "an image has no time"),
     ],
 )
@@ -230,4 +231,4 @@ def test_what_cannot_be_is_refused(ndim, budget, told):
     with pytest.raises(ValueError, match=told):
         with_budget(toy(ndim), **budget)
     with pytest.raises(ValueError, match=told):
-        AnyBudget(toy(ndim))(clip(ndim), **budget)
+        ElasticSparseFormer(toy(ndim))(clip(ndim), **budget)

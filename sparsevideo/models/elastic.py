@@ -43,7 +43,7 @@ def with_budget(model: SparseFormer, *, num_tubes: int | None = None, num_points
     return shell.train(model.training)
 
 
-class AnyBudget(nn.Module):
+class ElasticSparseFormer(nn.Module):
     """A network that runs at another budget in each call; gradients are those of the whole network's weights.
 
     Args:
