@@ -181,7 +181,7 @@ def quickstart(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of both training runs")
     parser.add_argument("--from-scratch", action="store_true", help="train on the videos without pretraining")
     args = parser.parse(argv)
-    from sparsevideo.apps.quickstart import run
+    from sparsevideo.commands.quickstart import run
 
     return _resumable(
         lambda: run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch), "the same command goes on"
@@ -211,7 +211,7 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--allow-changes", action="store_true", help="resume although the schedule has changed")
     parser.add_argument("--dry-run", action="store_true", help="do one step, describe the run and leave nothing")
     config, args = _parse_run(parser, argv)
-    from sparsevideo.apps.training import dry_run, train_run
+    from sparsevideo.commands.train import dry_run, train_run
 
     if args.dry_run:
         said = dry_run(config)
@@ -231,7 +231,7 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     path, config, args = _parse_test(
         parser, argv, out="folder for results.json and the predictions; by default beside the run"
     )
-    from sparsevideo.apps.testing import test_run
+    from sparsevideo.commands.test import test_run
 
     results = test_run(path, config, Path(args.out) if args.out else None)
     first = _first()
@@ -244,7 +244,7 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of every listed file, what a checkpoint's head sees, as one npz keyed by path."""
     flags = {"per-clip": "write a row for each clip, with its start and end in seconds, not the mean over all clips"}
     path, config, args = _parse_test(parser, argv, out="file to write (.npz); by default beside the run", **flags)
-    from sparsevideo.apps.testing import extract_run
+    from sparsevideo.commands.test import extract_run
 
     features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
     first = _first()
@@ -258,7 +258,7 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
 
 def _parse_test(parser: Parser, argv: Sequence[str], out: str, **flags: str) -> tuple[Path, Config, Any]:
     """The checkpoint, and its settings with what the run file and the command line change."""
-    from sparsevideo.apps.runs import checkpoint_config
+    from sparsevideo.commands.runs import checkpoint_config
 
     _add_test_options(parser, Config(), out, flags)
     told, args = _parse_run(parser, argv)
@@ -316,7 +316,7 @@ def analyze(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of all halves")
     parser.add_argument("--json", action="store_true", help="print what stands in analysis.json")
     args = parser.parse(argv)
-    from sparsevideo.apps.analyze import run, show
+    from sparsevideo.commands.analyze import run, show
 
     out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed)
     if args.json:
@@ -349,7 +349,7 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--num-tubes", type=int, default=8, help="spans of time with one copy of the tokens each")
     parser.add_argument("--model", help="name of the image model, for files of bare tensors")
     args = parser.parse(argv)
-    from sparsevideo.apps.runs import inflate_weights
+    from sparsevideo.commands.runs import inflate_weights
 
     for name, before, after, what in inflate_weights(
         Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model
@@ -365,7 +365,7 @@ def convert(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
     parser.add_argument("--model", help="name of the model, for files of bare tensors")
     args = parser.parse(argv)
-    from sparsevideo.apps.runs import convert_weights
+    from sparsevideo.commands.runs import convert_weights
 
     print(convert_weights(Path(args.weights), Path(args.out), name=args.model))
     return OK
@@ -427,7 +427,7 @@ def config_show(parser: Parser, argv: Sequence[str]) -> int:
     """Print all settings of a run file, defaults included."""
     _add_run_file(parser)
     config, _ = _parse_run(parser, argv)
-    from sparsevideo.apps.runs import config_yaml
+    from sparsevideo.commands.runs import config_yaml
 
     print(config_yaml(config), end="")
     return OK

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.image import imread
 from PIL import Image
 
-from sparsevideo.apps import analyze
 from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.commands import analyze
 from sparsevideo.data.encode import write_video
 from sparsevideo.reports import analysis, calibration, comparison
 from sparsevideo.reports.predictions import Predictions, load_predictions, save_predictions

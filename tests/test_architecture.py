@@ -104,7 +104,7 @@ def test_text_calls_without_encoding_are_found(code, found):
     assert bool([*text_calls_without_encoding(ast.parse(code))]) == found
 
 
-@pytest.mark.parametrize("folder", ["sparsevideo", "tools"])
+@pytest.mark.parametrize("folder", ["sparsevideo", "tools", "benchmarks"])
 def test_text_is_utf_8_whatever_the_system_has(folder):
     assert not [
         f"{path.relative_to(ROOT)}:{line}"
@@ -114,7 +114,9 @@ def test_text_is_utf_8_whatever_the_system_has(folder):
 
 
 def test_each_file_says_its_idea_on_line_1():
-    files = [path for folder in ("sparsevideo", "tests", "tools") for path in (ROOT / folder).rglob("*.py")]
+    files = [
+        path for folder in ("sparsevideo", "tests", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
     assert files
     silent = [str(path.relative_to(ROOT)) for path in files if not path.read_text().startswith(('"""', 'r"""'))]
     assert silent == []

@@ -1,22 +1,17 @@
 """The loop that the engine is measured against does the engine's training."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import training as tool
 from sparsevideo.config import Config
-
-TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the tool reads /proc")
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_the_bare_loop_has_the_losses_that_a_run_logs(monkeypatch: pytest.MonkeyPatch, ema: float | None) -> None:
-    monkeypatch.syspath_prepend(TOOLS)
-    import benchmark_training as tool
-
     settings = tool._settings
 
     def small(*args: Any, **kwargs: Any) -> Config:
@@ -34,9 +29,6 @@ def test_the_bare_loop_has_the_losses_that_a_run_logs(monkeypatch: pytest.Monkey
 
 
 def test_what_the_engine_adds_is_the_time_outside_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(TOOLS)
-    import benchmark_training as tool
-
     def step(work_s: float, whole_s: float) -> dict[str, float]:
         return {part: work_s / len(tool.WORK) for part in tool.WORK} | {"whole": whole_s}
 

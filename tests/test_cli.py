@@ -18,8 +18,8 @@ import yaml
 from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
-from sparsevideo.apps import runs
 from sparsevideo.cli import _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
+from sparsevideo.commands import runs
 from sparsevideo.models import presets
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
@@ -542,7 +542,7 @@ def test_no_git_is_needed(digits, tmp_path, monkeypatch):
 
 
 def test_the_commit_says_whether_the_tree_is_what_was_committed(tmp_path, monkeypatch):
-    source = tmp_path / "sparsevideo" / "apps" / "runs.py"
+    source = tmp_path / "sparsevideo" / "commands" / "runs.py"
     source.parent.mkdir(parents=True)
     source.write_text("")
 

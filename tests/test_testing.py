@@ -15,8 +15,8 @@ import torch
 import yaml
 from toy_runs import IMAGE, VIDEO
 
-from sparsevideo.apps import testing
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.commands import testing
 from sparsevideo.data import clips
 from sparsevideo.data.decode import read_frames
 from sparsevideo.data.encode import write_video

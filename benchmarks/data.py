@@ -1,6 +1,6 @@
 """Speed and memory of the data path beside pytorchvideo, plain PyAV, torchcodec and decord, on the same clips.
 
-    python tools/benchmark_data.py VIDEOS OUT      # VIDEOS: a folder of mp4 files, Kinetics clips say
+    python -m benchmarks.data VIDEOS OUT      # VIDEOS: a folder of mp4 files, Kinetics clips say
 
 leaves OUT/data.json (every time measured, with the environment) and OUT/data.md (medians). Jobs take turns within one
 process on one core, so that what else the machine does falls on all of them; the first turn of each is not counted.
@@ -303,7 +303,7 @@ def main() -> None:
                 results["test"][name] = test_views(root, args.rounds)
         large = next(root.glob("all/*.mp4"))
         for what in ("training clip", "4 x 3 test views", "read_frames of a clip, full size"):
-            command = [sys.executable, __file__, str(large), "-", "--memory", what]
+            command = [sys.executable, "-m", "benchmarks.data", str(large), "-", "--memory", what]
             runs = [subprocess.run(command, capture_output=True, encoding="utf-8", check=True) for _ in range(3)]
             results["memory_mib"][what] = [float(run.stdout) for run in runs]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What does inflation buy? The quickstart's video training from inflated and from fresh weights, over several seeds.
 
-    python tools/compare_starts.py WORK_FOLDER docs/inflation --seeds 3
+    python -m benchmarks.compare_starts WORK_FOLDER docs/inflation --seeds 3
 
 An interrupted run goes on where it was. Leaves `curves.png` and `results.json` in the second folder.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
-from sparsevideo.apps import quickstart
+from sparsevideo.commands import quickstart
 from sparsevideo.reports.metrics import save_learning_curves
 
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, checkpoint_config, inflate_weights
-from sparsevideo.apps.testing import test_run
-from sparsevideo.apps.training import train_run
+from sparsevideo.commands.runs import check_folder, checkpoint_config, inflate_weights
+from sparsevideo.commands.test import test_run
+from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.encode import check_codecs, write_video

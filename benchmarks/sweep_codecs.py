@@ -5,8 +5,8 @@ decodes the file from start to end. Every reader must give the same frames, bit 
 order, with and without an index; or refuse the file with an error that names it. Each file is tried in a process of its
 own, which may crash or hang: that is counted as well.
 
-    python tools/sweep_codecs.py --out sweep.json            # about half an hour on two cores
-    python tools/sweep_codecs.py --codecs qtrle,smc --containers mov
+    python -m benchmarks.sweep_codecs --out sweep.json            # about half an hour on two cores
+    python -m benchmarks.sweep_codecs --codecs qtrle,smc --containers mov
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Time and memory of `sparsevideo analyze` on 10,000 videos x 400 classes, of one model and of two.
 
-`python tools/benchmark_analysis.py OUT` leaves OUT/analysis.json.
+`python -m benchmarks.analysis OUT` leaves OUT/analysis.json.
 Each run is a process. Scores are made up; all thumbnails come from one clip of 300 frames of 340x256 pixels.
 """
 
@@ -51,7 +51,7 @@ if __name__ == "__main__":
         with get_context("spawn").Pool(1) as pool:
             pool.apply(make, (Path(place),))
         runs = [(measure(place, "first"), measure(place, "first", "second", "--out=both")) for _ in range(5)]
-    from benchmark_data import environment
+    from benchmarks.data import environment
 
     told = environment(out) | {"videos": VIDEOS, "classes": CLASSES}
     results = {"environment": told, "one": [one for one, _ in runs], "two": [two for _, two in runs]}

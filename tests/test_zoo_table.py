@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import zoo_table
+from benchmarks.zoo_table import Measured, read_results, zoo_page
 from sparsevideo.models.presets import list_models, preset
-from sparsevideo.reports import zoo_table
 from sparsevideo.reports.profile import MacCount
-from sparsevideo.reports.zoo_table import Measured, read_results, zoo_page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "docs" / "quickstart.json"
 # A real result with numbers of its own, so that a new run of the quickstart changes no test.
 VIDEO = json.loads(QUICKSTART.read_text())["video"]
@@ -48,10 +48,10 @@ def uncounted(monkeypatch):
 
 def test_the_committed_page_is_what_its_own_command_prints(monkeypatch, capsys):
     page = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^python (tools/make_model_zoo\.py .*) > docs/model_zoo\.md$", page, re.MULTILINE)
+    (command,) = re.findall(r"^python -m (benchmarks\.make_model_zoo .*) > docs/model_zoo\.md$", page, re.MULTILINE)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", shlex.split(command))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module(sys.argv[0], run_name="__main__")
     assert capsys.readouterr().out == page, "make docs/model_zoo.md again, with the command that it shows"
     rows = {row["model"]: row for row in table(page)}
     assert set(rows) >= set(list_models())

@@ -1,6 +1,6 @@
 """The page of the model zoo, from what `sparsevideo test` has left: each argument is [DATA SET=]RESULTS.json[#KEY].
 
-    python tools/make_model_zoo.py Kinetics-400=runs/k400_tiny/val-4x3/results.json > docs/model_zoo.md
+    python -m benchmarks.make_model_zoo Kinetics-400=runs/k400_tiny/val-4x3/results.json > docs/model_zoo.md
 
 What was measured on a data set called Kinetics-400 or ImageNet-1K stands beside the paper's number. KEY is for files
 that hold the results of several tests, such as docs/quickstart.json.
@@ -9,7 +9,7 @@ that hold the results of several tests, such as docs/quickstart.json.
 import argparse
 import shlex
 
-from sparsevideo.reports.zoo_table import read_results, zoo_page
+from benchmarks.zoo_table import read_results, zoo_page
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         measured = [read_results(told) for told in args.results]
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    command = shlex.join(["python", "tools/make_model_zoo.py", *args.results]) + " > docs/model_zoo.md"
+    command = shlex.join(["python", "-m", "benchmarks.make_model_zoo", *args.results]) + " > docs/model_zoo.md"
     print(zoo_page(measured, command), end="")
 
 

@@ -1,6 +1,6 @@
 """What training costs: memory and time of a step beside torchvision's video networks, and what the loop adds to a step.
 
-    python tools/benchmark_training.py OUT [--compile]
+    python -m benchmarks.training OUT [--compile]
 
 leaves OUT/training.json (every number measured, with the environment) and OUT/training.md (medians). All on the CPU, in
 float32 unless said otherwise. What is timed takes turns, so that what else the machine does falls on all.
@@ -29,12 +29,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 
 import torch
 import torch.nn.functional as F
-from benchmark_data import _ratio, _status, environment, interleaved
 from torchvision.models.video import mvit_v2_s, swin3d_t
 
+from benchmarks.data import _ratio, _status, environment, interleaved
 from sparsevideo import build
-from sparsevideo.apps.quickstart import _settings
-from sparsevideo.apps.training import train_run
+from sparsevideo.commands.quickstart import _settings
+from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
@@ -252,7 +252,7 @@ def main() -> None:
     if args.memory:
         memory(args.memory)
         return
-    alone = [sys.executable, __file__, "-", "--memory"]  # each network in a process of its own
+    alone = [sys.executable, "-m", "benchmarks.training", "-", "--memory"]  # each network in a process of its own
     loops = {"as `sparsevideo train` runs it": None, "with an average of the weights (EMA)": 0.999}
     results = {
         "environment": {**environment(args.out), "threads": torch.get_num_threads()},

@@ -1,6 +1,6 @@
 """What a multi-view test costs beside its network, and what a shared stem saves and changes.
 
-    python tools/benchmark_testing.py VIDEOS OUT [--checkpoint BEST.pt --root DATA]   # VIDEOS: a folder of mp4 files
+    python -m benchmarks.testing VIDEOS OUT [--checkpoint BEST.pt --root DATA]   # VIDEOS: a folder of mp4 files
 
 leaves OUT/testing.json (every number, with the environment) and OUT/testing.md (medians). Jobs take turns, so that what
 else the machine does falls on all. Times are of `video_sparseformer_tiny` with fresh weights, which cost what trained
@@ -21,12 +21,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 
 import numpy as np
 import torch
-from benchmark_data import _ratio, environment, interleaved, lean
 from lightning_fabric import Fabric
 
+from benchmarks.data import _ratio, environment, interleaved, lean
 from sparsevideo import build
-from sparsevideo.apps.runs import checkpoint_config
-from sparsevideo.apps.testing import score_files, test_run
+from sparsevideo.commands.runs import checkpoint_config
+from sparsevideo.commands.test import score_files, test_run
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.clips import spread_clips
 from sparsevideo.data.decode import open_video

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sparsevideo.apps import quickstart
 from sparsevideo.cli import REQUEUE, main
+from sparsevideo.commands import quickstart
 from sparsevideo.data import moving_digits
 from sparsevideo.engine.distributed import Interrupted
 

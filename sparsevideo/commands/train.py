@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, config_yaml, environment, read_run
-from sparsevideo.apps.testing import one_view, score_files, summarize
+from sparsevideo.commands.runs import check_folder, config_yaml, environment, read_run
+from sparsevideo.commands.test import one_view, score_files, summarize
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.lists import few
 from sparsevideo.data.records import Records

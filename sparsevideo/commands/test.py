@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, environment
+from sparsevideo.commands.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard

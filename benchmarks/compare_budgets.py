@@ -1,6 +1,6 @@
 """What does drawing budgets in training buy? One checkpoint tested at many, with and without.
 
-    python tools/compare_budgets.py WORK_FOLDER docs/budgets --epochs 12
+    python -m benchmarks.compare_budgets WORK_FOLDER docs/budgets --epochs 12
 
 Two runs of the quickstart's video network from the same inflated weights, over the same steps: one as it is, the other
 at tubes, frames and points drawn in every step. An interrupted run goes on where it was. Leaves `results.json` and
@@ -16,10 +16,10 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
-from sparsevideo.apps.quickstart import _best, _settings
-from sparsevideo.apps.runs import checkpoint_config, inflate_weights
-from sparsevideo.apps.testing import test_run
-from sparsevideo.apps.training import train_run
+from sparsevideo.commands.quickstart import _best, _settings
+from sparsevideo.commands.runs import checkpoint_config, inflate_weights
+from sparsevideo.commands.test import test_run
+from sparsevideo.commands.train import train_run
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.weights import load_model
