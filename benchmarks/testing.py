@@ -54,7 +54,7 @@ def whole_tests(root: Path, records: Records, views: tuple[int, int], rounds: in
     for way in WAYS:
         told = config(root, views, way)
         batches = list(build.build_test_loader(told, records, 3, range(len(records))))
-        score = build.build_score(told, model, fabric)
+        score = build.build_predictor(told, model, fabric)
         jobs[f"{way}: network alone"] = lambda score=score, batches=batches: [score(batch) for batch in batches]
         for workers in (0, 1) if way == "plain" else (1,):
             told = config(root, views, way, workers)

@@ -138,7 +138,7 @@ def bare_loop(config: Config, batches: Iterable[dict[str, Any]]) -> Iterator[flo
     torch.manual_seed(config.train.seed)
     model, _ = build.build_model(config.model, CLASSES)
     optimizer = build.build_optimizer(config.optim, model.train())
-    prepare = build.build_prepare(config.data, model.ndim, torch.device("cpu"), train_classes=CLASSES)
+    prepare = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"), train_classes=CLASSES)
     schedule = build.build_schedule(config.optim, build.total_steps(config, 1), config.train.batch_size)
     # In the optimizer's order, as Fabric has it: another one would give the norm another last bit.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

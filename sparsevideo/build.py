@@ -22,10 +22,10 @@ from sparsevideo.data.lists import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.shards import is_shards, read_shards
 from sparsevideo.engine import optim
+from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.engine.state import BadFiles, TrainState
 from sparsevideo.models.elastic import ElasticSparseFormer
 from sparsevideo.models.presets import create_model
-from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, load_weights
 
@@ -208,7 +208,7 @@ def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
         )
 
 
-def build_prepare(
+def build_batch_transform(
     config: DataConfig, ndim: int, device: torch.device, *, train_classes: int = 0
 ) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
     """The device's half of the training transforms: batch -> normalised inputs (B, 3, [T,] S, S) and labels (B,).
@@ -221,45 +221,27 @@ def build_prepare(
     if train_classes and (config.mixup or config.cutmix):
         mix = mixing.Mix(train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob)
 
-    def prepare(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def transform(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         pixels = batch[_PIXELS[ndim]].to(device, non_blocking=True)
         inputs, labels = normalize(pixels), batch["label"].to(device, non_blocking=True)
         inputs = erase(inputs) if erase else inputs
         return mix(inputs, labels) if mix else (inputs, labels)
 
-    return prepare
+    return transform
 
 
-def build_score(
+def build_predictor(
     config: Config, model: SparseFormer, fabric: Fabric, *, features: bool = False
-) -> Callable[[Mapping[str, Any]], Tensor]:
-    """The device's half of a test: batch of B files -> (B, V, K) scores of all their views.
-
-    With `features` they are (B, V, D): what the head sees.
-    """
-    normalize = transforms.Normalize(config.data.mean, config.data.std).to(fabric.device)
-
-    def read(feat: Tensor, views: Views | None = None) -> Tensor:
-        outputs = model.forward_head(model.forward_tokens(feat, views).tokens, pre_logits=features).float()
-        return outputs if features or config.test.scores == "logits" else outputs.softmax(-1)
-
-    def score(batch: Mapping[str, Any]) -> Tensor:
-        pixels = batch[_PIXELS[model.ndim]].to(fabric.device, non_blocking=True).flatten(0, 1)  # (B*V, 3, [T,] S, S)
-        files, views = batch["clip_index"].shape
-        parts = math.ceil(files * views / config.test.batch_size)
-        with fabric.autocast():
-            if "boxes" in batch:  # of views in pixels (B, 3, [F,] H, W)
-                source = torch.arange(files).repeat_interleave(views)
-                frames = batch["frames"].flatten(0, 1).to(fabric.device) if model.ndim == 3 else None
-                every = Views(source.to(fabric.device), batch["boxes"].flatten(0, 1).to(fabric.device), frames)
-                feat = model.stem(normalize(pixels))
-                numbers = torch.arange(len(every), device=fabric.device).chunk(parts)
-                scores = [read(feat, every[part]) for part in numbers]
-            else:
-                scores = [read(model.stem(normalize(part))) for part in pixels.chunk(parts)]
-        return torch.cat(scores).unflatten(0, (files, views))
-
-    return score
+) -> MultiViewPredictor:
+    """The device's half of a test; with `features`, of an extraction."""
+    return MultiViewPredictor(
+        model,
+        fabric,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.test.batch_size,
+        output="features" if features else config.test.scores,
+    )
 
 
 def build_train_state(

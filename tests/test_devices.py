@@ -35,7 +35,7 @@ def pixels(ndim, *leading):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_training_step(ndim, settings):
     batch = {"image" if ndim == 2 else "video": pixels(ndim, 2), "label": torch.tensor([1, 4])}
-    prepare = build.build_prepare(replace(DataConfig(), **settings), ndim, META, train_classes=5)
+    prepare = build.build_batch_transform(replace(DataConfig(), **settings), ndim, META, train_classes=5)
     inputs, labels = prepare(batch)
     assert inputs.device == labels.device == META
     network = model(ndim)
@@ -52,7 +52,7 @@ def test_a_test(ndim, share_stem):
         batch |= {"boxes": torch.rand(2, 3, 4), "frames": torch.zeros(2, 3, 4, dtype=torch.int64)}
     config = Config()
     config.test.batch_size = 2  # of three views
-    score = build.build_score(config, model(ndim), OnMeta())
+    score = build.build_predictor(config, model(ndim), OnMeta())
     with torch.no_grad():
         scores = score(batch)
     assert scores.shape == (2, 3, 5)

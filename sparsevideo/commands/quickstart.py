@@ -135,7 +135,7 @@ def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, still: bool = Fal
 
 
 def _draw(out: Path, results: dict[str, Any]) -> None:
-    """Leave confusion.png, curves.png, strip.png and looks.mp4."""
+    """Leave confusion.png, curves.png, strip.png and sampling.mp4."""
     told = load_predictions(out / "video" / f"test-{CLIPS}x{CROPS}")
     failed = np.flatnonzero(told.failed).tolist()
     metrics.save_confusion_matrix(out / "confusion.png", told.scores, told.labels, told.classes, failed)
@@ -150,17 +150,17 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     index = next(i for i in range(len(records)) if records.classes[records.labels[i]] == "right")
     loader = build.build_test_loader(config, records, model.ndim, [index])
     clip = loader.dataset[index]["video"][0]  # (3, T, S, S) uint8
-    inputs, _ = build.build_prepare(config.data, model.ndim, torch.device("cpu"))(
+    inputs, _ = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"))(
         {"video": clip.unsqueeze(0), "label": torch.zeros(1)}
     )
-    gaze = visualize.look(model, inputs[0])
+    trace = visualize.trace_sampling(model, inputs[0])
     frames = clip.permute(1, 2, 3, 0).numpy()  # (T, S, S, 3)
     sidecar = json.loads((out / "data" / "videos.json").read_text(encoding="utf-8"))[records.name(index)]
     (read,) = spread_clips(len(sidecar["boxes"]), config.data.num_frames, config.data.frame_stride, 1)
     boxes = np.array(sidecar["boxes"])[read]
     title = f"{records.name(index)}: a {sidecar['digit']} moves {sidecar['motion']}"
-    visualize.save_strip(out / "strip.png", frames, gaze, boxes=boxes, title=title)
-    write_video(out / "looks.mp4", visualize.render_frames(frames, gaze, boxes=boxes), fps=4)
+    visualize.save_strip(out / "strip.png", frames, trace, boxes=boxes, title=title)
+    write_video(out / "sampling.mp4", visualize.render_frames(frames, trace, boxes=boxes), fps=4)
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -190,15 +190,15 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
             "Where the network looks": [
                 page.Figure(
                     out / "strip.png",
-                    "Frames of a clip with the tokens' boxes and sampling points at the first and the last look",
+                    "Frames of a clip with the tokens' boxes and sampling points at the first and the last sampling step",
                     "One clip of the test set. Each token has a box in space and time and reads features at a few"
-                    " points in it. The first look is near the learned start; the last is where the network got to."
+                    " points in it. The first sampling step is near the learned start; at the last, the boxes have moved."
                     " The dashed box is the digit's true place, which the network was never told.",
                 ),
                 page.Figure(
-                    out / "looks.mp4",
-                    "The same clip as a video, the first look beside the last",
-                    "The same clip: first look on the left, last look on the right.",
+                    out / "sampling.mp4",
+                    "The same clip as a video, the first sampling step beside the last",
+                    "The same clip: the first sampling step on the left, the last on the right.",
                 ),
             ],
             "What is taken for what": [

@@ -107,7 +107,7 @@ def dry_run(config: Config) -> str:
             lines.append(f"could not read {name}: {reason}")
         if len(batch["video_index"]):
             with torch.no_grad():
-                scores = build.build_score(one_view(config), network, state.fabric)(batch)[:, 0]
+                scores = build.build_predictor(one_view(config), network, state.fabric)(batch)[:, 0]
             lines.append(f"a validation batch: scores {tuple(scores.shape)}")
     lines.append(f"peak memory of this process: {peak_memory_gb(state.fabric.device):.2f} GB")
     names = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -146,7 +146,7 @@ def _set_up(config: Config) -> _Run:
         config, records, ndim, rank=fabric.global_rank, world_size=fabric.world_size
     )
     state = build.build_train_state(config, fabric, records, network, sampler)
-    preprocess = build.build_prepare(config.data, ndim, fabric.device, train_classes=len(records.classes))
+    preprocess = build.build_batch_transform(config.data, ndim, fabric.device, train_classes=len(records.classes))
     return _Run(state, records, val_records, batches, preprocess, report)
 
 

@@ -37,10 +37,10 @@ def with_budget(model: SparseFormer, *, num_tubes: int | None = None, num_points
         >>> small.token_roi.shape, small.focus.offset.bias.shape
         (torch.Size([18, 6]), torch.Size([8, 3]))
     """
-    shell = _shell(model, num_tubes, num_points)
-    tensors = _resized(model.state_dict(), model.hparams, shell.hparams)
-    shell.load_state_dict({name: tensor.clone() for name, tensor in tensors}, assign=True)
-    return shell.train(model.training)
+    copy = _meta_copy(model, num_tubes, num_points)
+    tensors = _resized(model.state_dict(), model.hparams, copy.hparams)
+    copy.load_state_dict({name: tensor.clone() for name, tensor in tensors}, assign=True)
+    return copy.train(model.training)
 
 
 class ElasticSparseFormer(nn.Module):
@@ -55,26 +55,26 @@ class ElasticSparseFormer(nn.Module):
         super().__init__()
         self.model = model
         self.compiled = compiled
-        self._shells: dict[tuple[int | None, int | None], SparseFormer] = {}  # hidden from `modules()`
+        self._copies: dict[tuple[int | None, int | None], SparseFormer] = {}  # hidden from `modules()`
 
     def forward(self, x: Tensor, *, num_tubes: int | None = None, num_points: int | None = None) -> Tensor:
         """Images or clips -> logits (B, K), which are those of `with_budget`."""
         budget = num_tubes, num_points
-        if budget not in self._shells:
-            self._shells[budget] = _shell(self.model, *budget)
+        if budget not in self._copies:
+            self._copies[budget] = _meta_copy(self.model, *budget)
             if self.compiled:
                 # All share their code, and by default no more than 8 graphs of one code are kept.
                 torch._dynamo.config.recompile_limit += 2  # those of fixed and of any number of frames
-                self._shells[budget].compile()
-        shell = self._shells[budget].train(self.training)
-        for name, tensor in _resized(dict(self.model.named_parameters()), self.model.hparams, shell.hparams):
+                self._copies[budget].compile()
+        copy = self._copies[budget].train(self.training)
+        for name, tensor in _resized(dict(self.model.named_parameters()), self.model.hparams, copy.hparams):
             owner, _, own_name = name.rpartition(".")
             # Not `functional_call`: activation checkpointing wants them again in the backward pass.
-            shell.get_submodule(owner)._parameters[own_name] = tensor  # type: ignore[assignment]
-        return shell(x)
+            copy.get_submodule(owner)._parameters[own_name] = tensor  # type: ignore[assignment]
+        return copy(x)
 
 
-def _shell(model: SparseFormer, num_tubes: int | None, num_points: int | None) -> SparseFormer:
+def _meta_copy(model: SparseFormer, num_tubes: int | None, num_points: int | None) -> SparseFormer:
     """The network at another budget, without values."""
     if num_tubes is not None and model.ndim == 2:
         raise ValueError(f"an image has no time: an image model cannot take num_tubes={num_tubes}")

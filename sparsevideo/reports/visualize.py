@@ -1,6 +1,6 @@
-"""Where the network looks: its boxes and sampling points, drawn on the frames.
+"""RoIs and sampling points of a network, drawn on the frames.
 
-Letters: S sampling steps, T frames, H W, N tokens, P points a token reads.
+Letters: S sampling steps, T frames, H W, N tokens, P points per token.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ _DPI = 128  # a power of two: pixels / _DPI inches are exactly that many pixels 
 
 
 @dataclass(frozen=True)
-class Gaze:
-    """Where every token looked, step by step; an image counts as a clip of one frame.
+class SamplingTrace:
+    """RoIs and points of every token at every sampling step; an image counts as a clip of one frame.
 
     Attributes:
-        rois: (S, N, 6) boxes (x0, y0, t0, x1, y1, t1), fractions of the frame and of the clip.
+        rois: (S, N, 6) RoIs (x0, y0, t0, x1, y1, t1), fractions of the frame and of the clip.
         points: (S, N, P, 3) points (x, y, t) in the same coordinates.
-        num_tubes: Spans of time the tokens started in; token n belongs to tube n // (N / num_tubes).
+        num_tubes: Number of tubes; token n belongs to tube n // (N / num_tubes).
     """
 
     rois: np.ndarray
@@ -40,18 +40,18 @@ class Gaze:
     num_tubes: int
 
     @property
-    def tube_colours(self) -> np.ndarray:
-        """(num_tubes, 4) RGBA colours, in the order of time."""
+    def tube_colors(self) -> np.ndarray:
+        """(num_tubes, 4) RGBA colors, in the order of time."""
         bright = 0.15 + 0.7 * (np.arange(self.num_tubes) + 0.5) / self.num_tubes  # the map's ends are dark
         return matplotlib.colormaps["turbo"](bright)
 
 
-def look(model: "SparseFormer", x: Tensor) -> Gaze:
-    """Let a SparseFormer look at one clip or image.
+def trace_sampling(model: "SparseFormer", x: Tensor) -> SamplingTrace:
+    """Run a SparseFormer on one clip or image and return its RoIs and points.
 
     Args:
         model: The network, on any device; its mode is left as it is.
-        x: (3, T, H, W) or (3, H, W) normalised floats, as the model was trained on.
+        x: (3, T, H, W) or (3, H, W) normalized floats, as the model was trained on.
 
     Raises:
         ValueError: The model does not take this shape or type.
@@ -68,13 +68,13 @@ def look(model: "SparseFormer", x: Tensor) -> Gaze:
     if model.ndim == 2:
         rois = np.insert(rois, [2, 4], [0.0, 1.0], axis=-1)
         points = np.insert(points, 2, 0.5, axis=-1)
-    return Gaze(rois, points, model.num_tubes)
+    return SamplingTrace(rois, points, model.num_tubes)
 
 
 def save_strip(
     path: str | Path,
     frames: np.ndarray,
-    gaze: Gaze,
+    trace: SamplingTrace,
     *,
     boxes: np.ndarray | None = None,
     title: str | None = None,
@@ -82,15 +82,15 @@ def save_strip(
 ) -> None:
     """Draw a clip as a strip: the frames alone, the first sampling step, the last one.
 
-    A box is drawn on the frames that its span of time covers, in the colour of its tube. A point is drawn on the one
-    or two frames it is read from, as opaque as that frame's weight in the reading.
+    A box is drawn on the frames that its span of time covers, in the color of its tube. A point is drawn on the one
+    or two frames that it samples, with the opacity of that frame's interpolation weight.
 
     Args:
         path: The PNG file to write; its folder must exist.
         frames: (T, H, W, 3) uint8, the clip that the model saw; one frame for an image.
-        gaze: What `look` returned for it.
+        trace: What `trace_sampling` returned for it.
         boxes: (T, 4) true boxes (x0, y0, x1, y1), fractions of the frame, drawn dashed.
-        title: What stands above.
+        title: Title of the picture.
         columns: Frames shown at most, evenly spread.
     """
     shown = np.unique(np.linspace(0, len(frames) - 1, columns).round().astype(int))
@@ -99,21 +99,21 @@ def save_strip(
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     figure = Figure(figsize=size, dpi=_DPI, layout=layout)
     grid = figure.subplots(3, len(shown), squeeze=False, subplot_kw={"box_aspect": height / width})
-    steps = len(gaze.rois)
-    for row, name in enumerate(("clip", f"look 1 of {steps}", f"look {steps} of {steps}")):
+    steps = len(trace.rois)
+    for row, name in enumerate(("clip", f"step 1 of {steps}", f"step {steps} of {steps}")):
         grid[row, 0].set_ylabel(name, fontsize=9)
     for column, frame in enumerate(shown):
         grid[0, column].set_title(f"frame {frame + 1}", fontsize=9)
         _show(grid[0, column], frames[frame])
         for axes, step in zip(grid[1:, column], (0, -1), strict=True):
             _show(axes, frames[frame])
-            _draw(axes, gaze, step, frame, len(frames), boxes)
+            _draw(axes, trace, step, frame, len(frames), boxes)
 
     handles: list[Any] = [
-        Patch(facecolor="none", edgecolor=colour, label=f"tube {number}")
-        for number, colour in enumerate(gaze.tube_colours, start=1)
+        Patch(facecolor="none", edgecolor=color, label=f"tube {number}")
+        for number, color in enumerate(trace.tube_colors, start=1)
     ]
-    handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color="#555", label="point read"))
+    handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color="#555", label="sampling point"))
     if boxes is not None:
         handles.append(Line2D([], [], linestyle="--", color="#555", label="true box"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
@@ -122,14 +122,16 @@ def save_strip(
     figure.savefig(path, format="png")
 
 
-def render_frames(frames: np.ndarray, gaze: Gaze, *, boxes: np.ndarray | None = None, height: int = 320) -> np.ndarray:
+def render_frames(
+    frames: np.ndarray, trace: SamplingTrace, *, boxes: np.ndarray | None = None, height: int = 320
+) -> np.ndarray:
     """Draw the same as `save_strip` as a video: the first sampling step on the left, the last one on the right.
 
     Args:
         frames: (T, H, W, 3) uint8.
-        gaze: What `look` returned for it.
+        trace: What `trace_sampling` returned for it.
         boxes: (T, 4) true boxes, as for `save_strip`.
-        height: Of the result, in pixels; encoders want it even.
+        height: Height of the result in pixels; encoders need an even number.
 
     Returns:
         (T, height, width, 3) uint8 with an even width.
@@ -142,7 +144,7 @@ def render_frames(frames: np.ndarray, gaze: Gaze, *, boxes: np.ndarray | None = 
         for left, step in ((0, 0), (0.5, -1)):
             axes = figure.add_axes((left, 0, 0.5, 1))
             _show(axes, image)
-            _draw(axes, gaze, step, frame, len(frames), boxes)
+            _draw(axes, trace, step, frame, len(frames), boxes)
         canvas.draw()
         rendered.append(np.asarray(canvas.buffer_rgba())[..., :3])
     return np.stack(rendered)
@@ -155,21 +157,21 @@ def _show(axes: Axes, image: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw(axes: Axes, gaze: Gaze, step: int, frame: int, num_frames: int, boxes: np.ndarray | None) -> None:
-    roi, points = gaze.rois[step], gaze.points[step]
-    tokens_per_tube = len(roi) // gaze.num_tubes
-    colours = gaze.tube_colours.repeat(tokens_per_tube, axis=0)  # (N, 4)
+def _draw(axes: Axes, trace: SamplingTrace, step: int, frame: int, num_frames: int, boxes: np.ndarray | None) -> None:
+    roi, points = trace.rois[step], trace.points[step]
+    tokens_per_tube = len(roi) // trace.num_tubes
+    colors = trace.tube_colors.repeat(tokens_per_tube, axis=0)  # (N, 4)
     finer = min(1.0, (9 / tokens_per_tube) ** 0.5)  # so that many boxes do not hide the frame
 
     covered = _covered(roi, frame, num_frames)
     corners = roi[covered][:, [[0, 1], [3, 1], [3, 4], [0, 4]]]  # (boxes, 4, 2)
-    edges = colours[covered] * [1, 1, 1, finer]
+    edges = colors[covered] * [1, 1, 1, finer]
     outlines = PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=0.9 * finer)
     axes.add_collection(outlines, autolim=False)
 
     weight = _weight(points, frame, num_frames)
     token, point = weight.nonzero()
-    opaque = colours[token]
+    opaque = colors[token]
     opaque[:, 3] = weight[token, point]
     diameter = np.full(len(token), 0.02 * finer**0.5)  # of the frame's height
     dots = EllipseCollection(
@@ -190,16 +192,16 @@ def _draw(axes: Axes, gaze: Gaze, step: int, frame: int, num_frames: int, boxes:
 
 
 def _in_frames(t: np.ndarray, num_frames: int) -> np.ndarray:
-    """Time in frames, 0 at the first one's centre; what lies outside the clip is read at its end."""
+    """Return times in frames, 0 at the center of the first; times outside the clip sample its ends."""
     return np.clip(t * num_frames - 0.5, 0, num_frames - 1)
 
 
 def _weight(points: np.ndarray, frame: int, num_frames: int) -> np.ndarray:
-    """Share of a frame in what each point (N, P, 3) reads, as linear interpolation has it; (N, P)."""
+    """Return the interpolation weight (N, P) of a frame in the sample of each point (N, P, 3)."""
     return np.clip(1 - np.abs(_in_frames(points[..., 2], num_frames) - frame), 0, 1)
 
 
 def _covered(roi: np.ndarray, frame: int, num_frames: int) -> np.ndarray:
-    """Which boxes (N, 6) overlap the frame's share of the clip, by more than rounding; (N,)."""
+    """Return a mask (N,) of the RoIs (N, 6) that overlap the frame's share of the clip, by more than rounding."""
     start, end = _in_frames(roi[:, 2], num_frames), _in_frames(roi[:, 5], num_frames)
     return (start < frame + 0.499) & (end > frame - 0.499)

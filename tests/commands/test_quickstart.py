@@ -35,7 +35,7 @@ def test_it_leaves_results_pictures_and_a_page_and_can_be_run_again(short, tmp_p
     assert (results["video"]["clips"], results["video"]["crops"]) == (3, 1)
     assert json.loads((out / "results.json").read_text())["video"]["top1"] == results["video"]["top1"]
     page = (out / "index.html").read_text()
-    for name in ("confusion.png", "curves.png", "strip.png", "looks.mp4"):
+    for name in ("confusion.png", "curves.png", "strip.png", "sampling.mp4"):
         assert (out / name).stat().st_size > 1000
     assert page.count("data:image/png;base64,") == 3
     assert "moving digits, 3 x 1 views" in page
