@@ -190,9 +190,9 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
             "Where the network looks": [
                 page.Figure(
                     out / "strip.png",
-                    "Frames of a clip with the tokens' boxes and sampling points at the first and the last sampling step",
+                    "Frames of a clip with boxes and points of the tokens at the first and the last sampling step",
                     "One clip of the test set. Each token has a box in space and time and reads features at a few"
-                    " points in it. The first sampling step is near the learned start; at the last, the boxes have moved."
+                    " points in it. The first step is near the learned start; at the last one, the boxes have moved."
                     " The dashed box is the digit's true place, which the network was never told.",
                 ),
                 page.Figure(
