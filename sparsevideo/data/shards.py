@@ -128,7 +128,7 @@ def read_shards(
         raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
     shards = _expand(root, pattern)
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = partial(index_shard, kind=kind, label_column=label_column, labeled=labeled)
+        read = partial(_index, kind=kind, label_column=label_column, labeled=labeled)
         indices = list(pool.map(read, [root / shard for shard in shards]))
     left_out = Counter(ending.decode() for index in indices for ending in index.left_out.tolist())
     described = few([f"{count} {ending}" for ending, count in left_out.most_common()], 6)
@@ -215,7 +215,14 @@ def _number_classes(
     return known, {label: number_of[name_of[label]] for label in labels}
 
 
-def index_shard(shard: Path, *, kind: str, label_column: str | None = None, labeled: bool = False) -> _Index:
+def list_members(shard: Path, kind: str) -> list[Member]:
+    """List the images or videos of one shard, labeled or not; raises ValueError as `read_shards`."""
+    index = _index(shard, kind=kind)
+    places = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
+    return [Member(shard, os.fsdecode(name), *place) for name, place in zip(index.names.tolist(), places, strict=True)]
+
+
+def _index(shard: Path, *, kind: str, label_column: str | None = None, labeled: bool = False) -> _Index:
     """Tell what a shard holds, from an earlier reading if it has not changed since; see `read_shards`."""
     stat = shard.stat()
     stamp = np.array([str(part) for part in (_INDEX_VERSION, stat.st_size, stat.st_mtime_ns, kind, label_column)])

@@ -29,8 +29,6 @@ _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames tha
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
 ADVICE = "remove it or make it anew"
-# FFmpeg's default for files, and parts of files: no video makes it open a network address.
-_PROTOCOLS = {"protocol_whitelist": "file,crypto,data,subfile"}
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
 _PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
 
@@ -269,7 +267,7 @@ class Video:
 
     def _open(self) -> None:
         with _naming(self.path):
-            self._container = av.open(ffmpeg_url(self.path), options=_PROTOCOLS, **_ANY_METADATA)
+            self._container = av.open(ffmpeg_url(self.path), **_ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()

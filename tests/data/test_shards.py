@@ -430,7 +430,7 @@ def test_loaders_make_the_same_batches_of_videos(
         test = VideoDataset(records, **size, transform=TestTransform(24, 3), num_clips=2)
         loaders = (
             train_loader(train, EpochSampler(len(train), 7, seed=5), num_workers=num_workers),
-            test_loader(test, range(len(test)), batch_size=2, num_workers=num_workers),
+            test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers),
         )
         runs.append([*islice(loaders[0], 2), *loaders[1]])
     for ours, theirs in zip(*runs, strict=True):
@@ -487,14 +487,6 @@ def test_videos_whose_shard_changes_or_goes_away(video_folders: Records, tmp_pat
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"train-000000\.tar/1_0\.mkv: no such file$"):
         read_frames(shards.source(0), [0])
-
-
-def test_no_member_opens_what_is_no_part_of_it(tmp_path: Path) -> None:
-    """A playlist that is called a video would open network addresses."""
-    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ntcp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
-    write_tar(tmp_path / "a.tar", [("1.mp4", playlist), ("1.cls", b"0")])
-    with pytest.raises(DecodeError, match=r"a\.tar/1\.mp4: does not decode"):
-        read_frames(read_shards(tmp_path, "a.tar", kind="video").source(0), [0])
 
 
 def test_the_label_is_the_chosen_key(tmp_path: Path) -> None:
