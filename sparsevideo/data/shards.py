@@ -23,7 +23,7 @@ import numpy as np
 
 from sparsevideo.data.lists import few, legible, read_class_names, short_messages
 from sparsevideo.data.records import EXTENSIONS, MAX_CLASSES, MAYBE_STILL, UNLABELED, Records, is_still
-from sparsevideo.data.video import Member
+from sparsevideo.data.video import DecodeError, Member
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -213,6 +213,27 @@ def _number_classes(
     if unknown := sorted(label for label in labels if name_of.get(label) not in number_of):
         raise ValueError(f"{place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}")
     return known, {label: number_of[name_of[label]] for label in labels}
+
+
+def find_source(root: Path, name: str) -> Path | Member:
+    """Return where a file lies, by its name in `Records` or `Shards`.
+
+    Raises:
+        FileNotFoundError: Its shard does not hold it.
+        DecodeError: Its shard cannot be read.
+    """
+    path = root / name
+    for shard in path.parents:
+        if _TAR.search(shard.name) and shard.is_file():
+            try:
+                with shard.open("rb") as file:
+                    for member in _members(shard, file):
+                        if shard / member.name == path:
+                            return Member(shard, member.name, member.offset_data, member.size)
+            except ValueError as error:
+                raise DecodeError(str(error)) from error
+            raise FileNotFoundError(f"{path}: no such file")
+    return path
 
 
 def list_members(shard: Path, kind: str) -> list[Member]:
