@@ -442,6 +442,15 @@ def test_loaders_make_the_same_batches_of_videos(
     assert runs[1][0]["failures"]  # replaced in training, and named
 
 
+def test_a_relative_folder_may_be_called_as_a_protocol(
+    video_folders: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard_folders(video_folders, Path("concat:a"), 1)
+    shards = read_shards("concat:a", "train-000000.tar", kind="video")
+    assert read_number(read_frames(shards.source(0), [5])[0]) == 5
+
+
 def test_a_model_reads_its_kind_and_the_other_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     webp = io.BytesIO()
     Image.fromarray(numbered_frame(1)).save(webp, "WEBP")
