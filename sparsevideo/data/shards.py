@@ -130,7 +130,7 @@ def read_shards(
     with ThreadPoolExecutor(_THREADS) as pool:
         read = partial(_index, kind=kind, label_column=label_column, labeled=labeled)
         indices = list(pool.map(read, [root / shard for shard in shards]))
-    left_out = Counter(ending.decode() for index in indices for ending in index.left_out.tolist())
+    left_out = Counter(os.fsdecode(ending) for index in indices for ending in index.left_out.tolist())
     described = few([f"{count} {ending}" for ending, count in left_out.most_common()], 6)
     for shard, index in zip(shards, indices, strict=True):
         if not len(index.names):

@@ -459,17 +459,17 @@ def test_a_model_reads_its_kind_and_the_other_is_counted(tmp_path: Path, caplog:
         ("3.mp4", b"three"),
         ("3.cls", b"1"),
         ("3.webp", webp.getvalue()),  # a thumbnail
-        ("3.b.mkv", b"another"),
+        ("3.caf\udce9.mkv", b"another"),
     ]
     write_tar(tmp_path / "a.tar", members)
     for _ in range(2):  # from the index, too
         assert table(read_shards(tmp_path, "a.tar", kind="video")) == [("a.tar/3.mp4", 1)]
         assert caplog.messages == [
-            f"{tmp_path}/a.tar: left out 4 files, not a sample's video: 2 .jpg, 1 .webp, 1 .b.mkv"
+            f"{tmp_path}/a.tar: left out 4 files, not a sample's video: 2 .jpg, 1 .webp, 1 .caf\\xe9.mkv"
         ]
         caplog.clear()
     assert table(read_shards(tmp_path, "a.tar")) == [("a.tar/1.jpg", 0), ("a.tar/2.jpg", 0), ("a.tar/3.webp", 1)]
-    assert caplog.messages == [f"{tmp_path}/a.tar: left out 2 files, not a sample's image: 1 .mp4, 1 .b.mkv"]
+    assert caplog.messages == [f"{tmp_path}/a.tar: left out 2 files, not a sample's image: 1 .mp4, 1 .caf\\xe9.mkv"]
     write_tar(tmp_path / "a.tar", samples(1, 2))
     with pytest.raises(ValueError, match=r"a\.tar: no video in it \(2 \.jpg\); looked for \.3g2 "):
         read_shards(tmp_path, "a.tar", kind="video")
