@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,12 @@ from rich.table import Column, Table
 
 from sparsevideo import __version__
 from sparsevideo.data.clips import middle_frame, within
-from sparsevideo.data.decode import DecodeError, open_video, read_image
+from sparsevideo.data.decode import DecodeError, Member, open_video, read_image
 from sparsevideo.data.lists import legible
 from sparsevideo.data.pixels import scaled
 from sparsevideo.data.records import EXTENSIONS
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
+from sparsevideo.data.shards import find_source
 from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
@@ -328,8 +330,9 @@ def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.
     for number, error in enumerate(errors):
         name = legible(predictions.segment(error["row"]))
         caption = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
-        source, target = Path(predictions.root) / error["name"], folder / f"{number}.jpg"
+        target = folder / f"{number}.jpg"
         try:
+            source = find_source(Path(predictions.root), error["name"])
             _thumbnail(source, target, span_of(predictions.spans, error["row"]), predictions.spans_unit)
         except (DecodeError, OSError) as reason:
             tiles.append(page.Text(f"{caption} (no picture: {_why(model, error['row'], str(reason))})"))
@@ -350,14 +353,14 @@ def _why(model: Model, row: int, reason: str) -> str:
     return legible(reason.removesuffix(f"; {ADVICE}"))
 
 
-def _thumbnail(source: Path, target: Path, span: tuple[float, float], unit: str) -> None:
+def _thumbnail(source: Path | Member, target: Path, span: tuple[float, float], unit: str) -> None:
     """Save an image, or the middle frame of a segment of a video, as a small JPEG.
 
     Raises:
         DecodeError: The file does not decode, or has no frame in the segment.
     """
-    if source.suffix.lower() in EXTENSIONS["image"]:
-        image = read_image(source)
+    if str(source).lower().endswith(EXTENSIONS["image"]):
+        image = read_image(BytesIO(source.read()) if isinstance(source, Member) else source, str(source))
     else:
         with open_video(source) as video:
             try:

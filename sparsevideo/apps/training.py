@@ -226,7 +226,7 @@ def _set_up(config: Config, sources: list[Path], *, allow_changes: bool) -> _Run
     with fabric.rank_zero_first():  # what it has found out about tar shards, the others need only read
         records = build.build_records(config.data, "train", ndim)
         if "{split}" in config.data.list and config.train.validate_every != 0:
-            if build.has_split(config.data, "val", ndim):
+            if build.has_split(config.data, "val"):
                 val_records = build.build_records(config.data, "val", ndim, records.classes)
             else:
                 val_path = Path(config.data.root) / config.data.list.replace("{split}", "val")

@@ -174,7 +174,7 @@ class VideoDataset(_LabelledFiles):
     Frames are decoded one by one, and no more of each than its boxes is kept.
 
     Args:
-        records: The videos. If a record has a segment, clips are taken from it.
+        records: The videos: files, or members of tar shards. If a record has a segment, clips are taken from it.
         num_frames: T, frames in a clip.
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
@@ -230,7 +230,7 @@ class VideoDataset(_LabelledFiles):
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
-        path = self.records.path(index)
+        path = self.records.source(index)
         table = None if self.index is None else self.index.look(index, path)
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -15,11 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparsevideo.data import PYAV_ADVICE, warn_of_untested_pyav
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
+from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Member, Video, VideoInfo, display_matrix, ffmpeg_url
 
 __all__ = [
     "DecodeError",
     "FrameTable",
+    "Member",
     "Video",
     "VideoInfo",
     "open_video",
@@ -112,12 +114,12 @@ def read_frames(
 
 @contextmanager
 def open_video(
-    path: str | Path, decoder: str = "auto", *, verify: bool = False, table: FrameTable | None = None
+    path: str | Path | Member, decoder: str = "auto", *, verify: bool = False, table: FrameTable | None = None
 ) -> Iterator["Video"]:
     """Open a video file for counting and reading; it is closed when the block ends, whatever happens.
 
     Args:
-        path: The file.
+        path: The file, or one inside a tar file.
         decoder: See `resolve_decoder`. All decoders number the frames alike.
         verify: Count frames by decoding all of them up to the first that does not decode, even where the packets
             tell frames apart (see `Video`).
@@ -134,7 +136,7 @@ def open_video(
 
 @contextmanager
 def _opened(
-    kind: "type[Video]", path: str | Path, verify: bool = False, table: FrameTable | None = None
+    kind: "type[Video]", path: str | Path | Member, verify: bool = False, table: FrameTable | None = None
 ) -> Iterator["Video"]:
     video = kind(path, verify=verify, table=table)
     try:
@@ -187,7 +189,7 @@ class _OtherVideo(Video):
     containers: frozenset[str] | None = None  # as FFmpeg calls those that the library reads safely; None: all
     matrices = frozenset({1, 2, 4, 5, 6, 7, 9})  # coefficients (ITU-T H.273) that it turns into PyAV's colors
 
-    def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
         super().__init__(path, verify=verify)  # a table would not tell which of these files it is
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
@@ -245,7 +247,7 @@ class _TorchCodecVideo(_OtherVideo):
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # By itself it would take torch's default device.
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": self.device}
-        decoder = library.VideoDecoder(f"file:{self.path}", **options)
+        decoder = library.VideoDecoder(ffmpeg_url(self.path), **options)
         return len(decoder), lambda numbers: decoder.get_frames_at(numbers).data.cpu().numpy()
 
 
@@ -270,7 +272,9 @@ class _DecordVideo(_OtherVideo):
         return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
-        reader = library.VideoReader(str(self.path), num_threads=1)  # never kept beyond a read: it leaks
+        # Decord takes no part of a file.
+        source = BytesIO(self.path.read()) if isinstance(self.path, Member) else str(self.path)
+        reader = library.VideoReader(source, num_threads=1)  # never kept beyond a read: it leaks
 
         def read(numbers: list[int]) -> np.ndarray:
             frames = reader.get_batch(numbers)  # torch's once anybody has set decord's global bridge

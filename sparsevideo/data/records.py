@@ -20,6 +20,7 @@ import numpy as np
 from sparsevideo.data.kinetics import find_videos, join_files
 from sparsevideo.data.lists import Row, few, legible, read_list, select_split, short_messages
 from sparsevideo.data.segments import frame_range, segment_name, span_of
+from sparsevideo.data.video import Member
 
 EXTENSIONS = {
     "video": (
@@ -30,6 +31,7 @@ EXTENSIONS = {
     ),
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
+MAYBE_STILL = (".webp", ".avif")
 MAX_CLASSES = 100_000  # a larger label number is a mistake in the list
 UNLABELED = -1
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "validate", "test", "testing"}
@@ -90,6 +92,10 @@ class Records:
     def path(self, index: int) -> Path:
         """Return where a file lies."""
         return self.root / self.name(index)
+
+    def source(self, index: int) -> Path | Member:
+        """Return what a decoder opens; its text is that of `path`."""
+        return self.path(index)
 
     @property
     def spans_unit(self) -> str:
@@ -341,11 +347,15 @@ def walk(root: Path, place: Path, kind: str) -> Iterator[tuple[tuple[str, ...], 
 
 
 def _is_still(folder: str, name: str) -> bool:
-    """Tell whether a WebP or AVIF image has no animation, as a video's thumbnail has none, from its first bytes."""
-    if not name.lower().endswith((".webp", ".avif")):
+    """Tell whether a file is a WebP or AVIF image without animation, such as a video's thumbnail."""
+    if not name.lower().endswith(MAYBE_STILL):
         return False
     with Path(folder, name).open("rb") as file:
-        head = file.read(64)
+        return is_still(file.read(64))
+
+
+def is_still(head: bytes) -> bool:
+    """Tell whether a WebP or AVIF file has no animation, from its first 64 bytes."""
     if head[:4] == b"RIFF":
         return head[12:16] != b"VP8X" or not head[20] & 2
     return head[4:8] == b"ftyp" and b"avis" not in head[8 : int.from_bytes(head[:4], "big")]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,8 @@ from sparsevideo.data.decode import open_video, resolve_decoder
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
 from sparsevideo.data.records import describe_left_out, walk
-from sparsevideo.data.video import ADVICE
+from sparsevideo.data.shards import is_shards, list_members
+from sparsevideo.data.video import ADVICE, Member
 
 _QUANTILES = {"shortest": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "longest": 1}
 _SHOWN = 8  # entries of a table, the most frequent
@@ -44,7 +45,8 @@ def scan(
     goes on from it: it decodes what is new or has changed, and forgets what is gone.
 
     Args:
-        root: The folder. Hidden files and folders are left out, links are followed.
+        root: The folder. Hidden files and folders are left out, links are followed. The videos in tar shards count, if
+            the folder of the shards holds neither folders nor videos.
         index: The index to write or go on with; None: `INDEX` in `root`.
         workers: Child processes; None: one for each core.
         time_limit: Seconds that a file may take to decode.
@@ -69,11 +71,25 @@ def scan(
         raise FileNotFoundError(f"{root}: no such folder")
     index = root / INDEX if index is None else Path(index)
     stamps: dict[str, tuple[int, int]] = {}
+    members: dict[str, Member] = {}
+    bad_shards: dict[str, str] = {}
+    shards: set[str] = set()
     left_out: list[str] = []
-    for _, names, others in walk(root, root, "video"):
+    for inside, names, others in walk(root, root, "video"):
         stamps |= {name: stamp(root / name) for name in names}
         left_out += others
-    own = {os.path.relpath(path, root) for path in (index, _bad_list(index), _summary_file(index))}
+        for shard in others if not names and is_shards(root, "/".join(inside) or ".") else ():
+            if not shard.endswith(".tar"):
+                continue
+            try:
+                held = {f"{shard}/{member.name}": member for member in list_members(root / shard, "video")}
+            except (ValueError, OSError) as error:
+                held, bad_shards[shard] = {}, str(error).removeprefix(f"{root / shard}: ")
+            if held or shard in bad_shards:
+                stamps |= dict.fromkeys(held or [shard], stamp(root / shard))
+                members |= held
+                shards.add(shard)
+    own = shards | {os.path.relpath(path, root) for path in (index, _bad_list(index), _summary_file(index))}
     left_out = [name for name in left_out if name not in own]
     if not stamps:
         hint = f" ({describe_left_out(left_out)})" if left_out else ""
@@ -82,12 +98,13 @@ def scan(
         known = _prune(index, stamps, retry_bad)
         for stale in (_bad_list(index), _summary_file(index)):
             stale.unlink(missing_ok=True)
-        todo = [(str(root), name) for name in stamps if name not in known]
+        todo = [(str(root), name, members.get(name)) for name in stamps if name not in known | bad_shards.keys()]
+        unread = [(("", name, None), ChildError(why)) for name, why in bad_shards.items() if name not in known]
         done = len(known)
         try:
             with index.open("ab", buffering=0) as file:
                 results = run_all(_decode, todo, what="scan", workers=workers, time_limit=time_limit, done=done)
-                for (_, name), result in results:
+                for (_, name, _), result in chain(unread, results):
                     size, changed = stamps[name]
                     row = {"path": name, "bytes": size, "mtime_ns": changed}
                     if isinstance(result, ChildError):
@@ -142,9 +159,9 @@ def _summary_file(index: Path) -> Path:
     return index.with_suffix(".summary.json")
 
 
-def _decode(root: str, name: str) -> Row:
-    """Decode a file and return its columns in the index."""
-    with open_video(Path(root, name), "pyav", verify=True) as video:
+def _decode(root: str, name: str, member: Member | None) -> Row:
+    """Decode a file, or a member of a tar shard, and return its columns in the index."""
+    with open_video(member or Path(root, name), "pyav", verify=True) as video:
         info, table, cut_short = asdict(video.info), video.table, video.cut_short
     start, step, keyframes = (None, None, None) if table is None else (*table[1:3], table.keyframes.tolist())
     known = {key: None if value != value else value for key, value in info.items()}  # JSON has no nan
@@ -217,7 +234,7 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
     for row in rows:
         files += 1
         split, name = posixpath.split(posixpath.dirname(row["path"]))
-        if name:
+        if name and not name.endswith(".tar"):
             classes[split or "."][name] += "error" not in row
         if "error" in row:
             reasons[row["error"]] += 1

@@ -37,6 +37,30 @@ class DecodeError(ValueError):
     """A file that cannot be decoded; the message names the file and the reason."""
 
 
+class Member(NamedTuple):
+    """A file inside an uncompressed tar file; it is read in place."""
+
+    tar: Path
+    name: str
+    offset: int  # of its first byte in the tar file
+    size: int  # in bytes
+
+    def __str__(self) -> str:
+        return str(self.tar / self.name)
+
+    def check(self) -> None:
+        """Raise DecodeError if the tar file has become too short, FileNotFoundError if it is gone."""
+        if self.tar.stat().st_size < self.offset + self.size:
+            raise DecodeError(f"{self}: its shard has become shorter; download it or make it again")
+
+    def read(self) -> bytes:
+        """Read all bytes; raises as `check` does."""
+        self.check()
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file holds; sizes are as shown, after rotation."""
@@ -81,7 +105,7 @@ class Video:
     cut_short: str | None = None
     stored_size: tuple[int, int] | None = None
 
-    def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
         self._reformatter = VideoReformatter()
         self._matrix: tuple[int, int, int, int] | None = None  # how the first frame is to be shown, and so all others
@@ -243,8 +267,7 @@ class Video:
 
     def _open(self) -> None:
         with _naming(self.path):
-            # "file:" keeps FFmpeg from taking a name such as "concat:a" for a protocol
-            self._container = av.open(f"file:{self.path}", **_ANY_METADATA)
+            self._container = av.open(ffmpeg_url(self.path), **_ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()
@@ -458,6 +481,14 @@ class _Packet(NamedTuple):
     corrupt: bool
 
 
+def ffmpeg_url(path: str | Path | Member) -> str:
+    """Return the URL by which FFmpeg opens a file or a part of a tar file; raises as `Member.check` does."""
+    if not isinstance(path, Member):
+        return f"file:{path}"  # without "file:" FFmpeg takes a name such as "concat:a" for a protocol
+    path.check()
+    return f"subfile,,start,{path.offset},end,{path.offset + path.size},,:file:{path.tar}"
+
+
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return how a frame is to be shown, as `upright` wants it."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -468,7 +499,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 @contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
+def _naming(path: str | Path | Member) -> Iterator[None]:
     """Turn any error of a file into one that names it.
 
     FFmpeg's errors are not the only ones: PyAV raises IndexError, ValueError, UnicodeDecodeError, ... over what it does
