@@ -271,7 +271,7 @@ def test_json_arrays(root: Path) -> None:
     assert table(records) == [("somewhere/78687.webm", 0)] and records.classes == ("Holding something",)
     for content, message in (
         ([*rows, {"path": RIGHT_A}], "entry 3 of the JSON text: has no label"),
-        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'"),
+        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'; write one with path and label"),
         ([*rows, {"id": "a", "label": "up"}], "entry 3 of the JSON text: names its file by another key"),
         ({"videos": rows}, "is one JSON object, not keyed by video ids"),
         ([], "lists no files"),
@@ -280,7 +280,7 @@ def test_json_arrays(root: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_records(root, "list.json", kind="video")
     (root / "list.json").write_text('[\n{"path": "a.mp4" "label": 1}\n]')
-    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it"):
+    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it: one"):
         read_records(root, "list.json", kind="video")
 
 
@@ -520,7 +520,7 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is not a number of seconds"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: not JSON"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: must be a JSON object"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1, 2]', "line 2: must be a JSON object"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: has no label"),
         (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: must have a path and a label"),
         (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: must have a path and a label"),
