@@ -126,10 +126,11 @@ def read_list(list_path: Path, root: Path, extensions: tuple[str, ...], label_co
     line, first = head[0]
     if re.match(r'\{\s*("|$)|\[\s*([\[{"]|\]?$)', first):
         return _json_listing(list_path, first, len(head) == 1, label_column)
+    where = f"{list_path}, line {line}"
     for delimiter in ",\t;":
         header = [field.strip(' "') for field in first.split(delimiter)]
         if _is_header(header, root, extensions, label_column):
-            columns = _find_columns(f"{list_path}, line {line}", header, label_column)
+            columns = _find_columns(where, header, label_column)
             form = "Kinetics csv" if columns.key == "youtube_id" else f"csv with {', '.join(header).lower()}"
             rows = _rows(list_path, _separated(list_path, delimiter), header, columns, has_header=True)
             return Listing(form, rows, columns.key, columns.has_split)
@@ -147,20 +148,19 @@ def read_list(list_path: Path, root: Path, extensions: tuple[str, ...], label_co
         form, table = "path,label", _separated(list_path, ",")
     elif len(words) == 2 and all(map(str.isdecimal, words)) and not _is_file(root, f"{path} {words[0]}"):
         raise ValueError(
-            f"{list_path}, line {line}: {_quote(first)} ends in two numbers. Folders of frames (`path num_frames"
+            f"{where}: {_quote(first)} ends in two numbers. Folders of frames (`path num_frames"
             " label`) and several labels of one file are not supported; list the files themselves, as `path label`"
         )
-    return Listing(form, _rows(list_path, table, names, _find_columns("", names, None), has_header))
+    columns = _find_columns(where, names, label_column)
+    return Listing(form, _rows(list_path, table, names, columns, has_header))
 
 
 def _is_header(fields: Sequence[str], root: Path, extensions: tuple[str, ...], label_column: str | None) -> bool:
     """Tell whether the fields of a first line name columns, and none of them a file."""
-    keys = {*map(_key, fields)}
-    if len(fields) == 1:
-        names_columns = keys <= _NAMES_A_FILE
-    else:
-        names_columns = not keys.isdisjoint({*_NAMES_A_FILE, *_COLUMNS["label"], label_column})
-    return names_columns and not any(field.lower().endswith(extensions) or _is_file(root, field) for field in fields)
+    known = {*_NAMES_A_FILE, *_COLUMNS["label"], label_column and _key(label_column)}
+    return not known.isdisjoint(map(_key, fields)) and not any(
+        field.lower().endswith(extensions) or _is_file(root, field) for field in fields
+    )
 
 
 def _is_file(root: Path, text: str) -> bool:

@@ -243,6 +243,19 @@ def test_epic_kitchens_segments_are_those_of_its_time_stamps(tmp_path: Path) -> 
         read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="verb")
 
 
+def test_a_label_column_that_is_not_there_is_refused(root: Path) -> None:
+    rows = json.dumps({"path": RIGHT_A, "label": 1})
+    for text in (f"path,label\n{RIGHT_A},1", f"{RIGHT_A},1", f"{RIGHT_A} 1", rows):
+        (root / "list").write_text(text)
+        with pytest.raises(ValueError, match=r"list, line 1: no column Verb, .* there are path, label$"):
+            read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"my file,Verb\n{RIGHT_A},1")
+    with pytest.raises(ValueError, match="list, line 1: unknown column 'my file'; remove it, or"):
+        read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"path,VERB\n{RIGHT_A},1")
+    assert read_records(root, "list", kind="video", label_column="Verb").labels.tolist() == [1]
+
+
 def test_frames_are_kept_as_frames(root: Path) -> None:
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0,50\n{RIGHT_A},b,50,\n")
     records = read_records(root, "list", kind="video")
