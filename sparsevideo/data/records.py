@@ -177,18 +177,12 @@ def read_records(
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
     place = root / listing
-    in_folders = place.is_dir()
+    in_folders, is_kinetics = place.is_dir(), False
     rows: Iterable[Row]
-    key = "path"
     if in_folders:
         form, rows = "class folders", _class_folders(root, place, kind, labeled)
     elif place.is_file():
-        form, rows, key, has_split = read_list(place, root, EXTENSIONS[kind], label_column)
-        if has_split or key == "youtube_id":
-            rows = select_split(place, list(rows), split)
-        if key != "path":
-            files = (name for _, names, _ in walk(root, root, kind) for name in names)
-            rows = join_files(place, list(rows), files) if key == "youtube_id" else find_videos(rows, files)
+        form, rows, is_kinetics = _listed(place, root, kind, split, label_column)
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
         here = f"; {Path(listing).resolve()} is not looked at: give its whole path" if Path(listing).exists() else ""
@@ -200,6 +194,7 @@ def read_records(
     absent: list[Row] = []
     units = set()
     missing = 0
+    own_path = Path(os.path.relpath(place, root)).as_posix()
     for row in rows:
         label = sys.intern(normalize("NFC", row.label))
         if label:
@@ -212,7 +207,9 @@ def read_records(
         if not row.path:
             missing += 1
             continue
-        if row.where and key != "youtube_id" and not present.check(row):
+        if row.where and row.path == own_path:
+            raise ValueError(f"{row.where}: the list names itself; remove the line")
+        if row.where and not is_kinetics and not present.check(row):
             absent.append(row)
         names.append(row.path)
         labels.append(label)
@@ -223,15 +220,42 @@ def read_records(
         raise ValueError(f"{place}: lists no files; write a line `path,label` for each")
     if absent:
         few_absent = few([row.path for row in absent], 3)
+        advice = "; write / in place of \\" if "\\" in absent[0].path else ""
         raise FileNotFoundError(
-            f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}: {few_absent}"
+            f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}, which is data.root:"
+            f" {few_absent}{advice}"
         )
     if len(units) > 1:
         raise ValueError(f"{place}: has segments in seconds and segments in frames; write all in one unit")
 
-    for label, first in () if in_folders else where_of.items():
+    known, number_of = _number_classes(place, where_of, classes, in_folders)
+    logger.info("%s: %s, %d files, %d classes, %d missing", place, form, len(names), len(known), missing)
+    spans = np.array(seconds).reshape(-1, 2) if units else None
+    numbers = [number_of[label] for label in labels]
+    return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
+
+
+def _listed(
+    place: Path, root: Path, kind: str, split: str | None, label_column: str | None
+) -> tuple[str, Iterable[Row], bool]:
+    """Return the format of a list, its rows of a split with the paths of their files, and whether it is of Kinetics."""
+    rows: Iterable[Row]
+    form, rows, key, has_split = read_list(place, root, EXTENSIONS[kind], label_column)
+    if has_split:
+        rows = select_split(place, list(rows), split)
+    if key != "path":
+        files = (name for _, names, _ in walk(root, root, kind) for name in names)
+        rows = join_files(place, list(rows), files) if key == "youtube_id" else find_videos(rows, files)
+    return form, rows, key == "youtube_id"
+
+
+def _number_classes(
+    place: Path, where_of: Mapping[str, str], classes: Sequence[str] | None, in_folders: bool
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the names of the classes in label order, and the number of each label that is listed."""
+    for label, where in () if in_folders else where_of.items():
         if re.fullmatch(r"-?\d+\.0*", label) and label not in (classes or ()):
-            raise ValueError(f"{first}: {label} is not a class number; write {label.partition('.')[0]}")
+            raise ValueError(f"{where}: {label} is not a class number; write {label.partition('.')[0]}")
     known = tuple(classes) if classes is not None else _classes_of(where_of, in_folders)
     number_of = {} if in_folders else {str(number): number for number in range(len(known))}
     # A class name comes before a number.
@@ -240,10 +264,7 @@ def read_records(
         raise ValueError(
             f"{where_of[unknown[0]] or place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}"
         )
-    logger.info("%s: %s, %d files, %d classes, %d missing", place, form, len(names), len(known), missing)
-    spans = np.array(seconds).reshape(-1, 2) if units else None
-    numbers = [number_of[label] for label in labels]
-    return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
+    return known, number_of
 
 
 def check_classes(records: Records) -> None:
@@ -393,13 +414,9 @@ class _Present:
 
 def _classes_of(where_of: Mapping[str, str], in_folders: bool) -> tuple[str, ...]:
     """Name the classes: 0, 1, ... where all labels of a list are plain numbers, else the sorted names."""
-    if (
-        in_folders
-        or not where_of
-        or not all(re.fullmatch("-?[0-9]+", label) and label == str(int(label)) for label in where_of)
-    ):
+    if in_folders or not where_of or not all(re.fullmatch("0|-?[1-9][0-9]*", label) for label in where_of):
         return tuple(sorted(where_of))  # a folder's name is always a name
     for label, where in where_of.items():
-        if not 0 <= int(label) < MAX_CLASSES:
-            raise ValueError(f"{where}: {label} is not a class number; labels count from 0")
+        if not label.isdecimal() or len(label) > 9 or int(label) >= MAX_CLASSES:  # int() refuses 5,000 digits
+            raise ValueError(f"{where}: {label} is not a class number; labels count from 0 to {MAX_CLASSES - 1}")
     return tuple(str(number) for number in range(max(map(int, where_of)) + 1))

@@ -159,7 +159,7 @@ def test_list_files(root: Path, text: str) -> None:
 
 
 def test_labels_after_a_comma_or_a_tab_may_hold_spaces(root: Path) -> None:
-    for separator in ",\t":
+    for separator in (",", "\t", "\t "):
         (root / "list").write_text(f"{RIGHT_A}{separator}riding a bike\n{RIGHT_B}{separator}ironing\n")
         assert read_records(root, "list", kind="video").classes == ("ironing", "riding a bike")
 
@@ -243,6 +243,19 @@ def test_epic_kitchens_segments_are_those_of_its_time_stamps(tmp_path: Path) -> 
         read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="verb")
 
 
+def test_a_label_column_that_is_not_there_is_refused(root: Path) -> None:
+    rows = json.dumps({"path": RIGHT_A, "label": 1})
+    for text in (f"path,label\n{RIGHT_A},1", f"{RIGHT_A},1", f"{RIGHT_A} 1", rows):
+        (root / "list").write_text(text)
+        with pytest.raises(ValueError, match=r"list, line 1: no column Verb, .* there are path, label$"):
+            read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"my file,Verb\n{RIGHT_A},1")
+    with pytest.raises(ValueError, match="list, line 1: unknown column 'my file'; remove it, or"):
+        read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"path,VERB\n{RIGHT_A},1")
+    assert read_records(root, "list", kind="video", label_column="Verb").labels.tolist() == [1]
+
+
 def test_frames_are_kept_as_frames(root: Path) -> None:
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0,50\n{RIGHT_A},b,50,\n")
     records = read_records(root, "list", kind="video")
@@ -260,6 +273,8 @@ def test_frames_are_kept_as_frames(root: Path) -> None:
 def test_json_arrays(root: Path) -> None:
     rows = [{"path": RIGHT_A, "label": "up", "start_s": 1}, {"path": RIGHT_B, "label": "down"}]
     pairs = [[RIGHT_A, "up"], [RIGHT_B, "down"]]
+    (root / "list.json").write_text("\n".join(map(json.dumps, pairs)))
+    assert table(read_records(root, "list.json", kind="video")) == [(RIGHT_A, 1), (RIGHT_B, 0)]
     for content, indent in ((rows, None), (rows, 2), (pairs, None), (pairs, 1)):
         (root / "list.json").write_text(json.dumps(content, indent=indent))
         records = read_records(root, "list.json", kind="video")
@@ -271,8 +286,11 @@ def test_json_arrays(root: Path) -> None:
     assert table(records) == [("somewhere/78687.webm", 0)] and records.classes == ("Holding something",)
     for content, message in (
         ([*rows, {"path": RIGHT_A}], "entry 3 of the JSON text: has no label"),
-        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'"),
+        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'; write one with path and label"),
         ([*rows, {"id": "a", "label": "up"}], "entry 3 of the JSON text: names its file by another key"),
+        ([*rows, rows[0] | {"split": "val"}], "entry 3 of the JSON text: .* or only one of the two has a split"),
+        ({"a": {"annotations": 3}}, r"annotations of 'a' must be a label and a segment of two numbers, got '3'"),
+        ({"a": {"annotations": [{"label": "up", "segment": [1]}]}}, "annotations of 'a' must be .*; correct them"),
         ({"videos": rows}, "is one JSON object, not keyed by video ids"),
         ([], "lists no files"),
     ):
@@ -280,7 +298,7 @@ def test_json_arrays(root: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_records(root, "list.json", kind="video")
     (root / "list.json").write_text('[\n{"path": "a.mp4" "label": 1}\n]')
-    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it"):
+    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it: one"):
         read_records(root, "list.json", kind="video")
 
 
@@ -415,6 +433,9 @@ def test_a_split_column_chooses_the_rows(root: Path) -> None:
     assert table(read_records(root, "list", kind="video", split="test")) == [(RIGHT_B, 0)]
     with pytest.raises(ValueError, match="lists test, train together, and val is none of them"):
         read_records(root, "list", kind="video", split="val")
+    (root / "list").write_text("\n".join(json.dumps({"path": RIGHT_A, "label": 1, "split": fold}) for fold in (0, 1)))
+    with pytest.raises(ValueError, match="list: lists 0, 1 together, and None is none of them; correct its column"):
+        read_records(root, "list", kind="video")
 
 
 @pytest.mark.parametrize(
@@ -423,6 +444,7 @@ def test_a_split_column_chooses_the_rows(root: Path) -> None:
         json.dumps({"database": {f"v{i}": {"annotations": 3 * [{"label": "a" * 500}]} for i in range(500)}}),
         json.dumps([["78687" * 500, 0]] * 500),
         json.dumps({"x" * 5000: 1}),
+        f'{{"path": "{RIGHT_A}", "label": {"9" * 5000}}}',
         "x" * 5000,
         f"path,label\n{'x' * 5000},a\n",
         f"path,{'label' * 1000}\na,b\n",
@@ -502,7 +524,7 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"path,label,fold\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
         (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: must have a path and a label, got 'lonely\.mp4'"),
         (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is not a class number"),
-        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is not a class number; labels count from 0"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is not a class number; labels count from 0 to 99999"),
         (f"{RIGHT_A},1,2\n", r"line 1: must have a path and a label, got .*; more columns need a header"),
         (
             f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n",
@@ -520,7 +542,7 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is not a number of seconds"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: not JSON"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: must be a JSON object"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1, 2]', "line 2: must be a JSON object"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: has no label"),
         (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: must have a path and a label"),
         (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: must have a path and a label"),
@@ -528,6 +550,12 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         ('{"path": 3, "label": 1}', "line 1: must have a path and a label"),
         ('{\n"path": "a.mp4",\n"label": 1\n}', r"list\.txt: is one JSON object, not keyed by video ids"),
         (",\n,\n", r"list\.txt: lists no files"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} {'9' * 5000}\n", r"list\.txt, line 2: 9+"),
+        (f'{{"path": "{RIGHT_A}", "label": {"9" * 5000}}}', r"line 1: not JSON \(Exceeds the limit"),
+        ("[" * 100_000, r"list\.txt, line 1: not JSON \(.*correct it: one array"),
+        (f'{{"path": "{RIGHT_A}", "label": 1, "start": true}}', "line 1: 'True' is not a number of seconds"),
+        (f"{RIGHT_A} 1\nvideos/../list.txt 0\n", r"line 2: the list names itself; remove the line"),
+        ("label,youtube_id,start_frame\na,b,3\n", "line 1: files of a youtube_id are cut to seconds, not to frames"),
         (f'{RIGHT_A},"right\n' + 20_000 * f"{RIGHT_B},right\n", "quote that is not closed"),
     ],
 )
@@ -553,6 +581,9 @@ def test_absent_files_are_counted_and_named(root: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"line 1: 5 of 6 listed files .*: gone/0\.mp4, gone/1\.mp4, gone/2\.mp4, \.\.\."
     ):
+        read_records(root, "list.txt", kind="video")
+    (root / "list.txt").write_text("videos\\train\\a.mp4,0\n")
+    with pytest.raises(FileNotFoundError, match=r"videos\\train\\a\.mp4; write / in place of \\$"):
         read_records(root, "list.txt", kind="video")
     caf = os.fsdecode(b"caf\xe9.mp4")
     (root / "list.txt").write_text("".join(json.dumps({"path": f"{n}/{caf}", "label": 0}) + "\n" for n in range(3)))
