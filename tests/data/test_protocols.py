@@ -43,15 +43,22 @@ def test_a_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
     (tmp_path / "list.csv").write_text(f"path,label,start_frame,stop_frame\n{rows}")
     records = read_records(tmp_path, "list.csv", kind="video")
     settings = {"num_frames": 4, "frame_stride": 6, "num_clips": 3, "target_fps": target_fps}
-    dataset = VideoDataset(records, transform=TestTransform(64), convention="slowfast", **settings)
-    for index, (start, stop) in enumerate(segments):
+
+    def choose(convention: str, index: int) -> list[list[int]]:
+        dataset = VideoDataset(records, transform=TestTransform(64), convention=convention, **settings)
         views = dataset[index]["video"].permute(0, 2, 3, 4, 1).numpy()  # (clips, T, H, W, 3)
-        chosen = [[read_number(frame) for frame in view] for view in views]
+        return [[read_number(frame) for frame in view] for view in views]
+
+    for index, (start, stop) in enumerate(segments):
+        chosen = choose("slowfast", index)
         span, total = 4 * 6 / (target_fps or 30) * 25, stop - start
         first = [max(total - span, 0) * clip / 3 for clip in range(3)]
         positions = [torch.linspace(f, f + span - 1, 4).clamp(0, total - 1).long() for f in first]
         assert chosen == [(start + position).tolist() for position in positions]
         assert start <= min(map(min, chosen)) and max(map(max, chosen)) < stop
+        # This one chooses by the duration, which is that of the segment too.
+        in_time = protocol_clips("pytorchvideo", total, 4, 6, 3, Header.usual(total, 25), target_fps)
+        assert choose("pytorchvideo", index) == (start + in_time).tolist()
     assert len({tuple(clip) for clip in chosen}) == 3
 
 
