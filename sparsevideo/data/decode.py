@@ -103,11 +103,16 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, decoder: str = "auto"
+    path: str | Path,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    short_side: int | None = None,
+    square_pixels: bool = False,
+    decoder: str = "auto",
 ) -> np.ndarray:
     """Open a video, read chosen frames and close it; see `open_video` and `Video.read`."""
     with open_video(path, decoder) as video:
-        return video.read(indices, short_side)
+        return video.read(indices, short_side, square_pixels=square_pixels)
 
 
 @contextmanager

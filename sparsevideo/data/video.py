@@ -17,7 +17,15 @@ from av.bitstream import BitStreamFilterContext
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from sparsevideo.data.pixels import expand_range, nearest_matrix, scaled, upright
+from sparsevideo.data.pixels import (
+    expand_range,
+    is_quarter_turn,
+    known_ratio,
+    nearest_matrix,
+    scaled,
+    shown_size,
+    upright,
+)
 
 _PYAV = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
@@ -39,7 +47,7 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds; sizes are as shown, after rotation."""
+    """What a video file holds; sizes are as stored, but after rotation."""
 
     num_frames: int
     fps: float  # on average, num_frames / duration_s; nan where the file does not say
@@ -47,6 +55,7 @@ class VideoInfo:
     height: int
     duration_s: float  # by the time stamps, where there are any
     codec: str  # as FFmpeg calls it: h264, hevc, mpeg4, vp9, av1, ...
+    sample_aspect_ratio: Fraction = Fraction(1)  # see `Video.sample_aspect_ratio`
 
 
 class FrameTable(NamedTuple):
@@ -118,12 +127,28 @@ class Video:
             # Many headers tell the rate more exactly than time stamps in milliseconds, where the two agree.
             if not abs(shown_s - duration_s) < _HEADER_MAY_DIFFER * shown_s:
                 duration_s = shown_s
-        return VideoInfo(self.num_frames, self.num_frames / duration_s, width, height, duration_s, codec)
+        rate = self.num_frames / duration_s
+        return VideoInfo(self.num_frames, rate, width, height, duration_s, codec, self.sample_aspect_ratio)
 
     @property
     def frame_rate(self) -> Fraction | None:
         """Frames per second on average; None if the file does not state it."""
         return self._stream.average_rate or self._stream.guessed_rate or None
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        """Width over height of a stored pixel, before any rotation, rounded to a denominator of at most 1000.
+
+        If container and codec differ, the container is right, as in FFmpeg. Without a ratio, or beyond 1:4 to 4:1,
+        which no standard reaches, it is 1.
+        """
+        ratio = self._stream.sample_aspect_ratio
+        return known_ratio(Fraction(ratio.numerator, ratio.denominator)) if ratio else Fraction(1)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows of the stored frames are shown as columns; frames must have been read."""
+        return self._matrix is not None and is_quarter_turn(self._matrix)
 
     @property
     def header_times(self) -> tuple[int | None, int | None]:
@@ -172,12 +197,16 @@ class Video:
             )
         return None
 
-    def read(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> np.ndarray:
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, *, square_pixels: bool = False
+    ) -> np.ndarray:
         """Decode chosen frames, converting no others.
 
         Args:
             indices: (T,) frame numbers in [0, num_frames) in any order; a repeated one is decoded once.
             short_side: Scale to this many pixels along the shorter side, keeping the aspect ratio; None keeps the size.
+            square_pixels: Scale frames whose pixels are not square along their stored width, to the aspect ratio at
+                which they are shown; together with `short_side`, which counts after that, this is one resize.
 
         Returns:
             (T, H, W, 3) uint8 RGB, upright.
@@ -188,7 +217,7 @@ class Video:
         """
         numbers = np.asarray(indices)
         images: np.ndarray | None = None
-        for number, image in self.frames(numbers, short_side):
+        for number, image in self.frames(numbers, short_side, square_pixels=square_pixels):
             if images is None:  # filled frame by frame: no second copy of a large clip
                 images = np.empty((len(numbers), *image.shape), np.uint8)
             images[numbers == number] = image
@@ -196,13 +225,14 @@ class Video:
         return images
 
     def frames(
-        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, *, square_pixels: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decode chosen frames one by one, each once: no more than one is in memory.
 
         Args:
             indices: Frame numbers as in `read`.
             short_side: As in `read`.
+            square_pixels: As in `read`.
 
         Yields:
             Numbers, rising, with frames (H, W, 3) uint8, as in `read`; all have the size of the first.
@@ -221,9 +251,9 @@ class Video:
             size: tuple[int, int] | None = None  # of the first; frames may change theirs on the way
             for number, image in zip(wanted, self._images(wanted), strict=True):
                 if size is None:
-                    height, width = self.stored_size = image.shape[:2]
-                    scale = 1.0 if short_side is None else short_side / min(height, width)
-                    size = round(height * scale), round(width * scale)
+                    self.stored_size = image.shape[:2]
+                    ratio = self.sample_aspect_ratio if square_pixels else Fraction(1)
+                    size = shown_size(self.stored_size, ratio, short_side, turned=self.is_turned)
                 yield number, image if image.shape[:2] == size else scaled(image, size)
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
