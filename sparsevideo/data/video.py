@@ -35,6 +35,7 @@ _ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else
 _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
+_PROBED = 7  # frames that FFmpeg decodes at least to learn how many the decoder holds back
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
 ADVICE = "remove it or make it anew"
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
@@ -100,6 +101,7 @@ class Video:
         self._number_of: dict[int, int] = {}  # time stamp of a frame -> its number, where they are irregular
         self._keyframes = [0]  # their numbers: where reading can start
         self._open_gop = False  # whether frames are shown before, but stored behind, a keyframe
+        self._reorders_late = False  # whether frames may be held back longer than the file's beginning tells
         self._open()
         try:
             if table is not None:
@@ -280,7 +282,10 @@ class Video:
             self.close()
             raise DecodeError(f"{self.path}: holds no video stream with a known codec; {ADVICE}")
         stream.thread_count = 1  # parallelism belongs to the loader's workers
-        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
+        # If an H.264 file does not state how many frames a decoder must hold back to show them in order, FFmpeg raises
+        # the number as B-frames come, and loses frames by it; "strict" begins with the most that there can be.
+        strict = {"strict": "strict"} if stream.codec_context.name == "h264" else {}
+        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS), **strict}
         assert stream.time_base is not None  # every demuxer sets it
         self._stream = stream
         self.time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
@@ -326,10 +331,13 @@ class Video:
         regular = range(times[0], times[0] + step * len(times), step)
         self._times = regular if times[-1] == regular[-1] and times == list(regular) else times
         self.num_frames, self._number_of, self._keyframes = len(times), number_of, keyframes
+        delays = [place - number for place, (number, _) in enumerate(order)]
+        known, codec = max(delays[:_PROBED]), self._stream.codec_context
+        late = max(delays) > known and (known > 0 or not codec.has_b_frames)
+        self._reorders_late = late and codec.name == "h264"
         # B-frames that are stored in the order of their times: either none is used, or this is a copy of an avi, with
         # what it has instead of times. Decoding tells.
-        in_order = all(number == place for place, (number, _) in enumerate(order))
-        return not (in_order and self._stream.codec_context.has_b_frames)
+        return any(delays) or not codec.has_b_frames
 
     def _one_frame_each(self, packets: "list[_Packet]") -> bool:
         """Whether container and codec are known to give one frame per packet, shown at the packet's time."""
@@ -362,7 +370,10 @@ class Video:
         if self._times is not None and self._stamps != list(self._times):
             self._times, self._keyframes = None, [0]  # the packets promised other frames
         if self.num_frames == 0:
-            raise DecodeError(f"{self.path}: does not decode ({self.cut_short or 'no frame in it'}); {ADVICE}")
+            reason = self.cut_short or "no frame in it"
+            if self._container.format.name == "webp_pipe" and _PYAV < 19:
+                reason += "; animated WebP needs PyAV 19 or newer"
+            raise DecodeError(f"{self.path}: does not decode ({reason}); {ADVICE}")
 
     def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the wanted frames, whose numbers rise."""
