@@ -159,6 +159,7 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
         sampling=config.sampling,
         target_fps=config.target_fps,
         short_side=config.short_side,
+        square_pixels=config.square_pixels,
         decoder=config.decoder,
         index=_index(config, records),
         **args,

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Pixels that torchcodec and decord turn into the same colors as PyAV.
 _PLAIN_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
+_STATES_DELAY = {"mov,mp4,m4a,3gp,3g2,mj2"}  # containers that say how many frames a decoder must hold back
 _SIZE_OF_KEYFRAMES = {"h264", "hevc", "mpeg4", "mpeg2video"}  # codecs whose frames keep the size of their keyframe
 _AT_ONCE = 8  # frames that other libraries hand over together: little overhead, and bounded memory
 # A grey H.264 picture of 64 x 64 pixels in Matroska: what a decoder must read before it is trusted with files.
@@ -105,11 +106,16 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, decoder: str = "auto"
+    path: str | Path,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    short_side: int | None = None,
+    square_pixels: bool = False,
+    decoder: str = "auto",
 ) -> np.ndarray:
     """Open a video, read chosen frames and close it; see `open_video` and `Video.read`."""
     with open_video(path, decoder) as video:
-        return video.read(indices, short_side)
+        return video.read(indices, short_side, square_pixels=square_pixels)
 
 
 @contextmanager
@@ -181,8 +187,8 @@ class _OtherVideo(Video):
 
     PyAV reads the files of which the library is known to make something else: containers on which it may hang, files
     whose packets are no frames, mirrored ones, files where frames are stored behind the keyframe that follows them
-    (open groups of pictures) or pictures are refreshed bit by bit (both libraries give wrong frames there), and files
-    which it counts differently or does not read at all.
+    (open groups of pictures) or pictures are refreshed bit by bit (both libraries give wrong frames there), H.264 whose
+    B-frames begin late and are not announced, and files which it counts differently or does not read at all.
     """
 
     module: str
@@ -196,7 +202,8 @@ class _OtherVideo(Video):
         container, done = self._container.format.name, 0
         safe = self.containers is None or container in self.containers
         try:
-            if safe and self._times is not None and not self._open_gop and self._plain and self._keeps_size(wanted):
+            safe = safe and not self._open_gop and (not self._reorders_late or container in _STATES_DELAY)
+            if safe and self._times is not None and self._plain and self._keeps_size(wanted):
                 for image in self.library_images(wanted):
                     yield image
                     done += 1

@@ -6,7 +6,7 @@ import posixpath
 import re
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -158,7 +158,8 @@ def read_records(
     are those of all rows.
 
     Paths are relative to `root`, labels are numbers or names, seconds and frames count from a video's first frame.
-    Class names that differ in Unicode normalization only are one class.
+    Class names that differ in Unicode normalization only are one class. If that is all in which a listed path
+    differs from the disk, the record has the name on the disk.
 
     Args:
         root: The data set's folder.
@@ -192,6 +193,7 @@ def read_records(
     where_of: dict[str, str] = {}  # label -> where it comes first, whether or not its file is there
     present = _Present(root)
     absent: list[Row] = []
+    respelled: list[str] = []
     units = set()
     missing = 0
     own_path = Path(os.path.relpath(place, root)).as_posix()
@@ -209,8 +211,13 @@ def read_records(
             continue
         if row.where and row.path == own_path:
             raise ValueError(f"{row.where}: the list names itself; remove the line")
-        if row.where and not is_kinetics and not present.check(row):
-            absent.append(row)
+        if row.where and not is_kinetics:
+            found = present.find(row)
+            if found is None:
+                absent.append(row)
+            elif found != row.path:
+                respelled.append(found)
+                row = row._replace(path=found)
         names.append(row.path)
         labels.append(label)
         if (row.start, row.end) != (0, inf):
@@ -224,6 +231,13 @@ def read_records(
         raise FileNotFoundError(
             f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}, which is data.root:"
             f" {few_absent}{advice}"
+        )
+    if respelled:
+        logger.info(
+            "%s: %d listed paths differ from the disk in their Unicode normalization only, and are read as %s",
+            place,
+            len(respelled),
+            few(respelled, 3),
         )
     if len(units) > 1:
         raise ValueError(f"{place}: has segments in seconds and segments in frames; write all in one unit")
@@ -392,24 +406,50 @@ class _Present:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.entries: dict[str, dict[str, bool]] = {}  # folder -> entry -> whether it is a folder
+        self.composed: dict[str, dict[str, list[str]]] = {}  # folder -> entry in NFC -> entries
 
-    def check(self, row: Row) -> bool:
-        """Return whether a listed file is there.
+    def find(self, row: Row) -> str | None:
+        """Return the path of a listed file as the disk spells it, None if it is not there.
 
         Raises:
             ValueError: It is a folder.
         """
-        folder, base = posixpath.split(row.path)
-        if folder not in self.entries:
-            path = self.root / folder
-            self.entries[folder] = {e.name: e.is_dir() for e in os.scandir(path)} if path.is_dir() else {}
-        if self.entries[folder].get(base):
-            held = (name for _, names, _ in walk(self.root, self.root / row.path, "image") for name in names)
+        path = self._spelled(row.path)
+        if path is not None and self._list(posixpath.dirname(path))[posixpath.basename(path)]:
+            held = (name for _, names, _ in walk(self.root, self.root / path, "image") for name in names)
             advice = "list files, not folders"
             if any(held):
                 advice = "folders of frames are not supported, make a video of each (`ffmpeg -i FOLDER/%05d.jpg a.mp4`)"
             raise ValueError(f"{row.where}: {legible(row.path)} is a folder; {advice}")
-        return base in self.entries[folder]
+        return path
+
+    def _spelled(self, path: str) -> str | None:
+        """Return a path as it is, or else in the one other Unicode normalization in which it is there."""
+        folder, base = posixpath.split(path)
+        if base in self._list(folder):
+            return path
+        forms = [] if path.isascii() else self._forms(path)
+        return forms[0] if len(forms) == 1 else None
+
+    def _forms(self, path: str) -> list[str]:
+        """Return the paths that are there and are `path` in any Unicode normalization; ASCII has one."""
+        if path.isascii():
+            return [path]
+        folder, base = posixpath.split(path)
+        found = []
+        for parent in self._forms(folder):
+            if parent not in self.composed:
+                self.composed[parent] = defaultdict(list)
+                for name in self._list(parent):
+                    self.composed[parent][normalize("NFC", name)].append(name)
+            found += [posixpath.join(parent, name) for name in self.composed[parent].get(normalize("NFC", base), ())]
+        return found
+
+    def _list(self, folder: str) -> dict[str, bool]:
+        if folder not in self.entries:
+            path = self.root / folder
+            self.entries[folder] = {e.name: e.is_dir() for e in os.scandir(path)} if path.is_dir() else {}
+        return self.entries[folder]
 
 
 def _classes_of(where_of: Mapping[str, str], in_folders: bool) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.decode import open_video, resolve_decoder
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
+from sparsevideo.data.pixels import format_ratio
 from sparsevideo.data.records import describe_left_out, walk
 from sparsevideo.data.shards import is_shards, list_members
 from sparsevideo.data.video import ADVICE, Member
@@ -56,8 +57,9 @@ def scan(
         The summary: `files`, `good` and `bad` are counts, `reasons` has the bad by reason; `suspicious` is true if all
         of at least two files are bad for the same reason, which may not be their fault; `cut_short` names good files of
         which only the first frames decode; `left_out` counts, in words, the files that are not called like videos;
-        `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and `classes` (videos by the name of their
-        folder, where that lies in the same folder) are of the good.
+        `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs`, `sample_aspect_ratios` (width to height of a
+        stored pixel) and `classes` (videos by the name of their folder, where that lies in the same folder) are of the
+        good; `not_square` names one whose pixels are not square, if there is any.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -134,6 +136,13 @@ def describe(summary: dict[str, Any]) -> str:
     lines.append(f"{summary['hours']:.1f} hours, {summary['frames']} frames")
     for title, key in (("short side", "short_sides"), ("frames/s", "fps"), ("codec", "codecs")):
         lines.append(f"{title:12s}" + ", ".join(f"{value}: {count}" for value, count in _most(summary[key])))
+    if summary["not_square"]:
+        ratios = {ratio: count for ratio, count in summary["sample_aspect_ratios"].items() if ratio != "1:1"}
+        lines.append(
+            f"{sum(ratios.values())} of the good have pixels that are not square"
+            f" ({', '.join(f'{ratio}: {count}' for ratio, count in _most(ratios))}), such as"
+            f" {legible(summary['not_square'])}; data.square_pixels scales them"
+        )
     lines.append("seconds     " + ", ".join(f"{name}: {s:.1f}" for name, s in summary["durations_s"].items()))
     for place, split in summary["classes"].items():
         fewest, most = (f"{legible(name)}: {split['videos'][name]}" for name in (split["fewest"], split["most"]))
@@ -163,6 +172,7 @@ def _decode(root: str, name: str, member: Member | None) -> Row:
     """Decode a file, or a member of a tar shard, and return its columns in the index."""
     with open_video(member or Path(root, name), "pyav", verify=True) as video:
         info, table, cut_short = asdict(video.info), video.table, video.cut_short
+    info["sample_aspect_ratio"] = format_ratio(info["sample_aspect_ratio"])
     start, step, keyframes = (None, None, None) if table is None else (*table[1:3], table.keyframes.tolist())
     known = {key: None if value != value else value for key, value in info.items()}  # JSON has no nan
     return known | {"start": start, "step": step, "keyframes": keyframes, "cut_short": cut_short}
@@ -229,6 +239,7 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
     reasons, short_sides, rates, codecs = Counter[str](), Counter[int](), Counter[float](), Counter[str]()
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     cut_short: dict[str, str] = {}
+    ratios, not_square = Counter[str](), ""
     seconds = array("d")
     files = frames = 0
     for row in rows:
@@ -244,6 +255,9 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         frames += row["num_frames"]
         short_sides[min(row["height"], row["width"])] += 1
         codecs[row["codec"]] += 1
+        if ratio := row.get("sample_aspect_ratio"):  # which indexes of earlier versions do not have
+            ratios[ratio] += 1
+            not_square = not_square or (row["path"] if ratio != "1:1" else "")
         if row["fps"] is not None:
             rates[round(row["fps"], 2)] += 1
             seconds.append(row["duration_s"])
@@ -262,6 +276,8 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         "durations_s": dict(zip(_QUANTILES, map(float, spread), strict=False)),
         "fps": dict(sorted(rates.items())),
         "codecs": dict(codecs.most_common()),
+        "sample_aspect_ratios": dict(ratios.most_common()),
+        "not_square": not_square,
         "classes": {split: _class_counts(counts) for split, counts in sorted(classes.items())},
     }
 

@@ -386,6 +386,32 @@ def test_class_names_in_another_unicode_form_are_one_class(tmp_path: Path) -> No
     assert read_records(tmp_path, "list", kind="video", classes=["bar", decomposed]).labels.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_listed_paths_in_another_unicode_form_are_the_files_on_disk(
+    listed: str, stored: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lists from macOS have accents decomposed; folders may differ, too. What is there as it is listed comes first."""
+    names = ["a.mp4", "café/é.mp4", "café/b.mp4", "가/ü/Å.mp4"]
+    touch(tmp_path, *(unicodedata.normalize(stored, name) for name in names))
+    (tmp_path / "list").write_text("".join(f"{unicodedata.normalize(listed, name)},up\n" for name in names))
+    with caplog.at_level("INFO"):
+        records = read_records(tmp_path, "list", kind="video")
+    assert [records.name(index) for index in range(4)] == [unicodedata.normalize(stored, name) for name in names]
+    assert all(records.path(index).exists() for index in range(4))
+    assert "list: 3 listed paths differ from the disk in their Unicode normalization only" in caplog.text
+    touch(tmp_path, unicodedata.normalize(listed, names[1]))  # now both are there
+    assert read_records(tmp_path, "list", kind="video").name(1) == unicodedata.normalize(listed, names[1])
+    for name, error in (
+        (unicodedata.normalize(listed, "가/ü"), r"list, line 2: .* is a folder; list files, not folders"),
+        (unicodedata.normalize(listed, "가/ä.mp4"), r"list, line 2: 1 of 2 listed files are not in .*: .*mp4$"),
+        ("\u212b.mp4", r"list, line 2: 1 of 2 listed files are not in .*: .*mp4$"),
+    ):
+        touch(tmp_path, "\xc5.mp4", "A\u030a.mp4")  # two forms of the last name
+        (tmp_path / "list").write_text(f"a.mp4,up\n{name},up\n")
+        with pytest.raises((ValueError, FileNotFoundError), match=error):
+            read_records(tmp_path, "list", kind="video")
+
+
 def test_listed_folders_are_refused(root: Path) -> None:
     touch(root, "frames/a/00001.jpg", "frames/a/00002.jpg")
     for name, advice in (

@@ -140,6 +140,33 @@ def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.Ca
     }
 
 
+def test_pixels_that_are_not_square_are_counted(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "a/1.mp4", "a/2.mp4", content=video)
+    assert scan(tmp_path) == OK
+    assert "square" not in capsys.readouterr().out
+    for name, ratio in (("a/3.mp4", "16/15"), ("b/4.mkv", "64/45"), ("b/5.mov", "16/15")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_numbered(tmp_path / name, 5, ratio=ratio)
+    assert scan(tmp_path) == OK
+    line = "3 of the good have pixels that are not square (16:15: 2, 64:45: 1), such as "
+    assert f"\n{line}" in (said := capsys.readouterr().out)
+    assert said.split(line)[1].split(";")[0] in ("a/3.mp4", "b/4.mkv", "b/5.mov")
+    index = tmp_path / INDEX
+    found = rows(index)
+    assert [found[name]["sample_aspect_ratio"] for name in ("a/1.mp4", "a/3.mp4", "b/4.mkv")] == [
+        "1:1",
+        "16:15",
+        "64:45",
+    ]
+    assert [found["a/3.mp4"][key] for key in ("height", "width")] == [64, 64]  # as stored
+    index.write_text("".join(line.replace(', "sample_aspect_ratio": "64:45"', "") for line in index.open()))
+    assert scan(tmp_path, "--json") == OK  # of an earlier version, so not known
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["sample_aspect_ratios"] == {"1:1": 2, "16:15": 2}
+
+
 def test_a_summary_of_any_shapes_lengths_and_places(
     video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
