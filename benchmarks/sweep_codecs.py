@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange
 
 from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.decode import DecodeError, open_video, resolve_decoder
@@ -38,7 +39,12 @@ def encoders() -> list[str]:
             codec = av.Codec(name, "w")
         except (av.FFmpegError, ValueError):  # it has a decoder alone
             continue
-        if codec.type == "video" and not name.endswith(("_nvenc", "_qsv", "_amf", "_v4l2m2m", "_vaapi", "_vulkan")):
+        # A codec's name finds its first encoder once more.
+        if (
+            codec.type == "video"
+            and codec.name == name
+            and not name.endswith(("_nvenc", "_qsv", "_amf", "_v4l2m2m", "_vaapi", "_vulkan"))
+        ):
             names.append(name)
     return names
 
@@ -78,9 +84,15 @@ def write(path: Path, container: str, codec: str, pix_fmt: str, num_frames: int,
 
 
 def plain(path: Path) -> list[np.ndarray]:
-    """Decode from start to end."""
+    """Decode from start to end; gray of limited range, which swscale takes for full, is expanded."""
+    images = []
     with av.open(str(path)) as file:
-        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        for frame in file.decode(video=0):
+            image = frame.to_ndarray(format="rgb24")
+            if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
+                image = ((image.astype(float) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
+            images.append(image)
+    return images
 
 
 def compare(codec: str, pix_fmt: str, container: str, folder: str, num_frames: int, variable: bool) -> dict[str, str]:

@@ -58,21 +58,19 @@ def build_records(
     listing = config.list.replace("{split}", split)
     if classes is None and config.classes:
         classes = read_class_names(Path(config.root) / config.classes)
-    if ndim == 2 and is_shards(config.root, listing):
-        return read_shards(config.root, listing, classes=classes)
     if ndim == 3:
         resolve_decoder(config.decoder)  # one that does not work stops before long lists are read
-    kind = "image" if ndim == 2 else "video"
-    column = config.label_column
-    return read_records(
-        config.root, listing, kind=kind, classes=classes, split=split, label_column=column, labeled=labeled
-    )
+    args: dict[str, Any] = {"kind": "image" if ndim == 2 else "video", "classes": classes}
+    args |= {"label_column": config.label_column, "labeled": labeled}
+    if is_shards(config.root, listing):
+        return read_shards(config.root, listing, **args)
+    return read_records(config.root, listing, split=split, **args)
 
 
-def has_split(config: DataConfig, split: str, ndim: int) -> bool:
+def has_split(config: DataConfig, split: str) -> bool:
     """Tell whether a split's folder or list file exists; shards named by a pattern are taken to."""
     listing = config.list.replace("{split}", split)
-    return (Path(config.root) / listing).exists() or (ndim == 2 and is_shards(config.root, listing))
+    return (Path(config.root) / listing).exists() or is_shards(config.root, listing)
 
 
 def build_train_loader(
@@ -165,6 +163,7 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
         sampling=config.sampling,
         target_fps=config.target_fps,
         short_side=config.short_side,
+        square_pixels=config.square_pixels,
         decoder=config.decoder,
         index=_index(config, records),
         **args,
@@ -196,7 +195,7 @@ def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
     for number in range(len(dataset)) if index else ():
         try:
             if index and index.error(number):
-                index.look(number, dataset.records.path(number))  # whether it is the same file still
+                index.look(number, dataset.records.source(number))  # whether it is the same file still
         except DecodeError as error:
             reasons.append(str(error))
     for reason in reasons[:5]:

@@ -73,6 +73,9 @@ class DataConfig:
     """Height and width of the network's input, in pixels."""
     short_side: int | None = None
     """Scale frames to this short side while decoding, before any crop; null keeps the stored size."""
+    square_pixels: bool = False
+    """Scale frames whose pixels are not square (DV, DVD, anamorphic) to the aspect ratio at which players show them, in
+    one resize with `short_side`; false takes them as they are stored."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
     """Training crops cover this range of the frame's area."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import tarfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -191,6 +192,21 @@ def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos,
         each["name"]
         for each in json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]["test"]["confident_errors"]
     ]
+
+
+def test_thumbnails_of_tar_shards(videos, tmp_path):
+    """Videos and images inside shards are shown; a shard that is damaged is the reason why one is not."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("red/0.mp4", "red/1.png", "blue/0.mp4"):
+            tar.add(videos / name, name)
+    (tmp_path / "b.tar").write_bytes(b"torn")
+    names = ["a.tar/red/0.mp4", "a.tar/red/1.png", "a.tar/red/gone.mp4", "b.tar/0.mp4"]
+    folder = save(tmp_path / "test", [0, 0, 0, 0], [1, 1, 1, 1], COLOURS, root=tmp_path, names=names)
+    assert main(["analyze", folder, f"--out={tmp_path / 'out'}"]) == OK
+    page = Page(tmp_path / "out" / "report.html")
+    assert "Thumbnails: 2 of 4" in page.text
+    assert "a.tar/red/gone.mp4 (no picture: no such file)" in page.text
+    assert "b.tar: is torn or no tar file" in page.text
 
 
 def test_the_numbers_are_printed_and_kept_alike(tmp_path, capsys):

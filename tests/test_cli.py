@@ -23,6 +23,7 @@ from sparsevideo.commands import runs
 from sparsevideo.models import presets
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
+from sparsevideo.reports.predictions import load_predictions
 
 
 def error(capsys):
@@ -720,6 +721,27 @@ def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
     args = [f"--data.root={tmp_path}", "--data.list={split}-{0000..0001}.tar", "--data.num_workers=2"]
     assert main(["train", *IMAGE, *args, f"--out={shards}"]) == OK
     assert_equal_weights(*(read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
+
+
+def test_videos_in_tar_shards_train_and_test_as_those_in_folders(digits, tmp_path):
+    for split in ("train", "val", "test"):
+        with tarfile.open(tmp_path / f"{split}-0000.tar", "w") as tar:
+            for number, file in enumerate(sorted((digits / "videos" / split).rglob("*.mp4"))):
+                label = tarfile.TarInfo(f"{number:05d}.cls")
+                label.size = len(file.parent.name)
+                tar.add(file, f"{number:05d}.mp4")
+                tar.addfile(label, io.BytesIO(file.parent.name.encode()))
+    folders, shards = (tmp_path / name for name in ("folders", "shards"))
+    in_shards = [f"--data.root={tmp_path}", "--data.list={split}-0000.tar"]
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={folders}"]) == OK
+    assert main(["train", *VIDEO, *in_shards, "--data.num_workers=2", f"--out={shards}"]) == OK
+    assert_equal_weights(*(read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
+    tests = [tmp_path / "test_folders", tmp_path / "test_shards"]
+    last = shards / "checkpoints" / "last.pt"
+    assert main(["test", str(last), f"--data.root={digits}", "--data.list=videos/{split}", f"--out={tests[0]}"]) == OK
+    assert main(["test", str(last), f"--out={tests[1]}"]) == OK
+    ours, theirs = (load_predictions(out / "predictions.npz") for out in tests)
+    assert np.array_equal(ours.scores, theirs.scores) and theirs.names[0] == "test-0000.tar/00000.mp4"
 
 
 def test_debug_shows_where_an_error_came_from():

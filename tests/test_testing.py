@@ -9,10 +9,12 @@ import sys
 from contextlib import suppress
 from time import monotonic, sleep
 
+import av
 import numpy as np
 import pytest
 import torch
 import yaml
+from av.bitstream import BitStreamFilterContext
 from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
@@ -161,6 +163,35 @@ def test_full_frames_keep_their_shape(trained, wide, tmp_path):
     assert np.abs(got.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
     shared = scores(trained, wide, tmp_path / "shared", "--views=2x1", "--full-frame", "--share-stem")
     assert np.abs(got.scores - shared.scores).max() < 1e-6
+
+
+def test_pixels_that_are_not_square_are_counted_and_scaled_if_asked_for(trained, wide, classes, tmp_path, caplog):
+    """Two files are stored narrower than they are shown; with `data.square_pixels` they look as they are shown."""
+    shutil.copytree(wide, tmp_path / "mixed")
+    names = [f"videos/test/{name}/a.mp4" for name in classes[:2]]
+    for name in names:
+        with av.open(str(wide / name)) as reader, av.open(str(tmp_path / "mixed" / name), "w") as writer:
+            source = reader.streams.video[0]
+            stream = writer.add_stream_from_template(source)
+            tag = BitStreamFilterContext("h264_metadata=sample_aspect_ratio=3/2", source, stream)
+            for packet in reader.demux(video=0):
+                for tagged in tag.filter(packet) if packet.size else ():
+                    tagged.stream = stream
+                    writer.mux(tagged)
+    plain = scores(trained, wide, tmp_path / "plain", "--views=1x1").scores
+    for square in (False, True):
+        caplog.clear()
+        option = f"--data.square_pixels={str(square).lower()}"
+        got = scores(trained, tmp_path / "mixed", tmp_path / f"out{square}", "--views=1x1", option).scores
+        results = json.loads((tmp_path / f"out{square}" / "results.json").read_text())
+        assert results["square_pixels"] is square
+        assert results["stored_sample_aspect_ratios"] == {"1:1": 6, "3:2": 2}
+        assert results["stored_short_sides"] == {"48": 8}
+        (line,) = [record.getMessage() for record in caplog.records if "square" in record.getMessage()]
+        assert line.startswith(f"2 files have pixels that are not square, {names[0]} among them; they were ")
+        assert np.array_equal(got[2:], plain[2:])
+        assert np.array_equal(got[:2], plain[:2]) != square
+    assert main(["analyze", str(tmp_path / "outTrue")]) == OK
 
 
 def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders(trained, classes, wide, tmp_path):

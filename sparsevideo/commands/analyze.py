@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,12 @@ from rich.table import Column, Table
 
 from sparsevideo import __version__
 from sparsevideo.data.clips import middle_frame, within
-from sparsevideo.data.decode import DecodeError, open_video, read_image
+from sparsevideo.data.decode import DecodeError, Member, open_video, read_image
 from sparsevideo.data.lists import legible
 from sparsevideo.data.pixels import scaled
 from sparsevideo.data.records import EXTENSIONS
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
+from sparsevideo.data.shards import find_source
 from sparsevideo.data.video import ADVICE
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
@@ -35,7 +37,7 @@ _ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean cl
 # What results.json, beside the predictions of a test, tells of how they were made.
 _PROTOCOL = ["list", "split", "clips", "crops", "convention", "full_frame", "share_stem", "still", "num_tubes"]
 _PROTOCOL += ["num_points", "num_frames", "frame_stride", "sampling", "target_fps", "size", "short_side", "decoder"]
-_PROTOCOL += ["resized_short_side"]
+_PROTOCOL += ["resized_short_side", "square_pixels"]
 _PROTOCOL += ["index", "precision", "checkpoint_sha256"]
 
 
@@ -257,7 +259,7 @@ def _sections(model: Model, told: Numbers, folder: Path, thumbnails: Path) -> di
     parts = {
         "Classes": _classes(told["classes"]),
         "What is taken for what": _confusions(model, told["confused_pairs"], folder),
-        "Most confident errors": _errors(model, told["confident_errors"], thumbnails),
+        "Most confident errors": _errors(model, told, thumbnails),
         "Calibration": _calibration(told, folder),
     }
     return parts | ({"Files that could not be read": _unread(model, told["unread"])} if told["unread"] else {})
@@ -322,15 +324,18 @@ def _confusions(model: Model, pairs: Sequence[Numbers], folder: Path) -> list[pa
     return blocks
 
 
-def _errors(model: Model, errors: Sequence[Numbers], folder: Path) -> list[page.Block]:
+def _errors(model: Model, told: Numbers, folder: Path) -> list[page.Block]:
+    errors, square_pixels = told["confident_errors"], bool(told["protocol"].get("square_pixels"))
     tiles: list[page.Block] = []
     shown, predictions = 0, model.predictions
     for number, error in enumerate(errors):
         name = legible(predictions.segment(error["row"]))
         caption = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
-        source, target = Path(predictions.root) / error["name"], folder / f"{number}.jpg"
+        target = folder / f"{number}.jpg"
         try:
-            _thumbnail(source, target, span_of(predictions.spans, error["row"]), predictions.spans_unit)
+            source = find_source(Path(predictions.root), error["name"])
+            span = span_of(predictions.spans, error["row"])
+            _thumbnail(source, target, span, predictions.spans_unit, square_pixels=square_pixels)
         except (DecodeError, OSError) as reason:
             tiles.append(page.Text(f"{caption} (no picture: {_why(model, error['row'], str(reason))})"))
             continue
@@ -350,14 +355,18 @@ def _why(model: Model, row: int, reason: str) -> str:
     return legible(reason.removesuffix(f"; {ADVICE}"))
 
 
-def _thumbnail(source: Path, target: Path, span: tuple[float, float], unit: str) -> None:
+def _thumbnail(
+    source: Path | Member, target: Path, span: tuple[float, float], unit: str, *, square_pixels: bool
+) -> None:
     """Save an image, or the middle frame of a segment of a video, as a small JPEG.
+
+    With `square_pixels`, the frame has the aspect ratio at which players show it, as in the test.
 
     Raises:
         DecodeError: The file does not decode, or has no frame in the segment.
     """
-    if source.suffix.lower() in EXTENSIONS["image"]:
-        image = read_image(source)
+    if str(source).lower().endswith(EXTENSIONS["image"]):
+        image = read_image(BytesIO(source.read()) if isinstance(source, Member) else source, str(source))
     else:
         with open_video(source) as video:
             try:
@@ -365,7 +374,7 @@ def _thumbnail(source: Path, target: Path, span: tuple[float, float], unit: str)
                 frames = frame_range(span, video.num_frames) if in_frames else within(video.times_s, *span)
             except ValueError as error:
                 raise DecodeError(f"{source}: {error}") from error
-            image = video.read([frames[middle_frame(len(frames))]])[0]
+            image = video.read([frames[middle_frame(len(frames))]], square_pixels=square_pixels)[0]
     height, width = image.shape[:2]
     small = scaled(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
     Image.fromarray(small).save(target, quality=85)

@@ -19,6 +19,7 @@ from sparsevideo.commands.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
+from sparsevideo.data.pixels import format_ratio
 from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import WHOLE, segment_columns
@@ -137,6 +138,7 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
     ]
     default_fps = None if uniform else find_protocol(test.convention).default_fps
     sides = Counter(scores.short_sides.tolist())
+    ratios = Counter(format_ratio(ratio) for ratio in scores.sample_aspect_ratios.tolist() if ratio)
     results: dict[str, Any] = {
         **summarize(scores, records, test.scores),
         "clips": test.clips,
@@ -156,9 +158,11 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         "sampling": data.sampling if video else None,
         "target_fps": data.target_fps or default_fps if video else None,
         "short_side": data.short_side if video else None,
+        "square_pixels": data.square_pixels if video else None,
         "num_tubes": test.num_tubes,  # if other than the network's own
         "num_points": test.num_points,
         "stored_short_sides": {str(side): sides[side] for side in sorted(sides) if side},
+        "stored_sample_aspect_ratios": dict(ratios.most_common()) if video else None,
         "decoder": resolve_decoder(data.decoder) if video else None,
         # What a scan knows matters where a file decodes in part: it is as long as it decodes, else as long as it says.
         "index": str(index) if video and (index := build.index_path(data)) else None,
@@ -182,6 +186,12 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         unfinished.replace(out / "results.json")
         seen.journal.remove()
     seen.fabric.barrier()  # a process that ends early takes the others with it
+    if not_square := [index for index, ratio in enumerate(scores.sample_aspect_ratios) if ratio not in (0, 1)]:
+        logger.info(
+            "%d files have pixels that are not square, %s among them; %s",
+            len(not_square), records.name(not_square[0]),
+            "they were scaled" if data.square_pixels else "they were read as stored, data.square_pixels scales them",
+        )  # fmt: skip
     for failure in failed[:5]:
         logger.info("could not be read and counts as wrong: %s", failure["reason"])
     logger.info(

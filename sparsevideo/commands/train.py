@@ -154,7 +154,7 @@ def _val_records(config: Config, ndim: int, classes: Sequence[str]) -> Records |
     """Return the files to validate on; None without validation."""
     if "{split}" not in config.data.list or config.train.validate_every == 0:
         return None
-    if build.has_split(config.data, "val", ndim):
+    if build.has_split(config.data, "val"):
         return build.build_records(config.data, "val", ndim, classes)
     path = Path(config.data.root) / config.data.list.replace("{split}", "val")
     advice = "set data.list, or train.validate_every 0 to train without validation"

@@ -35,6 +35,7 @@ class _Read(NamedTuple):
     size: tuple[int, int]  # height and width of the frames from which they were cut
     stored_size: tuple[int, int]  # the same of the frames in the file
     clip_spans: Tensor | None = None  # (k, 2) float64 seconds, if asked for
+    sample_aspect_ratio: float = 1.0  # width over height of a stored pixel
 
 
 class _LabelledFiles(Dataset[Item | list[Item]]):
@@ -111,14 +112,15 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
             rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.repeats)]
             try:
                 with reading(self._segment_path(place)):
-                    views = self._read(place, rngs)[0].pixels[:, 0]  # (k, 3, T, S, S)
+                    read = self._read(place, rngs)[0]
             except (DecodeError, OSError) as error:
                 failures.append((place, self.records.name(place), self.records.reason(place, error)))
                 continue
             items = []
-            for clip_index, (view, rng) in enumerate(zip(views, rngs, strict=True)):
+            for clip_index, (view, rng) in enumerate(zip(read.pixels[:, 0], rngs, strict=True)):  # (3, T, S, S)
                 pixels, label = transform.finish(view, int(self.records.labels[place]), rng)
-                origin = {"label": label, "clip_index": clip_index, "aug_index": 0} | self._origin(place)
+                origin = self._origin(place) | {"label": label, "clip_index": clip_index, "aug_index": 0}
+                origin["sample_aspect_ratio"] = read.sample_aspect_ratio
                 items.append(self._pixels(pixels) | origin | {"failures": failures if clip_index == 0 else []})
             return items
         raise DecodeError(
@@ -137,6 +139,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         height, width = read.size
         boxes = self.transform.boxes(height, width)
         item |= self._pixels(read.pixels.flatten(0, 1)) | {"short_side": min(read.stored_size), "failures": []}
+        item["sample_aspect_ratio"] = read.sample_aspect_ratio
         item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
         item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)
         if read.clip_spans is not None:
@@ -167,14 +170,14 @@ class VideoDataset(_LabelledFiles):
     consist of, each once and whole; which of them make up a view say `frames` (V, T), and which part of them `boxes`
     (V, 4), corners (x, y, x, y) as fractions.
 
-    The other keys are pytorchvideo's: `label`, `video_index`, `video_name` (with its seconds where only a part of it
-    counts, see `Records.segment`), and `clip_index` and `aug_index` (the crop), which are numbers in training and (V,)
-    tensors in a test.
+    Both have `sample_aspect_ratio`, a float, see `Video.sample_aspect_ratio`. The other keys are pytorchvideo's:
+    `label`, `video_index`, `video_name` (with its seconds where only a part of it counts, see `Records.segment`), and
+    `clip_index` and `aug_index` (the crop), which are numbers in training and (V,) tensors in a test.
 
     Frames are decoded one by one, and no more of each than its boxes is kept.
 
     Args:
-        records: The videos. If a record has a segment, clips are taken from it.
+        records: The videos: files, or members of tar shards. If a record has a segment, clips are taken from it.
         num_frames: T, frames in a clip.
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
@@ -188,6 +191,7 @@ class VideoDataset(_LabelledFiles):
         seed: Of the random choices in training.
         decoder: See `decode.resolve_decoder`.
         short_side: Scale frames to this short side while decoding; None keeps their size.
+        square_pixels: Scale frames whose pixels are not square while decoding, see `Video.read`.
         still: Repeat the video's middle frame instead, to see what motion is worth.
         share_stem: In a test, give whole frames once instead of cutting views out of them.
         with_clip_spans: In a test, give `clip_spans` (num_clips, 2) float64 too: the seconds that each clip covers, see
@@ -210,6 +214,7 @@ class VideoDataset(_LabelledFiles):
         seed: int = 0,
         decoder: str = "auto",
         short_side: int | None = None,
+        square_pixels: bool = False,
         still: bool = False,
         share_stem: bool = False,
         with_clip_spans: bool = False,
@@ -226,11 +231,11 @@ class VideoDataset(_LabelledFiles):
         consecutive_test = num_clips is not None and sampling == "consecutive"
         self._scales_span = protocols.find_protocol(convention).scales_span and consecutive_test
         self.decoder, self.short_side, self.still = resolve_decoder(decoder), short_side, still
-        self.index, self.with_clip_spans = index, with_clip_spans
+        self.index, self.with_clip_spans, self.square_pixels = index, with_clip_spans, square_pixels
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
-        path = self.records.path(index)
+        path = self.records.source(index)
         table = None if self.index is None else self.index.look(index, path)
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)
@@ -238,14 +243,16 @@ class VideoDataset(_LabelledFiles):
             numbers = timeline[self._choose(len(timeline), rngs, header)]  # (k, T)
             distinct, places = np.unique(numbers, return_inverse=True)
             wanted = distinct[None] if self.share_stem else numbers
-            pixels, size = _cut(self._resized(video.frames(distinct, self.short_side)), wanted, self._cuts(rngs))
+            frames = video.frames(distinct, self.short_side, square_pixels=self.square_pixels)
+            pixels, size = _cut(self._resized(frames), wanted, self._cuts(rngs))
             spans = None
             if self.with_clip_spans:
                 seconds = clips.clip_spans(video.times_s, numbers)
                 if not self.records.in_frames:  # a frame of a segment may end after the segment does
                     seconds = seconds.clip(*self.records.span(index))
                 spans = torch.from_numpy(seconds)
-            return _Read(pixels, size, video.stored_size or size, spans), places.reshape(numbers.shape)
+            read = _Read(pixels, size, video.stored_size or size, spans, float(video.sample_aspect_ratio))
+            return read, places.reshape(numbers.shape)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the numbers of the frames that clips are taken from."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -15,11 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparsevideo.data import PYAV_ADVICE, warn_of_untested_pyav
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Video, VideoInfo, display_matrix
+from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Member, Video, VideoInfo, display_matrix, ffmpeg_url
 
 __all__ = [
     "DecodeError",
     "FrameTable",
+    "Member",
     "Video",
     "VideoInfo",
     "open_video",
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Pixels that torchcodec and decord turn into the same colors as PyAV.
 _PLAIN_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
+_STATES_DELAY = {"mov,mp4,m4a,3gp,3g2,mj2"}  # containers that say how many frames a decoder must hold back
 _SIZE_OF_KEYFRAMES = {"h264", "hevc", "mpeg4", "mpeg2video"}  # codecs whose frames keep the size of their keyframe
 _AT_ONCE = 8  # frames that other libraries hand over together: little overhead, and bounded memory
 # A grey H.264 picture of 64 x 64 pixels in Matroska: what a decoder must read before it is trusted with files.
@@ -103,21 +106,26 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, decoder: str = "auto"
+    path: str | Path,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    short_side: int | None = None,
+    square_pixels: bool = False,
+    decoder: str = "auto",
 ) -> np.ndarray:
     """Open a video, read chosen frames and close it; see `open_video` and `Video.read`."""
     with open_video(path, decoder) as video:
-        return video.read(indices, short_side)
+        return video.read(indices, short_side, square_pixels=square_pixels)
 
 
 @contextmanager
 def open_video(
-    path: str | Path, decoder: str = "auto", *, verify: bool = False, table: FrameTable | None = None
+    path: str | Path | Member, decoder: str = "auto", *, verify: bool = False, table: FrameTable | None = None
 ) -> Iterator["Video"]:
     """Open a video file for counting and reading; it is closed when the block ends, whatever happens.
 
     Args:
-        path: The file.
+        path: The file, or one inside a tar file.
         decoder: See `resolve_decoder`. All decoders number the frames alike.
         verify: Count frames by decoding all of them up to the first that does not decode, even where the packets
             tell frames apart (see `Video`).
@@ -134,7 +142,7 @@ def open_video(
 
 @contextmanager
 def _opened(
-    kind: "type[Video]", path: str | Path, verify: bool = False, table: FrameTable | None = None
+    kind: "type[Video]", path: str | Path | Member, verify: bool = False, table: FrameTable | None = None
 ) -> Iterator["Video"]:
     video = kind(path, verify=verify, table=table)
     try:
@@ -179,22 +187,23 @@ class _OtherVideo(Video):
 
     PyAV reads the files of which the library is known to make something else: containers on which it may hang, files
     whose packets are no frames, mirrored ones, files where frames are stored behind the keyframe that follows them
-    (open groups of pictures) or pictures are refreshed bit by bit (both libraries give wrong frames there), and files
-    which it counts differently or does not read at all.
+    (open groups of pictures) or pictures are refreshed bit by bit (both libraries give wrong frames there), H.264 whose
+    B-frames begin late and are not announced, and files which it counts differently or does not read at all.
     """
 
     module: str
     containers: frozenset[str] | None = None  # as FFmpeg calls those that the library reads safely; None: all
     matrices = frozenset({1, 2, 4, 5, 6, 7, 9})  # coefficients (ITU-T H.273) that it turns into PyAV's colors
 
-    def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
         super().__init__(path, verify=verify)  # a table would not tell which of these files it is
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         container, done = self._container.format.name, 0
         safe = self.containers is None or container in self.containers
         try:
-            if safe and self._times is not None and not self._open_gop and self._plain and self._keeps_size(wanted):
+            safe = safe and not self._open_gop and (not self._reorders_late or container in _STATES_DELAY)
+            if safe and self._times is not None and self._plain and self._keeps_size(wanted):
                 for image in self.library_images(wanted):
                     yield image
                     done += 1
@@ -245,7 +254,7 @@ class _TorchCodecVideo(_OtherVideo):
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # By itself it would take torch's default device.
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": self.device}
-        decoder = library.VideoDecoder(f"file:{self.path}", **options)
+        decoder = library.VideoDecoder(ffmpeg_url(self.path), **options)
         return len(decoder), lambda numbers: decoder.get_frames_at(numbers).data.cpu().numpy()
 
 
@@ -270,7 +279,9 @@ class _DecordVideo(_OtherVideo):
         return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
-        reader = library.VideoReader(str(self.path), num_threads=1)  # never kept beyond a read: it leaks
+        # Decord takes no part of a file.
+        source = BytesIO(self.path.read()) if isinstance(self.path, Member) else str(self.path)
+        reader = library.VideoReader(source, num_threads=1)  # never kept beyond a read: it leaks
 
         def read(numbers: list[int]) -> np.ndarray:
             frames = reader.get_batch(numbers)  # torch's once anybody has set decord's global bridge

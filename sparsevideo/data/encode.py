@@ -78,7 +78,8 @@ def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf
 
     Frame for frame the copy is what `probe` counts in the source, each shown at its own time; nothing is resampled. A
     source whose short side is no longer is encoded at its own size. Sizes are rounded to even numbers, the aspect ratio
-    is kept within a pixel. The file is written under a temporary name and renamed: it is whole or not there.
+    is kept within a pixel; pixels that are not square keep their sample aspect ratio. The file is written under a
+    temporary name and renamed: it is whole or not there.
 
     Args:
         source: Any file that `open_video` reads.
@@ -124,6 +125,8 @@ def _resize(source: str | Path, target: Path, short_side: int, options: dict[str
         for number, image in video.frames(range(video.num_frames)):
             if number == 0:
                 stream.height, stream.width = _even_size(image.shape[0], image.shape[1], short_side)
+                if (ratio := video.sample_aspect_ratio) != 1:
+                    stream.codec_context.sample_aspect_ratio = 1 / ratio if video.is_turned else ratio
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = times[number], video.time_base
             container.mux(stream.encode(frame))  # which scales it

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsevideo.data.video import DecodeError, FrameTable
+from sparsevideo.data.video import DecodeError, FrameTable, Member
 
 INDEX = "sparsevideo-index.jsonl"  # its name in the folder that was scanned, where no other place was named
 HEADER = "sparsevideo_index"  # the first line is an object with this key, whose value is VERSION
@@ -24,10 +24,13 @@ Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def stamp(path: str | Path) -> tuple[int, int]:
-    """Return a file's size in bytes and time of change in ns, which tell whether it is still the same; -1 without."""
+def stamp(path: str | Path | Member) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change in ns, which tell whether it is still the same; -1 without.
+
+    For a file inside a tar file, they are those of the tar file.
+    """
     try:
-        status = Path(path).stat()
+        status = (path.tar if isinstance(path, Member) else Path(path)).stat()
     except OSError:  # a link that leads nowhere or to itself: decoding tells the reason
         return -1, -1
     return status.st_size, status.st_mtime_ns
@@ -77,7 +80,7 @@ class Index:
     _ends: np.ndarray  # (r + 1,) int64: file i has _gaps[_ends[i]:_ends[i + 1]]
     _errors: dict[int, str]  # file -> why it is bad
 
-    def look(self, index: int, path: str | Path) -> FrameTable | None:
+    def look(self, index: int, path: str | Path | Member) -> FrameTable | None:
         """Return what `open_video` may be told of a video, None where it must find out itself.
 
         Args:

@@ -8,19 +8,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-KINETICS = "Kinetics csv"
 MAX_MESSAGE = 300  # characters of an error message
+
+Key: TypeAlias = Literal["path", "youtube_id", "video_id"]
 
 _NO_TEXT = re.compile("[\0\udc80-\udcff]")  # zeros are in UTF-16
 _CLOCK = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)")  # HH:MM:SS.ff, as EPIC-Kitchens writes times
 _TWO_COLUMNS = ("path", "label")
+_KEYS: tuple[Key, ...] = ("path", "youtube_id", "video_id")  # of several in one list, the first one names the file
+_SECONDS = ("_s", "", "_sec", "_secs", "_second", "_seconds", "_time", "_timestamp")
 
-# The names that lists use for a column, in lower case; of several in one list the first one here counts.
+# The names that lists use for a column, in lower case. If a list has several, the first one here counts.
 _COLUMNS = {
     "path": (
         *("path", "file_path", "filepath", "video_path", "image_path", "img_path", "clip_path", "relative_path"),
@@ -34,20 +37,13 @@ _COLUMNS = {
         *("action", "action_name", "action_class", "target", "class_id", "label_id", "category_id", "target_id"),
         *("class_index", "class_idx", "label_index", "label_idx"),
     ),
-    "start_s": (
-        *("start_s", "start", "start_sec", "start_secs", "start_second", "start_seconds", "start_time", "time_start"),
-        *("start_timestamp", "t_start"),
-    ),
-    "end_s": (
-        *("end_s", "end", "end_sec", "end_secs", "end_second", "end_seconds", "end_time", "time_end"),
-        *("stop_s", "stop", "stop_sec", "stop_secs", "stop_second", "stop_seconds", "stop_time", "time_stop"),
-        *("end_timestamp", "stop_timestamp", "t_end"),
-    ),
+    "start_s": (*(f"start{unit}" for unit in _SECONDS), "time_start", "t_start"),
+    "end_s": (*(f"{word}{unit}" for word in ("end", "stop") for unit in _SECONDS), "time_end", "time_stop", "t_end"),
     "start_frame": ("start_frame", "frame_start", "startframe"),
     "stop_frame": ("stop_frame", "end_frame", "frame_stop", "frame_end", "stopframe", "endframe"),
     "split": ("split", "subset"),
 }
-# EPIC-Kitchens has no column that is the label of an action: the settings must choose one of these.
+# EPIC-Kitchens has no column that is the label of an action, so the settings must choose one of these.
 _POSSIBLE_LABELS = ("verb", "verb_class", "noun", "noun_class")
 # Columns of well-known lists that neither name a file nor a class nor a part of a video.
 _IGNORED = {
@@ -58,7 +54,7 @@ _IGNORED = {
     *("placeholders",),  # Something-Something
 }
 _KNOWN = {*chain.from_iterable(_COLUMNS.values()), *_POSSIBLE_LABELS, *_IGNORED}
-_NAMES_A_FILE = {name for role in ("path", "youtube_id", "video_id") for name in _COLUMNS[role]}
+_NAMES_A_FILE = {name for key in _KEYS for name in _COLUMNS[key]}
 _ADVICE = "name the columns path, label, start_s and end_s, or start_frame and stop_frame; docs/lists.md has all names"
 
 
@@ -80,8 +76,21 @@ class Listing(NamedTuple):
 
     form: str  # for the log
     rows: Iterator[Row]
-    key: Literal["path", "youtube_id", "video_id"] = "path"  # what `Row.path` holds
+    key: Key = "path"  # what `Row.path` holds
     has_split: bool = False
+
+
+class _Columns(NamedTuple):
+    """The columns that count, by their names in the list."""
+
+    key: Key  # what the first of `names` holds
+    names: tuple[str | None, ...]  # of the file, label, start, end and split; None: there is no such column
+    in_frames: bool
+    is_template: bool  # labels have the brackets of Something-Something, which are no part of a class name
+
+    @property
+    def has_split(self) -> bool:
+        return self.names[-1] is not None
 
 
 @contextmanager
@@ -91,10 +100,10 @@ def short_messages() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         message = " ".join(str(error).splitlines())
-        if len(message) <= MAX_MESSAGE and message == str(error):
-            raise
         if len(message) > MAX_MESSAGE:  # the start names the list, the end says what to do
             message = f"{message[: MAX_MESSAGE // 2]} ... {message[5 - MAX_MESSAGE // 2 :]}"
+        if message == str(error):
+            raise
         raise (type(error) if isinstance(error, OSError) else ValueError)(message) from error
 
 
@@ -112,44 +121,50 @@ def read_list(list_path: Path, root: Path, extensions: tuple[str, ...], label_co
     Raises:
         ValueError: The format is not supported; or, while the rows are taken, a line is malformed.
     """
-    line, first = next(
-        ((line, text.strip()) for line, text in enumerate(_lines(list_path), 1) if text.strip()), (1, "")
-    )
+    filled = ((line, text.strip()) for line, text in enumerate(_lines(list_path), 1) if text.strip())
+    head = [*islice(filled, 2)] or [(1, "")]
+    line, first = head[0]
     if re.match(r'\{\s*("|$)|\[\s*([\[{"]|\]?$)', first):
-        return _json_listing(list_path, first, label_column)
-
-    def is_file(text: str) -> bool:
-        return os.path.isfile(root / text)  # noqa: PTH113  # also false for what cannot be a path
-
+        return _json_listing(list_path, first, len(head) == 1, label_column)
+    where = f"{list_path}, line {line}"
     for delimiter in ",\t;":
         header = [field.strip(' "') for field in first.split(delimiter)]
-        keys = {_key(field) for field in header}
-        labels = {*_COLUMNS["label"], label_column}
-        names_columns = keys & _NAMES_A_FILE if len(header) > 1 else keys <= _NAMES_A_FILE
-        is_header = names_columns or (len(header) > 1 and keys & labels)
-        if is_header and not any(field.lower().endswith(extensions) or is_file(field) for field in header):
-            roles = _roles(f"{list_path}, line {line}", header, label_column)
-            key = _file_key(roles)
-            form = KINETICS if key == "youtube_id" else f"csv with {', '.join(header).lower()}"
-            return Listing(
-                form, _rows(list_path, _separated(list_path, delimiter), header, roles), key, "split" in roles
-            )
-    if first.lower().split() == [*_TWO_COLUMNS]:
-        return Listing("path label", _rows(list_path, _spaced(list_path), _TWO_COLUMNS))
+        if _is_header(header, root, extensions, label_column):
+            columns = _find_columns(where, header, label_column)
+            form = "Kinetics csv" if columns.key == "youtube_id" else f"csv with {', '.join(header).lower()}"
+            rows = _rows(list_path, _separated(list_path, delimiter), header, columns, has_header=True)
+            return Listing(form, rows, columns.key, columns.has_split)
+
+    form, table, has_header = "path label", _spaced(list_path, 2), False
+    names: Sequence[str] = _TWO_COLUMNS
     path, *words = first.rsplit(maxsplit=2) or [""]
-    if is_file(_unquote(first)) or (path and not words and "," not in path):
-        table = ((line, [_unquote(text.strip())]) for line, text in enumerate(_lines(list_path), 1) if text.strip())
-        return Listing("paths without labels", _rows(list_path, table, ("path",), has_header=False))
-    if first.count("\t") == 1:
-        return Listing("path, tab, label", _rows(list_path, _separated(list_path, "\t"), has_header=False))
-    if "," in first and not first.rsplit(maxsplit=1)[0].strip('"').lower().endswith(extensions):
-        return Listing("path,label", _rows(list_path, _separated(list_path, ","), has_header=False))
-    if len(words) == 2 and all(word.isdecimal() for word in words) and not (root / f"{path} {words[0]}").exists():
+    if first.lower().split() == [*_TWO_COLUMNS]:
+        has_header = True
+    elif _is_file(root, _unquote(first)) or (path and not words and "," not in path):
+        form, names, table = "paths without labels", ("path",), _spaced(list_path, 1)
+    elif first.count("\t") == 1:
+        form, table = "path, tab, label", _separated(list_path, "\t")
+    elif "," in first and not first.rsplit(maxsplit=1)[0].strip('"').lower().endswith(extensions):
+        form, table = "path,label", _separated(list_path, ",")
+    elif len(words) == 2 and all(map(str.isdecimal, words)) and not _is_file(root, f"{path} {words[0]}"):
         raise ValueError(
-            f"{list_path}, line {line}: {_quote(first)} ends in two numbers. Folders of frames (`path num_frames"
+            f"{where}: {_quote(first)} ends in two numbers. Folders of frames (`path num_frames"
             " label`) and several labels of one file are not supported; list the files themselves, as `path label`"
         )
-    return Listing("path label", _rows(list_path, _spaced(list_path), has_header=False))
+    columns = _find_columns(where, names, label_column)
+    return Listing(form, _rows(list_path, table, names, columns, has_header))
+
+
+def _is_header(fields: Sequence[str], root: Path, extensions: tuple[str, ...], label_column: str | None) -> bool:
+    """Tell whether the fields of a first line name columns, and none of them a file."""
+    known = {*_NAMES_A_FILE, *_COLUMNS["label"], label_column and _key(label_column)}
+    return not known.isdisjoint(map(_key, fields)) and not any(
+        field.lower().endswith(extensions) or _is_file(root, field) for field in fields
+    )
+
+
+def _is_file(root: Path, text: str) -> bool:
+    return os.path.isfile(root / text)  # noqa: PTH113  # also false for what cannot be a path
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -179,12 +194,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def select_split(list_path: Path, rows: Sequence[Row], split: str | None) -> Sequence[Row]:
     """Take the rows of one split. If all rows are of one split, the file was chosen for it, whatever its name."""
     usual = {"validate": "val", "validation": "val", "valid": "val", "training": "train", "testing": "test"}
-    splits = {usual.get(row.split.lower(), row.split.lower()) for row in rows}
-    if len(splits) < 2:
+    split_of = [usual.get(row.split.lower(), row.split.lower()) for row in rows]
+    if len({*split_of}) < 2:
         return rows
-    if split not in splits:
-        raise ValueError(f"{list_path}: lists {', '.join(sorted(splits))} together, and {split} is none of them")
-    return [row for row in rows if usual.get(row.split.lower(), row.split.lower()) == split]
+    if split not in split_of:
+        raise ValueError(
+            f"{list_path}: lists {', '.join(sorted({*split_of}))} together, and {split} is none of them; correct its"
+            " column of splits, or use a list of one split"
+        )
+    return [row for row, row_split in zip(rows, split_of, strict=True) if row_split == split]
 
 
 def _lines(list_path: Path) -> Iterator[str]:
@@ -193,7 +211,7 @@ def _lines(list_path: Path) -> Iterator[str]:
     with list_path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for line, text in enumerate(file, start=1):
             if _NO_TEXT.search(text):
-                raise ValueError(f"{list_path}, line {line}: not text in UTF-8; save the list as UTF-8")
+                raise ValueError(f"{list_path}, line {line}: not text in UTF-8; save it as such, not compressed")
             yield text
 
 
@@ -214,10 +232,10 @@ def _separated(list_path: Path, delimiter: str) -> Iterator[tuple[int, list[str]
             yield line, [field.strip() for field in fields]
 
 
-def _spaced(list_path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the path of each line, which may hold spaces or stand in quotes, and the label."""
+def _spaced(list_path: Path, num_fields: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the path of each line, which may hold spaces or stand in quotes, and with two fields the label."""
     for line, text in enumerate(_lines(list_path), start=1):
-        if fields := text.strip().rsplit(maxsplit=1):
+        if fields := text.strip().rsplit(maxsplit=num_fields - 1):
             yield line, [_unquote(fields[0]), *fields[1:]]
 
 
@@ -226,114 +244,112 @@ def _unquote(text: str) -> str:
 
 
 def _rows(
-    list_path: Path,
-    table: Iterator[tuple[int, list[str]]],
-    columns: Sequence[str] = _TWO_COLUMNS,
-    roles: Mapping[str, str] | None = None,
-    *,
-    has_header: bool = True,
+    list_path: Path, table: Iterator[tuple[int, list[str]]], names: Sequence[str], columns: _Columns, has_header: bool
 ) -> Iterator[Row]:
     """Name the fields of a table by its columns."""
     if has_header:
         next(table)
     for line, fields in table:
         where = f"{list_path}, line {line}"
-        if len(fields) != len(columns):
-            expected = ", ".join(columns).lower() if has_header else "a path and a label"
-            advice = "" if has_header else "; more columns need a header"
-            raise ValueError(f"{where}: must have {expected}, got {_quote(' '.join(fields))}{advice}")
-        yield _row(where, line, dict(zip(columns, fields, strict=True)), roles or {name: name for name in columns})
+        if len(fields) != len(names):
+            expected = ", ".join(names).lower() if has_header else "a path and a label"
+            advice = "write one field for each column" if has_header else "more columns need a header"
+            raise ValueError(f"{where}: must have {expected}, got {_quote(' '.join(fields))}; {advice}")
+        yield _row(where, line, dict(zip(names, fields, strict=True)), columns)
 
 
-def _json_listing(list_path: Path, first: str, label_column: str | None) -> Listing:
+def _json_listing(list_path: Path, first: str, is_one_line: bool, label_column: str | None) -> Listing:
     """Recognize JSON lines, a JSON array of records, or a JSON object of videos by their ids."""
-    content = _parse_json(first)
-    if not (isinstance(content, dict) and _KNOWN & {*map(_key, content)}):
-        try:
-            content = json.loads("".join(_lines(list_path)))
-        except json.JSONDecodeError as error:
-            if not isinstance(content, dict):
-                raise ValueError(f"{list_path}, line {error.lineno}: not JSON ({error.msg}); correct it") from error
-        else:
-            entries = _json_entries(list_path, content)
-            return _json_rows("JSON array", entries, label_column)
-    lines = ((f"{list_path}, line {line}", line, text) for line, text in enumerate(_lines(list_path), 1))
-    parsed = ((where, line, _parse_line(where, text)) for where, line, text in lines if text.strip())
-    return _json_rows("JSON lines", parsed, label_column)
-
-
-def _parse_json(text: str) -> Any:
-    """Parse a text; return None if it is not JSON."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
-
-
-def _parse_line(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); correct it") from error
-
-
-def _json_entries(list_path: Path, content: Any) -> Iterator[tuple[str, int, Any]]:
-    """Yield the records of a JSON text: where each stands, as words and as a number, and what it holds."""
-    if isinstance(content, list):
-        records = content
+        content = _parse_json(list_path, 1, first)
+    except ValueError:  # a text on several lines, of which the first one alone is not JSON
+        content = _parse_json(list_path, 1, "".join(_lines(list_path)))
     else:
-        videos = content.get("database", content) if isinstance(content, dict) else None
-        if not isinstance(videos, dict) or not all(isinstance(v, dict) and "annotations" in v for v in videos.values()):
-            raise ValueError(
-                f"{list_path}: is one JSON object, not keyed by video ids with `annotations` as those of Kinetics and"
-                ' ActivityNet are; write an array of records such as {"path": "a.mp4", "label": "juggling"}'
-            )
-        records = [record for name, video in videos.items() for record in _annotated(name, video)]
-    for number, record in enumerate(records, start=1):
-        where = f"{list_path}, entry {number} of the JSON text"
-        if isinstance(record, str):
-            record = {"path": record}
-        elif isinstance(record, list) and len(record) == 2:
-            record = dict(zip(_TWO_COLUMNS, record, strict=True))
-        yield where, number, record
+        if not is_one_line or (isinstance(content, dict) and not _KNOWN.isdisjoint(map(_key, content))):
+            lines = ((line, text) for line, text in enumerate(_lines(list_path), 1) if text.strip())
+            records = ((f"line {line}", line, _parse_json(list_path, line, text)) for line, text in lines)
+            return _json_rows(list_path, "JSON lines", records, label_column)
+    entries = enumerate(_json_entries(list_path, content), start=1)
+    form = "JSON array" if isinstance(content, list) else "JSON object"
+    records = ((f"entry {number} of the JSON text", number, record) for number, record in entries)
+    return _json_rows(list_path, form, records, label_column)
 
 
-def _annotated(name: str, video: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _parse_json(list_path: Path, line: int, text: str) -> object:
+    """Parse a text that starts on a line of a list."""
+    try:
+        return json.loads(text.rstrip())
+    except (ValueError, RecursionError) as error:  # not only of syntax: too many digits or brackets
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            line, reason = line + error.lineno - 1, error.msg
+        raise ValueError(
+            f"{list_path}, line {line}: not JSON ({reason}); correct it: one array, or an object on each line"
+        ) from error
+
+
+def _json_entries(list_path: Path, content: object) -> Iterator[object]:
+    """Return the records of a JSON array, or one for each annotation of an object of videos."""
+    if isinstance(content, list):
+        return iter(content)
+    videos = content.get("database", content) if isinstance(content, dict) else None
+    if not isinstance(videos, dict) or not all(isinstance(v, dict) and "annotations" in v for v in videos.values()):
+        raise ValueError(
+            f"{list_path}: is one JSON object, not keyed by video ids with `annotations` as those of Kinetics and"
+            ' ActivityNet are; write an array of records such as {"path": "a.mp4", "label": "juggling"}'
+        )
+    return chain.from_iterable(_annotated(list_path, name, video) for name, video in videos.items())
+
+
+def _annotated(list_path: Path, name: str, video: Mapping[str, object]) -> Iterator[dict[str, object]]:
     """Yield a record for each annotation of a video; Kinetics has one, whose file is cut to it."""
-    is_cut = isinstance(video["annotations"], dict)
-    for annotation in [video["annotations"]] if is_cut else video["annotations"]:
-        start, end = annotation.get("segment") or (None, None)
-        yield {
-            "youtube_id" if is_cut else "video_id": name,
-            "label": annotation.get("label"),
-            "start_s": start,
-            "end_s": end,
-            "split": video.get("subset", ""),
-        }
+    annotations = video["annotations"]
+    key = "youtube_id" if isinstance(annotations, dict) else "video_id"
+    for annotation in annotations if isinstance(annotations, list) else [annotations]:
+        segment = (annotation.get("segment") or [None, None]) if isinstance(annotation, dict) else None
+        if not isinstance(annotation, dict) or not isinstance(segment, list) or len(segment) != 2:
+            raise ValueError(
+                f"{list_path}: annotations of {_quote(name)} must be a label and a segment of two numbers, got"
+                f" {_quote(json.dumps(annotation))}; correct them"
+            )
+        named = dict(zip(("start_s", "end_s"), segment, strict=True))
+        yield {key: name, "label": annotation.get("label"), "split": video.get("subset")} | named
 
 
-def _json_rows(form: str, records: Iterable[tuple[str, int, Any]], label_column: str | None) -> Listing:
-    """Make rows of JSON records. The first one tells which key names the file."""
-    roles_of: dict[tuple[str, ...], dict[str, str]] = {}
+def _json_rows(
+    list_path: Path, form: str, records: Iterable[tuple[str, int, object]], label_column: str | None
+) -> Listing:
+    """Make rows of JSON records: where each stands, in words and as a number, and what it holds."""
 
-    def roles(where: str, record: Any) -> dict[str, str]:
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: must be a JSON object, got {_quote(json.dumps(record))}")
-        names = tuple(record)
-        if names not in roles_of:
-            roles_of[names] = _roles(where, names, label_column)
-            if len({*map(_file_key, roles_of.values())}) > 1:
-                raise ValueError(f"{where}: names its file by another key than the first entry; use one key for all")
-        return roles_of[names]
+    def read() -> Iterator[tuple[_Columns, Row]]:
+        columns_of: dict[tuple[str, ...], _Columns] = {}
+        for place, number, record in records:
+            where = f"{list_path}, {place}"
+            if isinstance(record, str):
+                record = {"path": record}
+            elif isinstance(record, list) and len(record) == 2:
+                record = dict(zip(_TWO_COLUMNS, record, strict=True))
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"{where}: must be a JSON object, got {_quote(json.dumps(record))}; write one with path and label"
+                )
+            names = tuple(record)
+            if names not in columns_of:
+                columns_of[names] = _find_columns(where, names, label_column)
+                if len({(columns.key, columns.has_split) for columns in columns_of.values()}) > 1:
+                    raise ValueError(
+                        f"{where}: names its file by another key than the first entry, or only one of the two has a"
+                        " split; use the same keys for all"
+                    )
+            yield columns_of[names], _row(where, number, record, columns_of[names])
 
-    records = iter(records)
-    first = next(records, None)
+    read_rows = read()
+    first = next(read_rows, None)  # tells which key names the file
     if first is None:
         return Listing(form, iter(()))
-    first_roles = roles(first[0], first[2])
-    rows = (_row(where, line, record, roles(where, record)) for where, line, record in chain([first], records))
-    key = _file_key(first_roles)
-    return Listing("Kinetics JSON" if key == "youtube_id" else form, rows, key, "split" in first_roles)
+    columns = first[0]
+    rows = (row for _, row in chain([first], read_rows))
+    return Listing("Kinetics JSON" if columns.key == "youtube_id" else form, rows, columns.key, columns.has_split)
 
 
 def _key(name: str) -> str:
@@ -341,50 +357,44 @@ def _key(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _roles(where: str, names: Sequence[str], label_column: str | None) -> dict[str, str]:
-    """Find which column has which role: keys are those of `_COLUMNS`, values are names as the list has them.
+def _find_columns(where: str, names: Sequence[str], label_column: str | None) -> _Columns:
+    """Find the columns that count among those of a list.
 
     Raises:
-        ValueError: A column is unknown or there twice, or none of them names the file.
+        ValueError: A column is unknown or there twice, none of them names the file, or units are mixed.
     """
     name_of = {_key(name): name for name in names}
     if len(name_of) < len(names):
         name = Counter(map(_key, names)).most_common(1)[0][0]
         raise ValueError(f"{where}: column {_quote(name)} is there twice; keep one of them")
-    if label_column is not None and _key(label_column) not in name_of:
+    label_key = None if label_column is None else _key(label_column)
+    if label_key is not None and label_key not in name_of:
         raise ValueError(f"{where}: no column {label_column}, which data.label_column names; there are {few(names)}")
-    known = _KNOWN | {_key(label_column or "")}
-    if unknown := [name for key, name in name_of.items() if key not in known]:
+    if unknown := [name for key, name in name_of.items() if key not in _KNOWN and key != label_key]:
         raise ValueError(f"{where}: unknown column {_quote(few(unknown, 3))}; remove it, or {_ADVICE}")
-    roles = {
-        role: name_of[present[0]]
-        for role, aliases in _COLUMNS.items()
-        if (present := [alias for alias in aliases if alias in name_of])
-    }
-    if label_column is not None:
-        roles["label"] = name_of[_key(label_column)]
-    elif "label" not in roles and (possible := [name_of[name] for name in _POSSIBLE_LABELS if name in name_of]):
+    roles = {role: next((key for key in keys if key in name_of), None) for role, keys in _COLUMNS.items()}
+    label = label_key or roles["label"]
+    if label is None and (possible := [name_of[key] for key in _POSSIBLE_LABELS if key in name_of]):
         raise ValueError(f"{where}: no column is the label; set data.label_column to one of {', '.join(possible)}")
-    if not roles.keys() & {"path", "youtube_id", "video_id"}:
+    file_key = next((key for key in _KEYS if roles[key] is not None), None)
+    if file_key is None:
         raise ValueError(f"{where}: no column names the file, among {_quote(few(names))}; {_ADVICE}")
-    seconds, frames = roles.keys() & {"start_s", "end_s"}, roles.keys() & {"start_frame", "stop_frame"}
-    if frames and len(seconds) == 1:
+    seconds, frames = (roles["start_s"], roles["end_s"]), (roles["start_frame"], roles["stop_frame"])
+    has_frames = frames != (None, None)
+    if has_frames and seconds.count(None) == 1:
         raise ValueError(f"{where}: one end of a segment is in seconds, the other in frames; give both in one unit")
-    return roles
+    # Seconds come first: EPIC-Kitchens has both, and its frame numbers are those of frames extracted at another rate.
+    in_frames = has_frames and seconds == (None, None)
+    if in_frames and file_key == "youtube_id":
+        raise ValueError(f"{where}: files of a youtube_id are cut to seconds, not to frames; name each by its path")
+    counting = (roles[file_key], label, *(frames if in_frames else seconds), roles["split"])
+    counting_names = tuple(None if key is None else name_of[key] for key in counting)
+    return _Columns(file_key, counting_names, in_frames, is_template=label == "template")
 
 
-def _file_key(roles: Mapping[str, str]) -> Literal["path", "youtube_id", "video_id"]:
-    return "path" if "path" in roles else "youtube_id" if "youtube_id" in roles else "video_id"
-
-
-def _row(where: str, line: int, cells: Mapping[str, Any], roles: Mapping[str, str]) -> Row:
+def _row(where: str, line: int, cells: Mapping[str, object], columns: _Columns) -> Row:
     """Check the cells of a row."""
-
-    def cell(role: str) -> Any:
-        return cells[roles[role]] if role in roles else None
-
-    key = _file_key(roles)
-    path, label = cell(key), cell("label")
+    path, label, start, end, split = [None if name is None else cells[name] for name in columns.names]
     has_label = isinstance(label, str | int) and not isinstance(label, bool)
     if not (isinstance(path, str) and path) or not (has_label or label is None):
         raise ValueError(
@@ -392,39 +402,36 @@ def _row(where: str, line: int, cells: Mapping[str, Any], roles: Mapping[str, st
             f" {_quote(' '.join(map(str, cells.values())))}"
         )
     label = str(label).strip() if has_label else ""
-    if roles.get("label") and _key(roles["label"]) == "template":
-        label = re.sub(r"[\[\]]", "", label)  # the classes of Something-Something are named without the brackets
-    # Seconds come first: EPIC-Kitchens has both, and its frame numbers are those of frames extracted at another rate.
-    in_frames = not roles.keys() & {"start_s", "end_s"} and bool(roles.keys() & {"start_frame", "stop_frame"})
-    start, end = ("start_frame", "stop_frame") if in_frames else ("start_s", "end_s")
-    parse, unit = (_frame, "frames") if in_frames else (_seconds, "seconds")
-    span = parse(where, cell(start), 0.0), parse(where, cell(end), inf)
-    if not 0 <= span[0] < span[1]:  # which nan is not either
-        raise ValueError(f"{where}: must have 0 <= start < end in {unit}, got {span[0]:g} and {span[1]:g}")
-    if key == "path":
+    if columns.is_template:
+        label = re.sub(r"[\[\]]", "", label)
+    span = _number(where, start, 0.0, columns.in_frames), _number(where, end, inf, columns.in_frames)
+    if not 0 <= span[0] < span[1]:  # nan is refused too
+        unit = "frames" if columns.in_frames else "seconds"
+        raise ValueError(
+            f"{where}: must have 0 <= start < end in {unit}, got {span[0]:g} and {span[1]:g}; correct the segment"
+        )
+    if columns.key == "path":
         path = posixpath.normpath(path)
-    return Row(where, line, path, label, *span, in_frames, str(cell("split") or ""))
+    return Row(where, line, path, label, *span, columns.in_frames, "" if split is None else str(split))
 
 
-def _seconds(where: str, value: Any, default: float) -> float:
-    """Read seconds, plain or as HH:MM:SS.ff."""
-    if value in (None, ""):
+def _number(where: str, value: object, default: float, in_frames: bool) -> float:
+    """Read a frame index, or seconds, plain or as HH:MM:SS.ff."""
+    if value is None or not (text := str(value).strip()):
         return default
-    if clock := _CLOCK.fullmatch(str(value).strip()):
+    if in_frames:
+        if not re.fullmatch(r"-?\d{1,15}", text):
+            raise ValueError(f"{where}: {_quote(text)} is not a frame index; write a whole number that counts from 0")
+        return float(text)
+    if clock := _CLOCK.fullmatch(text):
         hours, minutes, seconds = clock.groups()
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {_quote(str(value))} is not a number of seconds or HH:MM:SS") from error
-
-
-def _frame(where: str, value: Any, default: float) -> float:
-    if value in (None, ""):
-        return default
-    if re.fullmatch(r"-?\d{1,15}", text := str(value).strip()):
         return float(text)
-    raise ValueError(f"{where}: {_quote(text)} is not a frame index; write a whole number that counts from 0")
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: {_quote(text)} is not a number of seconds or HH:MM:SS; write it as one of them"
+        ) from error
 
 
 def _quote(text: str) -> str:

@@ -1,5 +1,6 @@
 """From data sets to batches, the same ones whatever the number of workers and ranks."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from sparsevideo.data.children import (
     worker_context,
 )
 from sparsevideo.data.lists import legible
+from sparsevideo.data.pixels import format_ratio
+
+logger = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 Items = Item | list[Item]
@@ -276,12 +280,14 @@ class _Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        noted = False
         try:
             with sparing_children():
                 batches = super().__iter__()
             for batch in batches:
                 if isinstance(self.batch_sampler, EpochSampler):
                     self.batch_sampler.batches += 1
+                    noted = noted or getattr(self.dataset, "square_pixels", True) or _note_pixels(batch)
                 yield batch
         except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
             workers = getattr(self._iterator, "_workers", [])
@@ -316,6 +322,20 @@ class _Loader(DataLoader[Any]):
             else "`sparsevideo data scan` finds such files, remove it or make it anew"
         )
         return f"{what} ({cause}); {advice}"
+
+
+def _note_pixels(batch: Item) -> bool:
+    """Log a video of a batch whose pixels are not square; return whether there is one."""
+    for name, ratio in zip(batch["video_name"], batch.get("sample_aspect_ratio", ()), strict=False):
+        if ratio != 1:
+            logger.warning(
+                "%s: has pixels that are not square (%s), and is read as it is stored, as are all such files;"
+                " data.square_pixels scales them",
+                legible(name),
+                format_ratio(float(ratio)),
+            )
+            return True
+    return False
 
 
 def _enter_worker(table: Tensor, limit_s: float, spared: Sequence[int], worker: int) -> None:

@@ -1,6 +1,7 @@
 """Decoded images: in which colors and which way up they are shown, and at which size."""
 
 import logging
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -21,6 +22,10 @@ _NEAREST_MATRIX: dict[int, dict[int, int]] = {
 # Swscale does not look at the range of gray: limited levels (16 to 235) -> full ones.
 _FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 
+# Sample aspect ratios beyond 4:1 or 1:4 are damage: the tables of H.264 and HEVC end at 32:11.
+_MAX_RATIO = 4
+_MAX_DENOMINATOR = 1000  # exact enough for any width, and float32 tells such ratios apart
+
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Turn and mirror an image for showing, to the nearest quarter turn.
@@ -33,9 +38,56 @@ def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
         (H, W, 3) or (W, H, 3), not copied.
     """
     right, b, c, down = matrix
-    if abs(b) > abs(right):
+    if is_quarter_turn(matrix):
         image, right, down = image.swapaxes(0, 1), c, b
     return image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+
+def is_quarter_turn(matrix: tuple[int, int, int, int]) -> bool:
+    """Return whether rows of the stored image are shown as columns; see `upright`."""
+    return abs(matrix[1]) > abs(matrix[0])
+
+
+def known_ratio(ratio: Fraction) -> Fraction:
+    """Return a sample aspect ratio, rounded to a denominator of at most 1000; 1 if it is no possible one."""
+    if not Fraction(1, _MAX_RATIO) <= ratio <= _MAX_RATIO:
+        return Fraction(1)
+    return ratio.limit_denominator(_MAX_DENOMINATOR)
+
+
+def format_ratio(ratio: Fraction | float) -> str:
+    """Format a sample aspect ratio as FFmpeg does.
+
+    Example:
+        >>> format_ratio(Fraction(16, 15)), format_ratio(1.0666667)
+        ('16:15', '16:15')
+    """
+    exact = Fraction(ratio).limit_denominator(_MAX_DENOMINATOR)
+    return f"{exact.numerator}:{exact.denominator}"
+
+
+def shown_size(
+    size: tuple[int, int], ratio: Fraction, short_side: int | None = None, *, turned: bool = False
+) -> tuple[int, int]:
+    """Return the height and width at which a frame is handed over.
+
+    Args:
+        size: Height and width of the upright frame.
+        ratio: Width over height of a stored pixel: the stored width is scaled by it. 1 keeps the aspect ratio.
+        short_side: Pixels along the shorter side of the result; None keeps the stored height.
+        turned: Whether the stored width is the height of the upright frame.
+
+    Example:
+        >>> shown_size((576, 720), Fraction(16, 15)), shown_size((720, 576), Fraction(16, 15), 288, turned=True)
+        ((576, 768), (384, 288))
+    """
+    height, width = map(float, size)
+    if turned:
+        height *= float(ratio)
+    else:
+        width *= float(ratio)
+    scale = 1.0 if short_side is None else short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def scaled(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True) -> np.ndarray:

@@ -46,6 +46,22 @@ class Header(NamedTuple):
         return cls(rate, Fraction(1, units), int(total / rate * units))
 
 
+class Task(NamedTuple):
+    """Clips to choose, as in `protocol_clips`; `target_fps` of 0: the stride counts in the video's own frames."""
+
+    total: int
+    num_frames: int
+    frame_stride: int
+    num_clips: int
+    header: Header
+    target_fps: float
+
+    @property
+    def span_s(self) -> float:
+        """Seconds in a clip of T strides; multiplied in this order, on which the last bit depends."""
+        return self.frame_stride * self.num_frames / self.target_fps
+
+
 class CropRule(NamedTuple):
     """The way in which one code base scales whole frames, without antialiasing, and crops squares out of them.
 
@@ -64,14 +80,13 @@ class Protocol(NamedTuple):
     """The way in which one code base chooses test clips.
 
     Attributes:
-        spread: Function of (total, num_frames, frame_stride, num_clips, header, target_fps) that returns frame indices
-            (num_clips, num_frames).
+        spread: Function that returns frame indices (num_clips, num_frames).
         scales_span: A clip of a video with another frame rate has a longer or shorter span, in place of resampling.
         default_fps: Frame rate that `frame_stride` counts in, unless the settings name one; None: the video's own.
         crop_rule: Resize and crops; None: crops of the stored frame, which are then resized with antialiasing.
     """
 
-    spread: Callable[..., np.ndarray]
+    spread: Callable[[Task], np.ndarray]
     scales_span: bool = False
     default_fps: float | None = None
     crop_rule: CropRule | None = None
@@ -114,7 +129,8 @@ def protocol_clips(
     spread_clips(total, num_frames, frame_stride, num_clips)  # checks the counts
     target_fps = target_fps or rule.default_fps
     header = header or Header.usual(total, target_fps or 30.0)
-    return rule.spread(total, num_frames, frame_stride, num_clips, header, target_fps).astype(np.int64)
+    task = Task(total, num_frames, frame_stride, num_clips, header, target_fps or 0.0)
+    return rule.spread(task).astype(np.int64)
 
 
 def find_protocol(name: str) -> Protocol:
@@ -128,40 +144,29 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _spread_ends(total: int, num_frames: int, frame_stride: int, num_clips: int, *_: object) -> np.ndarray:
-    return spread_clips(total, num_frames, frame_stride, num_clips)
+def _spread_ends(task: Task) -> np.ndarray:
+    return spread_clips(task.total, task.num_frames, task.frame_stride, task.num_clips)
 
 
-def _spread_slowfast(
-    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float, *, offset: bool
-) -> np.ndarray:
+def _spread_slowfast(task: Task, *, offset: bool = False) -> np.ndarray:
     """PySlowFast's torchvision backend: T frames, evenly over a span of T strides from a fractional start."""
-    span = max(1.0, frame_stride * num_frames / target_fps * float(header.fps))
-    starts = _slowfast_starts(total - span, num_clips, offset)
-    return np.stack([_linspace(start, start + span - 1, num_frames, total) for start in starts])
+    span = max(1.0, task.span_s * float(task.header.fps))
+    starts = _slowfast_starts(task.total - span, task.num_clips, offset)
+    return np.stack([_linspace(start, start + span - 1, task.num_frames, task.total) for start in starts])
 
 
-def _spread_slowfast_pyav(
-    total: int,
-    num_frames: int,
-    frame_stride: int,
-    num_clips: int,
-    header: Header,
-    target_fps: float,
-    *,
-    offset: bool = False,
-    whole_span: bool = False,
-) -> np.ndarray:
+def _spread_slowfast_pyav(task: Task, *, offset: bool = False, whole_span: bool = False) -> np.ndarray:
     """PySlowFast's PyAV backend: decode part of the video, then sample a span of T strides within that part.
 
     The part is a frame longer than what is asked for. Usually the span is longer still, and repeats its last frame.
     """
+    total, num_frames, header = task.total, task.num_frames, task.header
     fps, units = float(header.fps), header.duration / total  # units of time per frame
-    span = frame_stride * num_frames / target_fps * fps
-    part = span if whole_span else max(1, ceil(frame_stride * (num_frames - 1) / target_fps * fps))
+    span = task.span_s * fps
+    part = span if whole_span else max(1, ceil(task.frame_stride * (num_frames - 1) / task.target_fps * fps))
     frames = header.time_base * header.fps  # per unit of time
     clips = []
-    for start in _slowfast_starts(total - part, num_clips, offset):
+    for start in _slowfast_starts(total - part, task.num_clips, offset):
         first, last = ceil(int(start * units) * frames), floor(int((start + part - 1) * units) * frames) + 1
         clips.append(first + _linspace(0, span - 1, num_frames, min(last + 1, total) - first))
     return np.stack(clips)
@@ -174,47 +179,44 @@ def _slowfast_starts(slack: float, num_clips: int, offset: bool) -> list[float]:
     return [floor(slack / 2)] if num_clips == 1 else [i * floor(slack / (num_clips - 1)) for i in range(num_clips)]
 
 
-def _spread_pytorchvideo(
-    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float
-) -> np.ndarray:
+def _spread_pytorchvideo(task: Task) -> np.ndarray:
     """Clips of T strides in seconds, which are a float: T frames, evenly from all whose time is in the clip."""
-    span_s = Fraction(num_frames * frame_stride / target_fps)
+    total, header, span_s = task.total, task.header, Fraction(task.span_s)
     slack_s = max(header.duration * header.time_base - span_s, Fraction(0))
     clips = []
-    for index in range(num_clips):
-        start_s = slack_s / num_clips * index
+    for index in range(task.num_clips):
+        start_s = slack_s / task.num_clips * index
         end = ceil((start_s + span_s) / header.time_base)  # in units of time
         first = min(ceil(start_s * header.fps), total - 1)
         count = max(min(ceil(end * header.time_base * header.fps), total) - first, 1)
-        clips.append(first + _linspace(0, count - 1, num_frames, count))
+        clips.append(first + _linspace(0, count - 1, task.num_frames, count))
     return np.stack(clips)
 
 
-def _spread_mmaction2(
-    total: int, num_frames: int, frame_stride: int, num_clips: int, header: Header, target_fps: float | None
-) -> np.ndarray:
+def _spread_mmaction2(task: Task) -> np.ndarray:
     """mmaction2's `SampleFrames`: whole starts; a short video starts again. Single frames are TSN's."""
+    total, num_frames, frame_stride, num_clips, header, target_fps = task
     if num_frames == 1:
         return uniform_clips(total, 1, num_clips)
-    if target_fps is None:
-        span: float = clip_span(num_frames, frame_stride)
-        offsets = np.arange(num_frames) * frame_stride
-    else:
+    span: float = clip_span(num_frames, frame_stride)
+    if target_fps:
         span = max(1, num_frames * frame_stride * (float(header.fps) / target_fps))
         offsets = np.linspace(0, span - 1, num_frames).astype(np.int64)
+    else:
+        offsets = np.arange(num_frames) * frame_stride
     slack = max(total - span, 0)
     step = slack / max(num_clips - 1, 1)
-    starts = np.round(np.arange(num_clips) * step) if target_fps is None else np.arange(num_clips) * floor(step)
+    starts = np.arange(num_clips) * floor(step) if target_fps else np.round(np.arange(num_clips) * step)
     if num_clips == 1:
         starts = np.array([slack // 2])
     return (starts[:, None].astype(np.int64) + offsets) % total
 
 
-def _spread_videomae(total: int, num_frames: int, frame_stride: int, num_clips: int, *_: object) -> np.ndarray:
+def _spread_videomae(task: Task) -> np.ndarray:
     """VideoMAE: clips of consecutive frames out of every n-th frame of the video. A single clip comes first."""
-    frames = np.arange(0, total, frame_stride)
-    step = max((len(frames) - num_frames) / max(num_clips - 1, 1), 0)
-    positions = np.array([int(index * step) for index in range(num_clips)])[:, None] + np.arange(num_frames)
+    frames = np.arange(0, task.total, task.frame_stride)
+    step = max((len(frames) - task.num_frames) / max(task.num_clips - 1, 1), 0)
+    positions = np.array([int(index * step) for index in range(task.num_clips)])[:, None] + np.arange(task.num_frames)
     return frames[np.minimum(positions, len(frames) - 1)]
 
 
@@ -223,12 +225,13 @@ def _linspace(start: float, end: float, num_frames: int, total: int) -> np.ndarr
     return torch.linspace(start, end, num_frames).clamp(0, total - 1).long().numpy()
 
 
-def _ceil_offsets(room: int, crops: int) -> list[int]:
+# Offsets of one crop and of three, of a room of pixels.
+def _slowfast_offsets(room: int, crops: int) -> list[int]:
     return [ceil(room / 2)] if crops == 1 else [0, ceil(room / 2), room]
 
 
 def _pytorchvideo_offsets(room: int, crops: int) -> list[int]:
-    return [round(room / 2)] if crops == 1 else _ceil_offsets(room, crops)
+    return [round(room / 2)] if crops == 1 else [0, ceil(room / 2), room]
 
 
 def _mmaction2_offsets(room: int, crops: int) -> list[int]:
@@ -239,18 +242,14 @@ def _videomae_offsets(room: int, crops: int) -> list[int]:
     return [round(room / 2)] if crops == 1 else [int(index * (room / (crops - 1))) for index in range(crops)]
 
 
-def _floor_ratio(long: int, short: int, size: int) -> int:
-    return floor(long / short * size)
-
-
-_SLOWFAST = CropRule(_floor_ratio, _ceil_offsets)
-_PYTORCHVIDEO = CropRule(_floor_ratio, _pytorchvideo_offsets)
+_SLOWFAST = CropRule(lambda long, short, size: floor(long / short * size), _slowfast_offsets)
+_PYTORCHVIDEO = CropRule(_SLOWFAST.long_side, _pytorchvideo_offsets)
 _MMACTION2 = CropRule(lambda long, short, size: int(long * (size / short) + 0.5), _mmaction2_offsets)
 _VIDEOMAE = CropRule(lambda long, short, size: int(size * long / short), _videomae_offsets, any_number=True)
 
 PROTOCOLS = {
     "ends": Protocol(_spread_ends),
-    "slowfast": Protocol(partial(_spread_slowfast, offset=False), True, 30.0, _SLOWFAST),
+    "slowfast": Protocol(_spread_slowfast, True, 30.0, _SLOWFAST),
     "slowfast-offset": Protocol(partial(_spread_slowfast, offset=True), True, 30.0, _SLOWFAST),
     "slowfast-pyav": Protocol(_spread_slowfast_pyav, True, 30.0, _SLOWFAST),
     "slowfast-pyav-offset": Protocol(partial(_spread_slowfast_pyav, offset=True), True, 30.0, _SLOWFAST),

@@ -284,8 +284,8 @@ class _OpenVideo:
 
     def __init__(self, videos: _Videos, index: int) -> None:
         self._videos, self._index = videos, index
-        self._path = videos.records.path(index)
-        self.name = self._path.name
+        self._path = videos.records.source(index)
+        self.name = videos.records.path(index).name
         with ExitStack() as stack:  # closes the file where this fails
             self._video = stack.enter_context(open_video(self._path, videos.decoder))
             stamps = self._video.stamps

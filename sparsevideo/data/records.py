@@ -6,7 +6,7 @@ import posixpath
 import re
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,6 +20,7 @@ import numpy as np
 from sparsevideo.data.kinetics import find_videos, join_files
 from sparsevideo.data.lists import Row, few, legible, read_list, select_split, short_messages
 from sparsevideo.data.segments import frame_range, segment_name, span_of
+from sparsevideo.data.video import Member
 
 EXTENSIONS = {
     "video": (
@@ -30,6 +31,7 @@ EXTENSIONS = {
     ),
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
+MAYBE_STILL = (".webp", ".avif")
 MAX_CLASSES = 100_000  # a larger label number is a mistake in the list
 UNLABELED = -1
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "validate", "test", "testing"}
@@ -90,6 +92,10 @@ class Records:
     def path(self, index: int) -> Path:
         """Return where a file lies."""
         return self.root / self.name(index)
+
+    def source(self, index: int) -> Path | Member:
+        """Return what a decoder opens; its text is that of `path`."""
+        return self.path(index)
 
     @property
     def spans_unit(self) -> str:
@@ -152,7 +158,8 @@ def read_records(
     are those of all rows.
 
     Paths are relative to `root`, labels are numbers or names, seconds and frames count from a video's first frame.
-    Class names that differ in Unicode normalization only are one class.
+    Class names that differ in Unicode normalization only are one class. If that is all in which a listed path
+    differs from the disk, the record has the name on the disk.
 
     Args:
         root: The data set's folder.
@@ -171,18 +178,12 @@ def read_records(
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
     place = root / listing
-    in_folders = place.is_dir()
+    in_folders, is_kinetics = place.is_dir(), False
     rows: Iterable[Row]
-    key = "path"
     if in_folders:
         form, rows = "class folders", _class_folders(root, place, kind, labeled)
     elif place.is_file():
-        form, rows, key, has_split = read_list(place, root, EXTENSIONS[kind], label_column)
-        if has_split or key == "youtube_id":
-            rows = select_split(place, list(rows), split)
-        if key != "path":
-            files = (name for _, names, _ in walk(root, root, kind) for name in names)
-            rows = join_files(place, list(rows), files) if key == "youtube_id" else find_videos(rows, files)
+        form, rows, is_kinetics = _listed(place, root, kind, split, label_column)
     else:
         held = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
         here = f"; {Path(listing).resolve()} is not looked at: give its whole path" if Path(listing).exists() else ""
@@ -192,8 +193,10 @@ def read_records(
     where_of: dict[str, str] = {}  # label -> where it comes first, whether or not its file is there
     present = _Present(root)
     absent: list[Row] = []
+    respelled: list[str] = []
     units = set()
     missing = 0
+    own_path = Path(os.path.relpath(place, root)).as_posix()
     for row in rows:
         label = sys.intern(normalize("NFC", row.label))
         if label:
@@ -206,8 +209,15 @@ def read_records(
         if not row.path:
             missing += 1
             continue
-        if row.where and key != "youtube_id" and not present.check(row):
-            absent.append(row)
+        if row.where and row.path == own_path:
+            raise ValueError(f"{row.where}: the list names itself; remove the line")
+        if row.where and not is_kinetics:
+            found = present.find(row)
+            if found is None:
+                absent.append(row)
+            elif found != row.path:
+                respelled.append(found)
+                row = row._replace(path=found)
         names.append(row.path)
         labels.append(label)
         if (row.start, row.end) != (0, inf):
@@ -217,15 +227,49 @@ def read_records(
         raise ValueError(f"{place}: lists no files; write a line `path,label` for each")
     if absent:
         few_absent = few([row.path for row in absent], 3)
+        advice = "; write / in place of \\" if "\\" in absent[0].path else ""
         raise FileNotFoundError(
-            f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}: {few_absent}"
+            f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}, which is data.root:"
+            f" {few_absent}{advice}"
+        )
+    if respelled:
+        logger.info(
+            "%s: %d listed paths differ from the disk in their Unicode normalization only, and are read as %s",
+            place,
+            len(respelled),
+            few(respelled, 3),
         )
     if len(units) > 1:
         raise ValueError(f"{place}: has segments in seconds and segments in frames; write all in one unit")
 
-    for label, first in () if in_folders else where_of.items():
+    known, number_of = _number_classes(place, where_of, classes, in_folders)
+    logger.info("%s: %s, %d files, %d classes, %d missing", place, form, len(names), len(known), missing)
+    spans = np.array(seconds).reshape(-1, 2) if units else None
+    numbers = [number_of[label] for label in labels]
+    return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
+
+
+def _listed(
+    place: Path, root: Path, kind: str, split: str | None, label_column: str | None
+) -> tuple[str, Iterable[Row], bool]:
+    """Return the format of a list, its rows of a split with the paths of their files, and whether it is of Kinetics."""
+    rows: Iterable[Row]
+    form, rows, key, has_split = read_list(place, root, EXTENSIONS[kind], label_column)
+    if has_split:
+        rows = select_split(place, list(rows), split)
+    if key != "path":
+        files = (name for _, names, _ in walk(root, root, kind) for name in names)
+        rows = join_files(place, list(rows), files) if key == "youtube_id" else find_videos(rows, files)
+    return form, rows, key == "youtube_id"
+
+
+def _number_classes(
+    place: Path, where_of: Mapping[str, str], classes: Sequence[str] | None, in_folders: bool
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the names of the classes in label order, and the number of each label that is listed."""
+    for label, where in () if in_folders else where_of.items():
         if re.fullmatch(r"-?\d+\.0*", label) and label not in (classes or ()):
-            raise ValueError(f"{first}: {label} is not a class number; write {label.partition('.')[0]}")
+            raise ValueError(f"{where}: {label} is not a class number; write {label.partition('.')[0]}")
     known = tuple(classes) if classes is not None else _classes_of(where_of, in_folders)
     number_of = {} if in_folders else {str(number): number for number in range(len(known))}
     # A class name comes before a number.
@@ -234,10 +278,7 @@ def read_records(
         raise ValueError(
             f"{where_of[unknown[0]] or place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}"
         )
-    logger.info("%s: %s, %d files, %d classes, %d missing", place, form, len(names), len(known), missing)
-    spans = np.array(seconds).reshape(-1, 2) if units else None
-    numbers = [number_of[label] for label in labels]
-    return Records.build(root, known, names, numbers, spans, missing, in_frames=True in units)
+    return known, number_of
 
 
 def check_classes(records: Records) -> None:
@@ -341,11 +382,15 @@ def walk(root: Path, place: Path, kind: str) -> Iterator[tuple[tuple[str, ...], 
 
 
 def _is_still(folder: str, name: str) -> bool:
-    """Tell whether a WebP or AVIF image has no animation, as a video's thumbnail has none, from its first bytes."""
-    if not name.lower().endswith((".webp", ".avif")):
+    """Tell whether a file is a WebP or AVIF image without animation, such as a video's thumbnail."""
+    if not name.lower().endswith(MAYBE_STILL):
         return False
     with Path(folder, name).open("rb") as file:
-        head = file.read(64)
+        return is_still(file.read(64))
+
+
+def is_still(head: bytes) -> bool:
+    """Tell whether a WebP or AVIF file has no animation, from its first 64 bytes."""
     if head[:4] == b"RIFF":
         return head[12:16] != b"VP8X" or not head[20] & 2
     return head[4:8] == b"ftyp" and b"avis" not in head[8 : int.from_bytes(head[:4], "big")]
@@ -361,35 +406,57 @@ class _Present:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.entries: dict[str, dict[str, bool]] = {}  # folder -> entry -> whether it is a folder
+        self.composed: dict[str, dict[str, list[str]]] = {}  # folder -> entry in NFC -> entries
 
-    def check(self, row: Row) -> bool:
-        """Return whether a listed file is there.
+    def find(self, row: Row) -> str | None:
+        """Return the path of a listed file as the disk spells it, None if it is not there.
 
         Raises:
             ValueError: It is a folder.
         """
-        folder, base = posixpath.split(row.path)
-        if folder not in self.entries:
-            path = self.root / folder
-            self.entries[folder] = {e.name: e.is_dir() for e in os.scandir(path)} if path.is_dir() else {}
-        if self.entries[folder].get(base):
-            held = (name for _, names, _ in walk(self.root, self.root / row.path, "image") for name in names)
+        path = self._spelled(row.path)
+        if path is not None and self._list(posixpath.dirname(path))[posixpath.basename(path)]:
+            held = (name for _, names, _ in walk(self.root, self.root / path, "image") for name in names)
             advice = "list files, not folders"
             if any(held):
                 advice = "folders of frames are not supported, make a video of each (`ffmpeg -i FOLDER/%05d.jpg a.mp4`)"
             raise ValueError(f"{row.where}: {legible(row.path)} is a folder; {advice}")
-        return base in self.entries[folder]
+        return path
+
+    def _spelled(self, path: str) -> str | None:
+        """Return a path as it is, or else in the one other Unicode normalization in which it is there."""
+        folder, base = posixpath.split(path)
+        if base in self._list(folder):
+            return path
+        forms = [] if path.isascii() else self._forms(path)
+        return forms[0] if len(forms) == 1 else None
+
+    def _forms(self, path: str) -> list[str]:
+        """Return the paths that are there and are `path` in any Unicode normalization; ASCII has one."""
+        if path.isascii():
+            return [path]
+        folder, base = posixpath.split(path)
+        found = []
+        for parent in self._forms(folder):
+            if parent not in self.composed:
+                self.composed[parent] = defaultdict(list)
+                for name in self._list(parent):
+                    self.composed[parent][normalize("NFC", name)].append(name)
+            found += [posixpath.join(parent, name) for name in self.composed[parent].get(normalize("NFC", base), ())]
+        return found
+
+    def _list(self, folder: str) -> dict[str, bool]:
+        if folder not in self.entries:
+            path = self.root / folder
+            self.entries[folder] = {e.name: e.is_dir() for e in os.scandir(path)} if path.is_dir() else {}
+        return self.entries[folder]
 
 
 def _classes_of(where_of: Mapping[str, str], in_folders: bool) -> tuple[str, ...]:
     """Name the classes: 0, 1, ... where all labels of a list are plain numbers, else the sorted names."""
-    if (
-        in_folders
-        or not where_of
-        or not all(re.fullmatch("-?[0-9]+", label) and label == str(int(label)) for label in where_of)
-    ):
+    if in_folders or not where_of or not all(re.fullmatch("0|-?[1-9][0-9]*", label) for label in where_of):
         return tuple(sorted(where_of))  # a folder's name is always a name
     for label, where in where_of.items():
-        if not 0 <= int(label) < MAX_CLASSES:
-            raise ValueError(f"{where}: {label} is not a class number; labels count from 0")
+        if not label.isdecimal() or len(label) > 9 or int(label) >= MAX_CLASSES:  # int() refuses 5,000 digits
+            raise ValueError(f"{where}: {label} is not a class number; labels count from 0 to {MAX_CLASSES - 1}")
     return tuple(str(number) for number in range(max(map(int, where_of)) + 1))

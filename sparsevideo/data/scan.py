@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +20,10 @@ from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.decode import open_video, resolve_decoder
 from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.lists import legible
+from sparsevideo.data.pixels import format_ratio
 from sparsevideo.data.records import describe_left_out, walk
-from sparsevideo.data.video import ADVICE
+from sparsevideo.data.shards import is_shards, list_members
+from sparsevideo.data.video import ADVICE, Member
 
 _QUANTILES = {"shortest": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "longest": 1}
 _SHOWN = 8  # entries of a table, the most frequent
@@ -44,7 +46,8 @@ def scan(
     goes on from it: it decodes what is new or has changed, and forgets what is gone.
 
     Args:
-        root: The folder. Hidden files and folders are left out, links are followed.
+        root: The folder. Hidden files and folders are left out, links are followed. The videos in tar shards count, if
+            the folder of the shards holds neither folders nor videos.
         index: The index to write or go on with; None: `INDEX` in `root`.
         workers: Child processes; None: one for each core.
         time_limit: Seconds that a file may take to decode.
@@ -54,8 +57,9 @@ def scan(
         The summary: `files`, `good` and `bad` are counts, `reasons` has the bad by reason; `suspicious` is true if all
         of at least two files are bad for the same reason, which may not be their fault; `cut_short` names good files of
         which only the first frames decode; `left_out` counts, in words, the files that are not called like videos;
-        `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs` and `classes` (videos by the name of their
-        folder, where that lies in the same folder) are of the good.
+        `hours`, `frames`, `short_sides`, `durations_s`, `fps`, `codecs`, `sample_aspect_ratios` (width to height of a
+        stored pixel) and `classes` (videos by the name of their folder, where that lies in the same folder) are of the
+        good; `not_square` names one whose pixels are not square, if there is any.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -69,11 +73,25 @@ def scan(
         raise FileNotFoundError(f"{root}: no such folder")
     index = root / INDEX if index is None else Path(index)
     stamps: dict[str, tuple[int, int]] = {}
+    members: dict[str, Member] = {}
+    bad_shards: dict[str, str] = {}
+    shards: set[str] = set()
     left_out: list[str] = []
-    for _, names, others in walk(root, root, "video"):
+    for inside, names, others in walk(root, root, "video"):
         stamps |= {name: stamp(root / name) for name in names}
         left_out += others
-    own = {os.path.relpath(path, root) for path in (index, _bad_list(index), _summary_file(index))}
+        for shard in others if not names and is_shards(root, "/".join(inside) or ".") else ():
+            if not shard.endswith(".tar"):
+                continue
+            try:
+                held = {f"{shard}/{member.name}": member for member in list_members(root / shard, "video")}
+            except (ValueError, OSError) as error:
+                held, bad_shards[shard] = {}, str(error).removeprefix(f"{root / shard}: ")
+            if held or shard in bad_shards:
+                stamps |= dict.fromkeys(held or [shard], stamp(root / shard))
+                members |= held
+                shards.add(shard)
+    own = shards | {os.path.relpath(path, root) for path in (index, _bad_list(index), _summary_file(index))}
     left_out = [name for name in left_out if name not in own]
     if not stamps:
         hint = f" ({describe_left_out(left_out)})" if left_out else ""
@@ -82,12 +100,13 @@ def scan(
         known = _prune(index, stamps, retry_bad)
         for stale in (_bad_list(index), _summary_file(index)):
             stale.unlink(missing_ok=True)
-        todo = [(str(root), name) for name in stamps if name not in known]
+        todo = [(str(root), name, members.get(name)) for name in stamps if name not in known | bad_shards.keys()]
+        unread = [(("", name, None), ChildError(why)) for name, why in bad_shards.items() if name not in known]
         done = len(known)
         try:
             with index.open("ab", buffering=0) as file:
                 results = run_all(_decode, todo, what="scan", workers=workers, time_limit=time_limit, done=done)
-                for (_, name), result in results:
+                for (_, name, _), result in chain(unread, results):
                     size, changed = stamps[name]
                     row = {"path": name, "bytes": size, "mtime_ns": changed}
                     if isinstance(result, ChildError):
@@ -117,6 +136,13 @@ def describe(summary: dict[str, Any]) -> str:
     lines.append(f"{summary['hours']:.1f} hours, {summary['frames']} frames")
     for title, key in (("short side", "short_sides"), ("frames/s", "fps"), ("codec", "codecs")):
         lines.append(f"{title:12s}" + ", ".join(f"{value}: {count}" for value, count in _most(summary[key])))
+    if summary["not_square"]:
+        ratios = {ratio: count for ratio, count in summary["sample_aspect_ratios"].items() if ratio != "1:1"}
+        lines.append(
+            f"{sum(ratios.values())} of the good have pixels that are not square"
+            f" ({', '.join(f'{ratio}: {count}' for ratio, count in _most(ratios))}), such as"
+            f" {legible(summary['not_square'])}; data.square_pixels scales them"
+        )
     lines.append("seconds     " + ", ".join(f"{name}: {s:.1f}" for name, s in summary["durations_s"].items()))
     for place, split in summary["classes"].items():
         fewest, most = (f"{legible(name)}: {split['videos'][name]}" for name in (split["fewest"], split["most"]))
@@ -142,10 +168,11 @@ def _summary_file(index: Path) -> Path:
     return index.with_suffix(".summary.json")
 
 
-def _decode(root: str, name: str) -> Row:
-    """Decode a file and return its columns in the index."""
-    with open_video(Path(root, name), "pyav", verify=True) as video:
+def _decode(root: str, name: str, member: Member | None) -> Row:
+    """Decode a file, or a member of a tar shard, and return its columns in the index."""
+    with open_video(member or Path(root, name), "pyav", verify=True) as video:
         info, table, cut_short = asdict(video.info), video.table, video.cut_short
+    info["sample_aspect_ratio"] = format_ratio(info["sample_aspect_ratio"])
     start, step, keyframes = (None, None, None) if table is None else (*table[1:3], table.keyframes.tolist())
     known = {key: None if value != value else value for key, value in info.items()}  # JSON has no nan
     return known | {"start": start, "step": step, "keyframes": keyframes, "cut_short": cut_short}
@@ -212,12 +239,13 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
     reasons, short_sides, rates, codecs = Counter[str](), Counter[int](), Counter[float](), Counter[str]()
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     cut_short: dict[str, str] = {}
+    ratios, not_square = Counter[str](), ""
     seconds = array("d")
     files = frames = 0
     for row in rows:
         files += 1
         split, name = posixpath.split(posixpath.dirname(row["path"]))
-        if name:
+        if name and not name.endswith(".tar"):
             classes[split or "."][name] += "error" not in row
         if "error" in row:
             reasons[row["error"]] += 1
@@ -227,6 +255,9 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         frames += row["num_frames"]
         short_sides[min(row["height"], row["width"])] += 1
         codecs[row["codec"]] += 1
+        if ratio := row.get("sample_aspect_ratio"):  # which indexes of earlier versions do not have
+            ratios[ratio] += 1
+            not_square = not_square or (row["path"] if ratio != "1:1" else "")
         if row["fps"] is not None:
             rates[round(row["fps"], 2)] += 1
             seconds.append(row["duration_s"])
@@ -245,6 +276,8 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         "durations_s": dict(zip(_QUANTILES, map(float, spread), strict=False)),
         "fps": dict(sorted(rates.items())),
         "codecs": dict(codecs.most_common()),
+        "sample_aspect_ratios": dict(ratios.most_common()),
+        "not_square": not_square,
         "classes": {split: _class_counts(counts) for split, counts in sorted(classes.items())},
     }
 

@@ -17,7 +17,15 @@ from av.bitstream import BitStreamFilterContext
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from sparsevideo.data.pixels import expand_range, nearest_matrix, scaled, upright
+from sparsevideo.data.pixels import (
+    expand_range,
+    is_quarter_turn,
+    known_ratio,
+    nearest_matrix,
+    scaled,
+    shown_size,
+    upright,
+)
 
 _PYAV = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
@@ -27,6 +35,7 @@ _ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else
 _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
+_PROBED = 7  # frames that FFmpeg decodes at least to learn how many the decoder holds back
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
 ADVICE = "remove it or make it anew"
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
@@ -37,9 +46,33 @@ class DecodeError(ValueError):
     """A file that cannot be decoded; the message names the file and the reason."""
 
 
+class Member(NamedTuple):
+    """A file inside an uncompressed tar file; it is read in place."""
+
+    tar: Path
+    name: str
+    offset: int  # of its first byte in the tar file
+    size: int  # in bytes
+
+    def __str__(self) -> str:
+        return str(self.tar / self.name)
+
+    def check(self) -> None:
+        """Raise DecodeError if the tar file has become too short, FileNotFoundError if it is gone."""
+        if self.tar.stat().st_size < self.offset + self.size:
+            raise DecodeError(f"{self}: its shard has become shorter; download it or make it again")
+
+    def read(self) -> bytes:
+        """Read all bytes; raises as `check` does."""
+        self.check()
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds; sizes are as shown, after rotation."""
+    """What a video file holds; sizes are as stored, but after rotation."""
 
     num_frames: int
     fps: float  # on average, num_frames / duration_s; nan where the file does not say
@@ -47,6 +80,7 @@ class VideoInfo:
     height: int
     duration_s: float  # by the time stamps, where there are any
     codec: str  # as FFmpeg calls it: h264, hevc, mpeg4, vp9, av1, ...
+    sample_aspect_ratio: Fraction = Fraction(1)  # see `Video.sample_aspect_ratio`
 
 
 class FrameTable(NamedTuple):
@@ -81,7 +115,7 @@ class Video:
     cut_short: str | None = None
     stored_size: tuple[int, int] | None = None
 
-    def __init__(self, path: str | Path, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
         self._reformatter = VideoReformatter()
         self._matrix: tuple[int, int, int, int] | None = None  # how the first frame is to be shown, and so all others
@@ -91,6 +125,7 @@ class Video:
         self._number_of: dict[int, int] = {}  # time stamp of a frame -> its number, where they are irregular
         self._keyframes = [0]  # their numbers: where reading can start
         self._open_gop = False  # whether frames are shown before, but stored behind, a keyframe
+        self._reorders_late = False  # whether frames may be held back longer than the file's beginning tells
         self._open()
         try:
             if table is not None:
@@ -118,12 +153,28 @@ class Video:
             # Many headers tell the rate more exactly than time stamps in milliseconds, where the two agree.
             if not abs(shown_s - duration_s) < _HEADER_MAY_DIFFER * shown_s:
                 duration_s = shown_s
-        return VideoInfo(self.num_frames, self.num_frames / duration_s, width, height, duration_s, codec)
+        rate = self.num_frames / duration_s
+        return VideoInfo(self.num_frames, rate, width, height, duration_s, codec, self.sample_aspect_ratio)
 
     @property
     def frame_rate(self) -> Fraction | None:
         """Frames per second on average; None if the file does not state it."""
         return self._stream.average_rate or self._stream.guessed_rate or None
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        """Width over height of a stored pixel, before any rotation, rounded to a denominator of at most 1000.
+
+        If container and codec differ, the container is right, as in FFmpeg. Without a ratio, or beyond 1:4 to 4:1,
+        which no standard reaches, it is 1.
+        """
+        ratio = self._stream.sample_aspect_ratio
+        return known_ratio(Fraction(ratio.numerator, ratio.denominator)) if ratio else Fraction(1)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows of the stored frames are shown as columns; frames must have been read."""
+        return self._matrix is not None and is_quarter_turn(self._matrix)
 
     @property
     def header_times(self) -> tuple[int | None, int | None]:
@@ -172,12 +223,16 @@ class Video:
             )
         return None
 
-    def read(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> np.ndarray:
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, *, square_pixels: bool = False
+    ) -> np.ndarray:
         """Decode chosen frames, converting no others.
 
         Args:
             indices: (T,) frame numbers in [0, num_frames) in any order; a repeated one is decoded once.
             short_side: Scale to this many pixels along the shorter side, keeping the aspect ratio; None keeps the size.
+            square_pixels: Scale frames whose pixels are not square along their stored width, to the aspect ratio at
+                which they are shown; together with `short_side`, which counts after that, this is one resize.
 
         Returns:
             (T, H, W, 3) uint8 RGB, upright.
@@ -188,7 +243,7 @@ class Video:
         """
         numbers = np.asarray(indices)
         images: np.ndarray | None = None
-        for number, image in self.frames(numbers, short_side):
+        for number, image in self.frames(numbers, short_side, square_pixels=square_pixels):
             if images is None:  # filled frame by frame: no second copy of a large clip
                 images = np.empty((len(numbers), *image.shape), np.uint8)
             images[numbers == number] = image
@@ -196,13 +251,14 @@ class Video:
         return images
 
     def frames(
-        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, *, square_pixels: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decode chosen frames one by one, each once: no more than one is in memory.
 
         Args:
             indices: Frame numbers as in `read`.
             short_side: As in `read`.
+            square_pixels: As in `read`.
 
         Yields:
             Numbers, rising, with frames (H, W, 3) uint8, as in `read`; all have the size of the first.
@@ -221,9 +277,9 @@ class Video:
             size: tuple[int, int] | None = None  # of the first; frames may change theirs on the way
             for number, image in zip(wanted, self._images(wanted), strict=True):
                 if size is None:
-                    height, width = self.stored_size = image.shape[:2]
-                    scale = 1.0 if short_side is None else short_side / min(height, width)
-                    size = round(height * scale), round(width * scale)
+                    self.stored_size = image.shape[:2]
+                    ratio = self.sample_aspect_ratio if square_pixels else Fraction(1)
+                    size = shown_size(self.stored_size, ratio, short_side, turned=self.is_turned)
                 yield number, image if image.shape[:2] == size else scaled(image, size)
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
@@ -243,14 +299,16 @@ class Video:
 
     def _open(self) -> None:
         with _naming(self.path):
-            # "file:" keeps FFmpeg from taking a name such as "concat:a" for a protocol
-            self._container = av.open(f"file:{self.path}", **_ANY_METADATA)
+            self._container = av.open(ffmpeg_url(self.path), **_ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()
             raise DecodeError(f"{self.path}: holds no video stream with a known codec; {ADVICE}")
         stream.thread_count = 1  # parallelism belongs to the loader's workers
-        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
+        # If an H.264 file does not state how many frames a decoder must hold back to show them in order, FFmpeg raises
+        # the number as B-frames come, and loses frames by it; "strict" begins with the most that there can be.
+        strict = {"strict": "strict"} if stream.codec_context.name == "h264" else {}
+        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS), **strict}
         assert stream.time_base is not None  # every demuxer sets it
         self._stream = stream
         self.time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
@@ -296,10 +354,13 @@ class Video:
         regular = range(times[0], times[0] + step * len(times), step)
         self._times = regular if times[-1] == regular[-1] and times == list(regular) else times
         self.num_frames, self._number_of, self._keyframes = len(times), number_of, keyframes
+        delays = [place - number for place, (number, _) in enumerate(order)]
+        known, codec = max(delays[:_PROBED]), self._stream.codec_context
+        late = max(delays) > known and (known > 0 or not codec.has_b_frames)
+        self._reorders_late = late and codec.name == "h264"
         # B-frames that are stored in the order of their times: either none is used, or this is a copy of an avi, with
         # what it has instead of times. Decoding tells.
-        in_order = all(number == place for place, (number, _) in enumerate(order))
-        return not (in_order and self._stream.codec_context.has_b_frames)
+        return any(delays) or not codec.has_b_frames
 
     def _one_frame_each(self, packets: "list[_Packet]") -> bool:
         """Whether container and codec are known to give one frame per packet, shown at the packet's time."""
@@ -332,7 +393,10 @@ class Video:
         if self._times is not None and self._stamps != list(self._times):
             self._times, self._keyframes = None, [0]  # the packets promised other frames
         if self.num_frames == 0:
-            raise DecodeError(f"{self.path}: does not decode ({self.cut_short or 'no frame in it'}); {ADVICE}")
+            reason = self.cut_short or "no frame in it"
+            if self._container.format.name == "webp_pipe" and _PYAV < 19:
+                reason += "; animated WebP needs PyAV 19 or newer"
+            raise DecodeError(f"{self.path}: does not decode ({reason}); {ADVICE}")
 
     def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the wanted frames, whose numbers rise."""
@@ -458,6 +522,14 @@ class _Packet(NamedTuple):
     corrupt: bool
 
 
+def ffmpeg_url(path: str | Path | Member) -> str:
+    """Return the URL by which FFmpeg opens a file or a part of a tar file; raises as `Member.check` does."""
+    if not isinstance(path, Member):
+        return f"file:{path}"  # without "file:" FFmpeg takes a name such as "concat:a" for a protocol
+    path.check()
+    return f"subfile,,start,{path.offset},end,{path.offset + path.size},,:file:{path.tar}"
+
+
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return how a frame is to be shown, as `upright` wants it."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -468,7 +540,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 @contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
+def _naming(path: str | Path | Member) -> Iterator[None]:
     """Turn any error of a file into one that names it.
 
     FFmpeg's errors are not the only ones: PyAV raises IndexError, ValueError, UnicodeDecodeError, ... over what it does

@@ -32,6 +32,7 @@ class Scores:
     Attributes:
         means: (n, K) float32 mean over the views, or (n, C, K) over the crops of each clip; zeros where a video failed.
         short_sides: (n,) int64 pixels along the short side of the stored frames; 0 where a video failed.
+        sample_aspect_ratios: (n,) float32 width over height of a stored pixel; 0 where a video failed.
         failures: Index of each video that could not be read to the reason.
         clip_spans: (n, C, 2) float64 seconds of each clip, to the nanosecond; zeros where a video failed. None without
             rows for clips.
@@ -39,6 +40,7 @@ class Scores:
 
     means: np.ndarray
     short_sides: np.ndarray
+    sample_aspect_ratios: np.ndarray
     failures: dict[int, str]
     clip_spans: np.ndarray | None = None
 
@@ -60,8 +62,8 @@ def evaluate(
     Args:
         fabric: Devices, processes.
         load: Indices of all videos that are still to be scored -> batches of this process' share of them:
-            `video_index` (B,), `short_side` (B,), `clip_index` and `aug_index` (B, V), `failures` of what could not be
-            read, and what `score` wants.
+            `video_index` (B,), `short_side` and `sample_aspect_ratio` (B,), `clip_index` and `aug_index` (B, V),
+            `failures` of what could not be read, and what `score` wants.
         score: Batch -> (B, V, K) of every view.
         num_videos: Videos listed, over all processes.
         num_scores: K.
@@ -73,13 +75,13 @@ def evaluate(
     Raises:
         RuntimeError: A video was not seen exactly once, or not with each of its views.
     """
-    # A row is what `_sums` returns, the number of views, and the short side. Every process fills its own rows, so the
-    # sum over processes is exact.
+    # A row is what `_sums` returns, the number of views, the short side, and the sample aspect ratio. Every process
+    # fills its own rows, so the sum over processes is exact.
     table = torch.zeros(num_videos, row_width(num_scores, num_clips), device=fabric.device)
     done = np.empty(0, dtype=np.int64)
     if journal is not None and fabric.is_global_zero:
         done, rows = journal.rows()
-        whole = rows[:, -2] == num_views  # a machine that went down may leave zeros
+        whole = rows[:, -3] == num_views  # a machine that went down may leave zeros
         done, rows = done[whole], rows[whole]
         table[torch.from_numpy(done)] = torch.from_numpy(rows).to(table)
         if len(done):
@@ -97,7 +99,8 @@ def evaluate(
                 views = torch.tensor(
                     [_distinct(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)]
                 )
-                added = torch.cat((sums, torch.stack((views, batch["short_side"]), dim=1).to(sums)), dim=1)
+                facts = torch.stack((views, batch["short_side"], batch["sample_aspect_ratio"]), dim=1)
+                added = torch.cat((sums, facts.to(sums)), dim=1)
                 table[index.to(fabric.device)] += added
                 if journal is not None:
                     journal.add(index.numpy(), added.cpu().numpy())
@@ -115,23 +118,24 @@ def evaluate(
     table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))
     shares = [fabric.broadcast(failures, src=rank) for rank in range(fabric.world_size)]
     failures = dict(sorted(item for share in shares for item in share.items()))
-    wanted = torch.full_like(table[:, -2], num_views)
+    sums, facts = table.split([table.shape[1] - 3, 3], dim=1)
+    wanted = torch.full_like(facts[:, 0], num_views)
     wanted[list(failures)] = 0
-    if not torch.equal(table[:, -2], wanted):
-        wrong = (table[:, -2] != wanted).nonzero().flatten().tolist()
+    if not torch.equal(facts[:, 0], wanted):
+        wrong = (facts[:, 0] != wanted).nonzero().flatten().tolist()
         raise RuntimeError(f"{len(wrong)} videos were not scored exactly once with {num_views} views: {wrong[:5]}")
-    short_sides = table[:, -1].long().cpu().numpy()
+    stored = facts[:, 1].long().cpu().numpy(), facts[:, 2].cpu().numpy()
     if num_clips is None:
-        return Scores((table[:, :-2] / num_views).cpu().numpy(), short_sides, failures)
-    sums, high, low = table[:, :-2].split([num_clips * num_scores, 2 * num_clips, 2 * num_clips], dim=1)
+        return Scores((sums / num_views).cpu().numpy(), *stored, failures)
+    sums, high, low = sums.split([num_clips * num_scores, 2 * num_clips, 2 * num_clips], dim=1)
     means = (sums / (num_views // num_clips)).unflatten(1, (num_clips, num_scores)).cpu().numpy()
     spans = high.cpu().double().add(low.cpu()).unflatten(1, (num_clips, 2)).numpy().round(9)
-    return Scores(means, short_sides, failures, spans)
+    return Scores(means, *stored, failures, spans)
 
 
 def row_width(num_scores: int, num_clips: int | None = None) -> int:
     """Return how many numbers a video has in the journal of `evaluate`."""
-    return (num_scores if num_clips is None else num_clips * (num_scores + 4)) + 2
+    return (num_scores if num_clips is None else num_clips * (num_scores + 4)) + 3
 
 
 def _sums(scores: Tensor, batch: Mapping[str, Any], num_clips: int | None) -> Tensor:

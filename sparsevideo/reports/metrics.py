@@ -226,9 +226,10 @@ def save_reliability_diagram(path: str | Path, panels: Mapping[str, Sequence[Map
 def save_learning_curves(
     path: str | Path, runs: Mapping[str, str | Path], chance: Mapping[str, float] | None = None
 ) -> None:
-    """Draw runs side by side: training loss on the left, validation accuracy on the right.
+    """Draw runs side by side: training and validation loss on the left, validation accuracy on the right.
 
-    The loss is drawn twice: as it was logged, light, and as its running mean over a twentieth of the run.
+    The training loss is drawn twice: as it was logged, light, and as its running mean over a twentieth of the run. The
+    validation loss is dashed; logs of earlier versions have none.
 
     Args:
         path: The PNG file to write; its folder must exist.
@@ -246,11 +247,14 @@ def save_learning_curves(
         colour = f"C{index}"
         steps, loss = _column(train, "step"), _column(train, "loss")
         left.plot(steps, loss, color=colour, alpha=0.25, linewidth=1)
-        left.plot(steps, _running_mean(loss, max(1, len(loss) // 20)), color=colour, label=name)
+        left.plot(steps, _running_mean(loss, max(1, len(loss) // 20)), color=colour, label=f"{name}, training")
+        if losses := [record for record in val if "loss" in record]:
+            style: dict[str, Any] = {"color": colour, "linestyle": "--", "marker": "o", "markersize": 3.5}
+            left.plot(_column(losses, "step"), _column(losses, "loss"), label=f"{name}, validation", **style)
         right.plot(_column(val, "step"), _column(val, "top1"), color=colour, marker="o", markersize=3.5, label=name)
         if chance and name in chance:
             right.axhline(chance[name], color=colour, linestyle=":", linewidth=1)
-    left.set(title="Training loss", ylim=(0, None))
+    left.set(title="Loss", ylim=(0, None))
     right.set(title="Validation top-1, %" + (" (dotted: chance)" if chance else ""), ylim=(0, 102))
     for axes in (left, right):
         axes.set(xlabel="optimizer step", xlim=(0, None))

@@ -1,5 +1,6 @@
 """Videos that say on every frame which one it is."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -35,11 +36,14 @@ def write_numbered(
     height: int = 64,
     width: int = 64,
     pix_fmt: str = "yuv420p",
+    ratio: str = "",
 ) -> None:
-    """Write a numbered video; `irregular`: with a variable frame rate."""
+    """Write a numbered video; `irregular`: with a variable frame rate; `ratio`: its sample aspect ratio."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        if ratio:
+            stream.codec_context.sample_aspect_ratio = Fraction(ratio)
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, height, width), format="rgb24")
             if irregular:

@@ -64,6 +64,7 @@ def test_training_item(records: Records) -> None:
     rest = {key: item[key] for key in item if key != "video"}
     assert rest == {
         "label": 1, "clip_index": 0, "aug_index": 0, "video_index": 2, "video_name": "b/2.mp4", "failures": [],
+        "sample_aspect_ratio": 1.0,
     }  # fmt: skip
 
 
@@ -278,6 +279,28 @@ def test_short_side_is_scaled_while_decoding(records: Records) -> None:
     assert item["video"].shape == sharp["video"].shape
     assert not torch.equal(item["video"], sharp["video"])
     assert frame_numbers(item["video"][0]) == frame_numbers(sharp["video"][0])
+
+
+def test_pixels_are_made_square_in_training_and_in_tests(tmp_path: Path) -> None:
+    """Crops of a file with pixels of 3:2 are those of a file that has been stored as it is shown."""
+    for folder, width, ratio in (("tall", 48, "3/2"), ("shown", 72, "")):
+        (tmp_path / folder / "a").mkdir(parents=True)
+        for index in range(2):
+            write_numbered(tmp_path / folder / f"a/{index}.mp4", 30, height=48, width=width, ratio=ratio)
+    tall, shown = (read_records(tmp_path / folder, kind="video") for folder in ("tall", "shown"))
+    crop = TrainTransform(48, scale=(0.3, 1.0), ratio=(0.75, 1.5))
+    for make, changes in ((reading, {"transform": crop}), (viewing, {"crops": 3}), (viewing, {"share_stem": True})):
+        stored, square = (make(tall, square_pixels=square, **changes)[1] for square in (False, True))
+        truth = make(shown, **changes)[1]
+        assert [each["sample_aspect_ratio"] for each in (stored, square, truth)] == [1.5, 1.5, 1.0]
+        assert square["video"].shape == truth["video"].shape
+        if stored["video"].shape != truth["video"].shape:  # whole frames
+            assert "share_stem" in changes
+            continue
+        square_apart, stored_apart = (
+            (each["video"].int() - truth["video"].int()).abs().float().mean() for each in (square, stored)
+        )
+        assert 2 * square_apart < stored_apart
 
 
 def test_in_training_bad_files_are_replaced_by_the_next(damaged: Records) -> None:

@@ -2,18 +2,24 @@
 
 import gc
 import io
+import shutil
+import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from numbered import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
 
 from sparsevideo.data import decode
 from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames, read_image
+from sparsevideo.data.pixels import format_ratio, scaled
 from sparsevideo.data.video import _ANY_METADATA
 
 DECODERS = ("pyav", "torchcodec", "decord")
@@ -230,6 +236,99 @@ def test_short_side(tmp_path: Path) -> None:
         frames = read_frames(tmp_path / f"{name}.mp4", [7, 2], short_side=32)
         assert frames.shape == (2, *shape, 3)
         assert numbers(frames) == [7, 2]
+
+
+def write_wide_pixels(path: Path, ratio: str, *, codec: str = "libx264", stream: str = "", angle: int = 0) -> None:
+    """Write eight frames of 48 x 80 whose sample aspect ratio is `ratio`; the H.264 stream may say another."""
+    plain = path.with_name(f"plain{path.suffix}")
+    with av.open(str(plain), "w") as writer:
+        made = writer.add_stream(codec, rate=25, options={"g": "4", "bf": "0", "qmin": "1", "qmax": "2"})
+        made.height, made.width, made.pix_fmt = 48, 80, "yuv420p"
+        made.codec_context.sample_aspect_ratio = Fraction(ratio)
+        for number in range(8):
+            image = numbered_frame(number, 48, 80)
+            image[..., 0] = np.linspace(0, 255, 80).astype(np.uint8)
+            writer.mux(made.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        writer.mux(made.encode())
+    with av.open(str(plain)) as reader, av.open(str(path), "w") as writer:
+        source = reader.streams.video[0]
+        copy = writer.add_stream_from_template(source)
+        if angle:
+            copy.set_display_rotation(angle)
+        name = f"h264_metadata=sample_aspect_ratio={stream}" if stream else "null"
+        change = BitStreamFilterContext(name, source, copy)
+        for packet in (packet for packet in reader.demux(video=0) if packet.size):
+            for changed in change.filter(packet):
+                changed.stream = copy
+                writer.mux(changed)
+
+
+# file, sample aspect ratio, height and width where pixels are square; stored are 48 and 80
+SHAPES = {
+    "pasp": ("mp4", {"ratio": "16/15"}, "16:15", (48, 85)),
+    "pasp before the codec's": ("mp4", {"ratio": "64/45", "stream": "1/1"}, "64:45", (48, 114)),
+    "DisplayWidth": ("mkv", {"ratio": "40/33"}, "40:33", (48, 97)),
+    "H.264 in a transport stream": ("ts", {"ratio": "1/1", "stream": "4/3"}, "4:3", (48, 107)),
+    "MPEG-2": ("mpg", {"ratio": "16/15", "codec": "mpeg2video"}, "16:15", (48, 85)),
+    "MPEG-4": ("avi", {"ratio": "16/11", "codec": "mpeg4"}, "16:11", (48, 116)),
+    "tall pixels": ("mov", {"ratio": "1/2"}, "1:2", (48, 40)),
+    "turned": ("mp4", {"ratio": "16/15", "angle": 90}, "16:15", (85, 48)),
+    "turned the other way": ("mov", {"ratio": "1/2", "angle": 270}, "1:2", (40, 48)),
+    "upside down": ("mp4", {"ratio": "3/2", "angle": 180}, "3:2", (48, 120)),
+    "square": ("mp4", {"ratio": "1/1"}, "1:1", (48, 80)),
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_pixels_are_scaled_to_squares_as_ffmpeg_does(kind: str, decoder: str, tmp_path: Path) -> None:
+    suffix, how, ratio, shape = SHAPES[kind]
+    path = tmp_path / f"video.{suffix}"
+    write_wide_pixels(path, **how)
+    with open_video(path, needs(decoder)) as video:
+        stored, square = (video.read([5, 0], square_pixels=square) for square in (False, True))
+        assert format_ratio(video.sample_aspect_ratio) == format_ratio(video.info.sample_aspect_ratio) == ratio
+        turns = how.get("angle", 0) // 90
+        assert stored.shape[1:3] == video.stored_size == ((80, 48) if turns % 2 else (48, 80))
+        assert (video.info.height, video.info.width) == video.stored_size
+        assert square.shape == (2, *shape, 3) and numbers(np.rot90(square, -turns, axes=(1, 2))) == [5, 0]
+        for short_side in (24, 100):
+            small = video.read([5], short_side, square_pixels=True)
+            other = round(short_side * max(shape) / min(shape))
+            assert min(small.shape[1:3]) == short_side and abs(max(small.shape[1:3]) - other) <= 1
+            assert (small.shape[1] < small.shape[2]) == (shape[0] < shape[1])
+            once = scaled(stored[0], small.shape[1:3])  # two resizes would be softer
+            np.testing.assert_array_equal(small[0], once)
+    np.testing.assert_array_equal(read_frames(path, [5, 0], square_pixels=True, decoder=decoder), square)
+    if not (ffmpeg := shutil.which("ffmpeg")):
+        pytest.skip("the ffmpeg command, against which pixels are compared, is absent")
+    command = [ffmpeg, "-v", "error", "-noautorotate", "-i", path, "-vf", "scale=iw*sar:ih:flags=bilinear"]
+    done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True)
+    height, width = (shape[1], shape[0]) if turns % 2 else shape
+    truth = np.frombuffer(bytearray(done.stdout), np.uint8)
+    width = len(truth) // (8 * height * 3)  # ffmpeg rounds down
+    assert abs(width - (shape[0] if turns % 2 else shape[1])) <= 1
+    truth = scaled(np.rot90(truth.reshape(8, height, width, 3)[5], turns), shape)
+    assert np.abs(truth.astype(int) - square[0]).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("stated", "ratio"),
+    [
+        *[((1, 1000), 1), ((1000, 1), 1), ((5, 1), 1), ((4, 1), 4), ((1, 4), 0.25), ((0, 1), 1), ((1, 0), 1)],
+        *[((-4, 3), 1), ((2**31 - 1, 2**31 - 2), 1), ((5120, 5127), Fraction(731, 732))],
+    ],
+)
+def test_impossible_ratios_are_unknown_ones(stated: tuple[int, int], ratio: float, tmp_path: Path) -> None:
+    """Beyond 4:1 or 1:4; the codec's own is square."""
+    write_wide_pixels(tmp_path / "video.mp4", "4/3", stream="1/1")
+    content = bytearray((tmp_path / "video.mp4").read_bytes())
+    at = content.index(b"pasp") + 4
+    content[at : at + 8] = struct.pack(">ii", *stated)
+    (tmp_path / "video.mp4").write_bytes(content)
+    with open_video(tmp_path / "video.mp4") as video:
+        assert video.sample_aspect_ratio == ratio
+        assert video.read([0], square_pixels=True).shape == (1, 48, round(80 * ratio), 3)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

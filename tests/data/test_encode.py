@@ -1,12 +1,14 @@
 """What is written is what was given: the same frames, at the same times, whole or not at all."""
 
 import logging
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from numbered import REAL, numbered_frame, read_number, write_numbered
+from test_decode import remux
 
 from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames
 from sparsevideo.data.encode import resize_video, write_video
@@ -113,6 +115,17 @@ def test_a_copy_is_upright_and_silent(tmp_path: Path) -> None:
     with av.open(str(turned)) as before, av.open(str(tmp_path / "copy.mp4")) as after:
         assert [stream.type for stream in before.streams] == ["video", "audio"]
         assert [stream.type for stream in after.streams] == ["video"]
+
+
+@pytest.mark.parametrize(("rotation", "ratio"), [(0, Fraction(16, 15)), (90, Fraction(15, 16))])
+def test_a_copy_is_shown_in_the_same_shape(rotation: int, ratio: Fraction, tmp_path: Path) -> None:
+    write_numbered(tmp_path / "plain.mp4", 4, height=96, width=120, ratio="16/15")
+    remux(tmp_path / "plain.mp4", tmp_path / "source.mp4", rotation=rotation)
+    resize_video(tmp_path / "source.mp4", tmp_path / "copy.mp4", 48)
+    assert probe(tmp_path / "source.mp4").sample_aspect_ratio == Fraction(16, 15)
+    copy = probe(tmp_path / "copy.mp4")  # upright
+    assert copy.sample_aspect_ratio == ratio
+    assert (copy.height, copy.width) == ((60, 48) if rotation else (48, 60))
 
 
 def test_a_damaged_video_is_copied_as_far_as_it_decodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

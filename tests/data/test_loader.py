@@ -49,6 +49,25 @@ def test_weighted_draws_are_in_proportion_and_the_same_for_any_split_and_resumpt
             EpochSampler(40, 8, **wrong)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_names_one_file_whose_pixels_are_not_square(
+    num_workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, from the main process, where the log file is."""
+    (tmp_path / "a").mkdir()
+    for index, ratio in enumerate(("", "16/15", "16/15")):
+        write_numbered(tmp_path / f"a/{index}.mp4", 8, ratio=ratio)
+    records = read_records(tmp_path, kind="video")
+    for square_pixels in (False, True):
+        how = {"num_frames": 2, "frame_stride": 2, "transform": TrainTransform(32), "square_pixels": square_pixels}
+        sampler = EpochSampler(3, 1, shuffle=False)
+        list(islice(train_loader(VideoDataset(records, **how), sampler, num_workers=num_workers), 6))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "a/1.mp4: has pixels that are not square (16:15), and is read as it is stored, as are all such files;"
+        " data.square_pixels scales them"
+    ]
+
+
 def test_an_epoch_sees_every_sample_once_but_the_last_few() -> None:
     sampler = EpochSampler(23, 4, seed=1)
     assert sampler.steps_per_epoch == 5

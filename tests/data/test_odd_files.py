@@ -1,6 +1,7 @@
 """Whole files that say something in an unusual place: all decoders give the frames of plain decoding."""
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
-from numbered import read_number, write_numbered
-from PIL import Image
+from av.video.frame import PictureType
+from numbered import numbered_frame, read_number, write_numbered
+from PIL import Image, features
 from test_decode import DECODERS, needs, numbers, remux
 
 from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames
+from sparsevideo.data.video import _PYAV
 
 
 def plain_numbers(path: Path) -> list[int]:
@@ -255,25 +258,115 @@ def test_the_range_of_gray(codec: str, pix_fmt: str, levels: str, decoder: str, 
     assert np.abs(frames[0, 30, [10, 50]].astype(int) - [[0] * 3, [255] * 3]).max() <= 1
 
 
-class _Unseekable:
-    """A container that refuses to seek, as Matroska does with VC-2."""
-
-    def __init__(self, container: av.container.InputContainer) -> None:
-        self._container = container
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._container, name)
-
-    def seek(self, *args: object, **how: object) -> None:
-        raise av.PermissionError(1, "Operation not permitted")
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_seek_that_the_container_refuses(decoder: str, tmp_path: Path) -> None:
+    """Matroska does with VC-2: all is read from the start."""
+    path = tmp_path / "video.mkv"
+    write_numbered(path, 20, codec=needs_encoder("vc2"), options={"strict": "experimental", "b": "2M"})
+    with av.open(str(path)) as container, pytest.raises(av.PermissionError):
+        container.seek(400, stream=container.streams.video[0])
+    assert plain_numbers(path) == list(range(20))
+    assert_frames(path, list(range(20)), decoder)
 
 
-def test_a_seek_that_the_container_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_numbered(tmp_path / "video.mkv", 40, options={"g": "12", "bf": "2"})
-    needs("pyav")
-    opened = av.open
-    monkeypatch.setattr("sparsevideo.data.video.av.open", lambda *args, **how: _Unseekable(opened(*args, **how)))
-    assert_frames(tmp_path / "video.mkv", list(range(40)), "pyav")
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("num_frames", [2, 30])
+@pytest.mark.parametrize("writer", ["FFmpeg", "Pillow"])
+def test_of_an_avif_file_the_sequence_is_read(writer: str, num_frames: int, decoder: str, tmp_path: Path) -> None:
+    """Not the still picture, which is its first stream."""
+    path = tmp_path / "video.avif"
+    if writer == "FFmpeg":
+        write_numbered(path, num_frames, codec=needs_encoder("libsvtav1"), options={"g": "12", "preset": "12"})
+    elif not features.check("avif"):
+        pytest.skip("this Pillow does not write AVIF")
+    else:
+        first, *rest = (Image.fromarray(numbered_frame(number)) for number in range(num_frames))
+        first.save(path, save_all=True, append_images=rest, duration=40, quality=90)
+    with av.open(str(path)) as container:
+        assert [stream.frames for stream in container.streams.video] == [1, num_frames]
+    assert_frames(path, list(range(num_frames)), decoder)
+
+
+def needs_encoder(name: str) -> str:
+    if name not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {name}")
+    return name
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", ["gif", "apng", "webp"])
+def test_animated_images(suffix: str, decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / f"video.{suffix}"
+    first, *rest = (Image.fromarray(numbered_frame(number)) for number in range(12))
+    how = {"lossless": True} if suffix == "webp" else {}
+    kind = "png" if suffix == "apng" else suffix
+    first.save(path, kind, save_all=True, append_images=rest, duration=40, **how)
+    if suffix == "webp" and _PYAV < 19:
+        with pytest.raises(
+            DecodeError, match=r"video\.webp: does not decode \(.*; animated WebP needs PyAV 19 or newer\)"
+        ):
+            read_frames(path, [0], decoder=needs(decoder))
+        pytest.skip("PyAV before 19 does not decode animated WebP")
+    assert_frames(path, list(range(12)), decoder)
+
+
+def write_late_pyramid(path: Path, start: str, num_frames: int = 80, *, states_delay: bool) -> None:
+    """Write H.264 that has frames of the types `start`, in turn, up to frame 39, and a B-pyramid behind."""
+    source = path.with_name(f"source{path.suffix}")
+    options = {"threads": "1", "x264-params": "keyint=24:bframes=3:b-pyramid=2:b-adapt=0:scenecut=0"}
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            if number < 40:
+                frame.pict_type = PictureType[start[number % len(start)]]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = source.read_bytes()
+    if not states_delay:
+        with av.open(str(source)) as container:
+            header = bytes(container.streams.video[0].codec_context.extradata)
+        sps = header[8 : 8 + int.from_bytes(header[6:8], "big")]
+        assert content.count(sps) == 1
+        content = content.replace(sps, without_delay(sps))
+    path.write_bytes(content)
+
+
+def without_delay(sps: bytes) -> bytes:
+    """Take `bitstream_restriction` out of x264's H.264 sequence parameter set, as some cameras' have none."""
+    bits = "".join(f"{byte:08b}" for byte in sps.replace(b"\0\0\3", b"\0\0"))
+    code = "(1|01.|001..|0001...)"  # Exp-Golomb
+    found = re.search(f"11{code * 6}10*$", bits)
+    assert found
+    bits = bits[: found.start()] + "01"
+    content = int(bits.ljust(-len(bits) // 8 * -8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    content = re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", content)
+    assert len(content) <= len(sps)
+    return content.ljust(len(sps), b"\0")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("states_delay", [True, False])
+@pytest.mark.parametrize("start", ["P", "PB"])
+def test_b_frames_that_begin_late(start: str, states_delay: bool, suffix: str, decoder: str, tmp_path: Path) -> None:
+    """FFmpeg learns on the way how many frames wait for their turn, and by itself loses some there."""
+    path = tmp_path / f"video.{suffix}"
+    if suffix == "ts":
+        write_late_pyramid(tmp_path / "video.mp4", start, states_delay=states_delay)
+        remux(tmp_path / "video.mp4", path)
+    else:
+        write_late_pyramid(path, start, states_delay=states_delay)
+    if suffix == "mkv":
+        assert (plain_numbers(path) == list(range(80))) == states_delay
+    assert_frames(path, list(range(80)), decoder)
+    with open_video(path, "pyav", verify=True) as video:  # as a scan does
+        table = video.table
+        assert video.num_frames == 80 and table is not None and (table.step > 0) == (suffix != "ts")
+    with open_video(path, decoder, table=table) as video:
+        for index in (79, 40, 3, 41, 66):
+            assert numbers(video.read([index])) == [index]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "flv", "ts", "mp4"])

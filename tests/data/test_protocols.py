@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numbered import read_number, write_numbered
 
 from sparsevideo import config
+from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
+from sparsevideo.data.records import read_records
 from sparsevideo.data.transforms import TestTransform
 
 CROPS = json.loads(Path(__file__).with_name("crops.json").read_text())
@@ -26,6 +30,36 @@ def test_frames_are_those_of_the_code_base(protocol: str) -> None:
             header = header._replace(duration=duration)
         chosen = protocol_clips(protocol, total, num_frames, frame_stride, num_clips, header, target_fps)
         assert chosen.tolist() == clips, (total, num_frames, frame_stride, num_clips, fps, target_fps)
+
+
+@pytest.mark.parametrize("target_fps", [None, 15.0])
+def test_a_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
+    tmp_path: Path, target_fps: float | None
+) -> None:
+    """PySlowFast's formula, written here once more, of the frames of the segment alone, at 25 frames per second."""
+    segments = [(20, 77), (31, 36), (0, 120)]
+    write_numbered(tmp_path / "a.mp4", 120)
+    rows = "".join(f"a.mp4,x,{start},{stop}\n" for start, stop in segments)
+    (tmp_path / "list.csv").write_text(f"path,label,start_frame,stop_frame\n{rows}")
+    records = read_records(tmp_path, "list.csv", kind="video")
+    settings = {"num_frames": 4, "frame_stride": 6, "num_clips": 3, "target_fps": target_fps}
+
+    def choose(convention: str, index: int) -> list[list[int]]:
+        dataset = VideoDataset(records, transform=TestTransform(64), convention=convention, **settings)
+        views = dataset[index]["video"].permute(0, 2, 3, 4, 1).numpy()  # (clips, T, H, W, 3)
+        return [[read_number(frame) for frame in view] for view in views]
+
+    for index, (start, stop) in enumerate(segments):
+        chosen = choose("slowfast", index)
+        span, total = 4 * 6 / (target_fps or 30) * 25, stop - start
+        first = [max(total - span, 0) * clip / 3 for clip in range(3)]
+        positions = [torch.linspace(f, f + span - 1, 4).clamp(0, total - 1).long() for f in first]
+        assert chosen == [(start + position).tolist() for position in positions]
+        assert start <= min(map(min, chosen)) and max(map(max, chosen)) < stop
+        # This one chooses by the duration, which is that of the segment too.
+        in_time = protocol_clips("pytorchvideo", total, 4, 6, 3, Header.usual(total, 25), target_fps)
+        assert choose("pytorchvideo", index) == (start + in_time).tolist()
+    assert len({tuple(clip) for clip in chosen}) == 3
 
 
 def test_every_recorded_protocol_is_offered() -> None:

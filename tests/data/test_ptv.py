@@ -14,11 +14,13 @@ import av
 import pytest
 import torch
 from numbered import REAL, read_number, write_numbered
+from test_shards import write_tar
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from sparsevideo.data import ptv
 from sparsevideo.data.decode import _say_once
 from sparsevideo.data.ptv import kinetics, labeled_video_dataset, make_clip_sampler
+from sparsevideo.data.shards import read_shards
 
 T = 8
 Item = dict[str, Any]
@@ -428,3 +430,16 @@ def test_all_names_that_a_pipeline_needs_are_here() -> None:
     names = "ApplyTransformToKey ShortSideScale RandomShortSideScale UniformCropVideo MixUp AugMix Div255 Permute"
     for name in names.split():
         assert getattr(ptv, name).__module__.startswith("pytorchvideo.transforms")
+
+
+def test_videos_in_tar_shards_are_those_of_files(made: list[Path], tmp_path: Path) -> None:
+    members = [(f"{i}/{file.name}", file.read_bytes()) for i, file in enumerate(made)]
+    members += [(f"{i}/{file.stem}.cls", b"1") for i, file in enumerate(made)]
+    write_tar(tmp_path / "a.tar", members)
+    args = (make_clip_sampler("uniform", 0.4), SequentialSampler)
+    files = list(ptv.LabeledVideoDataset([(str(file), {"label": 1}) for file in made], *args, num_frames=4))
+    shards = list(ptv.LabeledVideoDataset(read_shards(tmp_path, "a.tar", kind="video"), *args, num_frames=4))
+    assert len(files) == len(shards) > len(made)
+    for ours, theirs in zip(files, shards, strict=True):
+        assert torch.equal(ours["video"], theirs["video"])
+        assert (ours["video_name"], ours["label"]) == (theirs["video_name"], theirs["label"])

@@ -159,7 +159,7 @@ def test_list_files(root: Path, text: str) -> None:
 
 
 def test_labels_after_a_comma_or_a_tab_may_hold_spaces(root: Path) -> None:
-    for separator in ",\t":
+    for separator in (",", "\t", "\t "):
         (root / "list").write_text(f"{RIGHT_A}{separator}riding a bike\n{RIGHT_B}{separator}ironing\n")
         assert read_records(root, "list", kind="video").classes == ("ironing", "riding a bike")
 
@@ -207,8 +207,11 @@ def test_a_header_may_use_the_usual_names(root: Path, header: str) -> None:
     ("columns", "message"),
     [
         ("path,label,begin,finish", "unknown column 'begin, finish'; remove it, or name the columns path, label"),
-        ("path,label,start_s,stop_frame", "one end of a segment is in seconds, the other in frames"),
-        ("path,label,Label", "column 'label' is there twice"),
+        (
+            "path,label,start_s,stop_frame",
+            "one end of a segment is in seconds, the other in frames; give both in one unit",
+        ),
+        ("path,label,Label", "column 'label' is there twice; keep one of them"),
         ("label,start", "no column names the file, among 'label, start'; name the columns path"),
         ("path,verb,noun", "no column is the label; set data.label_column to one of verb, noun"),
     ],
@@ -239,8 +242,25 @@ def test_epic_kitchens_segments_are_those_of_its_time_stamps(tmp_path: Path) -> 
     nouns = read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="noun_class")
     assert nouns.labels.tolist() == [3, 114]
     touch(tmp_path, "copy/P01_01.mp4")
-    with pytest.raises(ValueError, match=r"line 2: P01/videos/P01_01\.MP4 and copy/P01_01\.mp4 are both its file"):
+    with pytest.raises(
+        ValueError, match=r"line 2: P01/videos/P01_01\.MP4 and copy/P01_01\.mp4 are both its file; keep one of them"
+    ):
         read_records(tmp_path, "EPIC_100_train.csv", kind="video", label_column="verb")
+
+
+def test_a_label_column_that_is_not_there_is_refused(root: Path) -> None:
+    rows = json.dumps({"path": RIGHT_A, "label": 1})
+    for text in (f"path,label\n{RIGHT_A},1", f"{RIGHT_A},1", f"{RIGHT_A} 1", rows):
+        (root / "list").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"list, line 1: no column Verb, which data\.label_column names; there are path, label$"
+        ):
+            read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"my file,Verb\n{RIGHT_A},1")
+    with pytest.raises(ValueError, match="list, line 1: unknown column 'my file'; remove it, or"):
+        read_records(root, "list", kind="video", label_column="Verb")
+    (root / "list").write_text(f"path,VERB\n{RIGHT_A},1")
+    assert read_records(root, "list", kind="video", label_column="Verb").labels.tolist() == [1]
 
 
 def test_frames_are_kept_as_frames(root: Path) -> None:
@@ -248,6 +268,10 @@ def test_frames_are_kept_as_frames(root: Path) -> None:
     records = read_records(root, "list", kind="video")
     assert records.in_frames and records.spans is not None and records.spans.tolist() == [[0, 50], [50, np.inf]]
     assert records.frame_range(1, 60) == range(50, 60)
+    with pytest.raises(ValueError, match="no frame in the segment; it starts at frame 50 of 50"):
+        records.frame_range(1, 50)
+    with pytest.raises(ValueError, match="the list gives no segments in frames"):
+        Records.build(root, ["a"], [RIGHT_A], [0]).frame_range(0, 60)
     (root / "list").write_text(f"path,label,start_frame,end_frame\n{RIGHT_A},a,0.5,50\n")
     with pytest.raises(ValueError, match=r"line 2: '0\.5' is not a frame index; write a whole number"):
         read_records(root, "list", kind="video")
@@ -260,6 +284,8 @@ def test_frames_are_kept_as_frames(root: Path) -> None:
 def test_json_arrays(root: Path) -> None:
     rows = [{"path": RIGHT_A, "label": "up", "start_s": 1}, {"path": RIGHT_B, "label": "down"}]
     pairs = [[RIGHT_A, "up"], [RIGHT_B, "down"]]
+    (root / "list.json").write_text("\n".join(map(json.dumps, pairs)))
+    assert table(read_records(root, "list.json", kind="video")) == [(RIGHT_A, 1), (RIGHT_B, 0)]
     for content, indent in ((rows, None), (rows, 2), (pairs, None), (pairs, 1)):
         (root / "list.json").write_text(json.dumps(content, indent=indent))
         records = read_records(root, "list.json", kind="video")
@@ -271,16 +297,25 @@ def test_json_arrays(root: Path) -> None:
     assert table(records) == [("somewhere/78687.webm", 0)] and records.classes == ("Holding something",)
     for content, message in (
         ([*rows, {"path": RIGHT_A}], "entry 3 of the JSON text: has no label"),
-        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'"),
+        ([*rows, 3], "entry 3 of the JSON text: must be a JSON object, got '3'; write one with path and label"),
         ([*rows, {"id": "a", "label": "up"}], "entry 3 of the JSON text: names its file by another key"),
-        ({"videos": rows}, "is one JSON object, not keyed by video ids"),
+        (
+            [*rows, rows[0] | {"split": "val"}],
+            "entry 3 of the JSON text: .* or only one of the two has a split; use the same keys for all",
+        ),
+        ({"a": {"annotations": 3}}, r"annotations of 'a' must be a label and a segment of two numbers, got '3'"),
+        ({"a": {"annotations": [{"label": "up", "segment": [1]}]}}, "annotations of 'a' must be .*; correct them"),
+        ({"videos": rows}, 'not keyed by video ids .*; write an array of records such as {"path": "a.mp4", "label": '),
         ([], "lists no files"),
     ):
         (root / "list.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
             read_records(root, "list.json", kind="video")
     (root / "list.json").write_text('[\n{"path": "a.mp4" "label": 1}\n]')
-    with pytest.raises(ValueError, match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it"):
+    with pytest.raises(
+        ValueError,
+        match=r"list\.json, line 2: not JSON \(Expecting ',' delimiter\); correct it: one array, or an object on",
+    ):
         read_records(root, "list.json", kind="video")
 
 
@@ -318,11 +353,12 @@ def test_lists_and_folders_without_labels(root: Path) -> None:
         records = read_records(root, "list", kind="video", labeled=False, classes=["up", "down"])
         assert table(records) == [(name, -1) for name in names] and records.classes == ("up", "down")
         with pytest.raises(
-            ValueError, match=r"list, (line|entry) \d.*: has no label; to train and to test, every file"
+            ValueError,
+            match=r"list, (line|entry) \d.*: has no label; to train .* needs one, such as `path,label` \(only",
         ):
             read_records(root, "list", kind="video")
     assert table(read_records(root, "new", kind="video", labeled=False)) == [(name, -1) for name in names]
-    with pytest.raises(ValueError, match=r"new: holds 1\.mp4 outside any class folder"):
+    with pytest.raises(ValueError, match=r"new: holds 1\.mp4 outside any class folder; put each video into <class>/"):
         read_records(root, "new", kind="video")
     (root / "list").write_text("new/1.mp4\nnew/4.mp4\n")
     with pytest.raises(FileNotFoundError, match=r"list, line 2: 1 of 2 listed files .*: new/4\.mp4"):
@@ -333,7 +369,8 @@ def test_lists_and_folders_without_labels(root: Path) -> None:
 def test_folders_that_are_splits_are_no_classes(tmp_path: Path) -> None:
     touch(tmp_path, "train/left/a.mp4", "train/right/a.mp4", "val/left/b.mp4")
     with pytest.raises(
-        ValueError, match=r"holds the folders train, val, which are splits, .* set data\.list to {split}"
+        ValueError,
+        match=r"holds the folders train, val, which are splits, not classes; set data\.list to {split}, or to one of",
     ):
         read_records(tmp_path, kind="video")
     touch(tmp_path, "vehicles/train/a.mp4", "vehicles/bus/a.mp4")
@@ -347,6 +384,32 @@ def test_class_names_in_another_unicode_form_are_one_class(tmp_path: Path) -> No
     assert records.classes == ("bar", composed) and sorted(records.labels.tolist()) == [0, 1, 1]
     (tmp_path / "list").write_text(f"train/bar/c.mp4,{decomposed}\ntrain/bar/c.mp4,{composed}\n")
     assert read_records(tmp_path, "list", kind="video", classes=["bar", decomposed]).labels.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_listed_paths_in_another_unicode_form_are_the_files_on_disk(
+    listed: str, stored: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lists from macOS have accents decomposed; folders may differ, too. What is there as it is listed comes first."""
+    names = ["a.mp4", "café/é.mp4", "café/b.mp4", "가/ü/Å.mp4"]
+    touch(tmp_path, *(unicodedata.normalize(stored, name) for name in names))
+    (tmp_path / "list").write_text("".join(f"{unicodedata.normalize(listed, name)},up\n" for name in names))
+    with caplog.at_level("INFO"):
+        records = read_records(tmp_path, "list", kind="video")
+    assert [records.name(index) for index in range(4)] == [unicodedata.normalize(stored, name) for name in names]
+    assert all(records.path(index).exists() for index in range(4))
+    assert "list: 3 listed paths differ from the disk in their Unicode normalization only" in caplog.text
+    touch(tmp_path, unicodedata.normalize(listed, names[1]))  # now both are there
+    assert read_records(tmp_path, "list", kind="video").name(1) == unicodedata.normalize(listed, names[1])
+    for name, error in (
+        (unicodedata.normalize(listed, "가/ü"), r"list, line 2: .* is a folder; list files, not folders"),
+        (unicodedata.normalize(listed, "가/ä.mp4"), r"list, line 2: 1 of 2 listed files are not in .*: .*mp4$"),
+        ("\u212b.mp4", r"list, line 2: 1 of 2 listed files are not in .*: .*mp4$"),
+    ):
+        touch(tmp_path, "\xc5.mp4", "A\u030a.mp4")  # two forms of the last name
+        (tmp_path / "list").write_text(f"a.mp4,up\n{name},up\n")
+        with pytest.raises((ValueError, FileNotFoundError), match=error):
+            read_records(tmp_path, "list", kind="video")
 
 
 def test_listed_folders_are_refused(root: Path) -> None:
@@ -380,9 +443,13 @@ def test_class_names_from_a_file(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["up\n\ndown\n", "up\nup\n", "1,up\n2,down\n", "0,up\n0,down\n", "id,name\n0\n"])
 def test_files_of_class_names_that_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(ValueError, match=r"names\.txt: a name is missing or there twice; write one class a line, or"):
+    with pytest.raises(
+        ValueError, match=r"names\.txt: a name is missing or there twice; write one class a line, or `id,name`"
+    ):
         read_class_names(tmp_path / "names.txt")
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file of class names; set data\.classes"):
+    with pytest.raises(
+        FileNotFoundError, match=r"gone\.txt: no such file of class names; set data\.classes to one, or to null$"
+    ):
         read_class_names(tmp_path / "gone.txt")
 
 
@@ -398,7 +465,8 @@ def test_what_there_is_to_learn_is_checked(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages.pop() == "1 of 3 classes have no file to train on: down"
     for classes in (["up"], ["up", "down"]):
         with pytest.raises(
-            ValueError, match="all 2 files to train on are of one class, up; a classifier needs at least"
+            ValueError,
+            match=r"up; a classifier needs at least two: see that data\.list names the .*, or a list with the labels",
         ):
             check_classes(records(classes, [0, 0]))
 
@@ -415,6 +483,12 @@ def test_a_split_column_chooses_the_rows(root: Path) -> None:
     assert table(read_records(root, "list", kind="video", split="test")) == [(RIGHT_B, 0)]
     with pytest.raises(ValueError, match="lists test, train together, and val is none of them"):
         read_records(root, "list", kind="video", split="val")
+    (root / "list").write_text("\n".join(json.dumps({"path": RIGHT_A, "label": 1, "split": fold}) for fold in (0, 1)))
+    with pytest.raises(
+        ValueError,
+        match="list: lists 0, 1 together, and None is none of them; correct its column of splits, or use a list of one",
+    ):
+        read_records(root, "list", kind="video")
 
 
 @pytest.mark.parametrize(
@@ -423,6 +497,7 @@ def test_a_split_column_chooses_the_rows(root: Path) -> None:
         json.dumps({"database": {f"v{i}": {"annotations": 3 * [{"label": "a" * 500}]} for i in range(500)}}),
         json.dumps([["78687" * 500, 0]] * 500),
         json.dumps({"x" * 5000: 1}),
+        f'{{"path": "{RIGHT_A}", "label": {"9" * 5000}}}',
         "x" * 5000,
         f"path,label\n{'x' * 5000},a\n",
         f"path,{'label' * 1000}\na,b\n",
@@ -495,14 +570,14 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"list\.txt: lists no files"),
+        ("", r"list\.txt: lists no files; write a line `path,label` for each"),
         ("path,label\n", r"list\.txt: lists no files"),
         (f"{RIGHT_A},right\n\n{RIGHT_B},right,3\n", r"list\.txt, line 3: must have a path and a label"),
         (f"{RIGHT_A},right\n{RIGHT_B},\n", r"list\.txt, line 2"),
         (f"path,label,fold\n{RIGHT_A},right,3\n{RIGHT_B}\n", r"list\.txt, line 3"),
         (f"{RIGHT_A} 1\nlonely.mp4\n", r"list\.txt, line 2: must have a path and a label, got 'lonely\.mp4'"),
         (f"{RIGHT_A} 1\n{RIGHT_A} 1700000000\n", r"list\.txt, line 2: 1700000000 is not a class number"),
-        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is not a class number; labels count from 0"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} -1\n", r"list\.txt, line 2: -1 is not a class number; labels count from 0 to 99999"),
         (f"{RIGHT_A},1,2\n", r"line 1: must have a path and a label, got .*; more columns need a header"),
         (
             f"path,label\n{RIGHT_A},right\n\nmy, clip.mp4,right\n",
@@ -510,24 +585,42 @@ def test_unknown_labels_show_both_sides(root: Path) -> None:
         ),
         (f'{RIGHT_A},right\n"{RIGHT_B},right\n{RIGHT_B},right\n', r"line 2: not a csv .* quote that is not closed"),
         ("dir/abc 163 7\ndir/def 20 0\n", r"line 1: 'dir/abc 163 7' ends in two numbers. Folders of frames"),
-        ("\na.mp4 1 3\n", r"line 2: .* several labels of one file are not supported"),
+        (
+            "\na.mp4 1 3\n",
+            r"line 2: .* several labels of one file are not supported; list the files themselves, as `path label`",
+        ),
         (
             f"path,label,start_s,end_s\n{RIGHT_A},a,,\n{RIGHT_A},a,3,3\n",
-            r"line 3: must have 0 <= start < end in seconds",
+            r"line 3: must have 0 <= start < end in seconds, got 3 and 3; correct the segment",
         ),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,-1,\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,nan,\n", "line 2: must have 0 <= start < end"),
         (f"path,label,start_s,end_s\n{RIGHT_A},a,0,nan\n", "line 2: must have 0 <= start < end"),
-        (f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n", "line 2: '0:10' is not a number of seconds"),
+        (
+            f"path,label,start_s,end_s\n{RIGHT_A},a,0:10,\n",
+            "line 2: '0:10' is not a number of seconds or HH:MM:SS; write it as one of them",
+        ),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}", "label": }}', "line 2: not JSON"),
-        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1]', "line 2: must be a JSON object"),
+        (f'{{"path": "{RIGHT_A}", "label": 1}}\n["{RIGHT_A}", 1, 2]', "line 2: must be a JSON object"),
         (f'{{"path": "{RIGHT_A}", "label": 1}}\n{{"path": "{RIGHT_A}"}}', "line 2: has no label"),
-        (f'{{"path": "{RIGHT_A}", "label": true}}', "line 1: must have a path and a label"),
+        (
+            f'{{"path": "{RIGHT_A}", "label": true}}',
+            "line 1: must have a path and a label, which is a name or a whole number, got .* True",
+        ),
         (f'{{"path": "{RIGHT_A}", "label": 1.5}}', "line 1: must have a path and a label"),
         (f'{{"path": "{RIGHT_A}", "label": 1, "start": [1]}}', r"line 1: '\[1\]' is not a number of seconds"),
         ('{"path": 3, "label": 1}', "line 1: must have a path and a label"),
         ('{\n"path": "a.mp4",\n"label": 1\n}', r"list\.txt: is one JSON object, not keyed by video ids"),
         (",\n,\n", r"list\.txt: lists no files"),
+        (f"{RIGHT_A} 1\n{RIGHT_A} {'9' * 5000}\n", r"list\.txt, line 2: 9+"),
+        (f'{{"path": "{RIGHT_A}", "label": {"9" * 5000}}}', r"line 1: not JSON \(Exceeds the limit"),
+        ("[" * 100_000, r"list\.txt, line 1: not JSON \(.*correct it: one array"),
+        (f'{{"path": "{RIGHT_A}", "label": 1, "start": true}}', "line 1: 'True' is not a number of seconds"),
+        (f"{RIGHT_A} 1\nvideos/../list.txt 0\n", r"line 2: the list names itself; remove the line"),
+        (
+            "label,youtube_id,start_frame\na,b,3\n",
+            "line 1: files of a youtube_id are cut to seconds, not to frames; name each by its path",
+        ),
         (f'{RIGHT_A},"right\n' + 20_000 * f"{RIGHT_B},right\n", "quote that is not closed"),
     ],
 )
@@ -539,7 +632,7 @@ def test_malformed_lists(root: Path, text: str, message: str) -> None:
 
 def test_lists_that_are_no_text(root: Path) -> None:
     (root / "list.txt").write_bytes(f"{RIGHT_A},left\n".encode() + b"caf\xe9.mp4,left\n")
-    with pytest.raises(ValueError, match=r"list\.txt, line 2: not text in UTF-8"):
+    with pytest.raises(ValueError, match=r"list\.txt, line 2: not text in UTF-8; save it as such, not compressed"):
         read_records(root, "list.txt", kind="video")
     for encoding in ("utf-16", "utf-16-le"):  # with a byte order mark, and without
         (root / "list.txt").write_text(f"{RIGHT_A},left\n", encoding=encoding)
@@ -553,6 +646,9 @@ def test_absent_files_are_counted_and_named(root: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"line 1: 5 of 6 listed files .*: gone/0\.mp4, gone/1\.mp4, gone/2\.mp4, \.\.\."
     ):
+        read_records(root, "list.txt", kind="video")
+    (root / "list.txt").write_text("videos\\train\\a.mp4,0\n")
+    with pytest.raises(FileNotFoundError, match=r"videos\\train\\a\.mp4; write / in place of \\$"):
         read_records(root, "list.txt", kind="video")
     caf = os.fsdecode(b"caf\xe9.mp4")
     (root / "list.txt").write_text("".join(json.dumps({"path": f"{n}/{caf}", "label": 0}) + "\n" for n in range(3)))
@@ -579,7 +675,10 @@ def test_missing_and_empty_places(root: Path) -> None:
         read_records(root, "tain", kind="video")
     with pytest.raises(FileNotFoundError, match=r"val: no such folder or list file; .* holds: nothing$"):
         read_records(root / ".void", "val", kind="video")
-    with pytest.raises(ValueError, match=r"empty: no video in it \(1 files with other endings: 1 \.md\); looked in"):
+    with pytest.raises(
+        ValueError,
+        match=r"empty: no video in it \(1 files with .*: 1 \.md\); looked in every <class>/, see docs/lists\.md for",
+    ):
         read_records(root, "videos/train/empty", kind="video")
     with pytest.raises(ValueError, match=r"left: holds my clip, 1\.avi outside any class folder"):
         read_records(root, "videos/train/left", kind="video")
@@ -734,7 +833,10 @@ def test_an_id_that_is_listed_twice_is_found_by_its_seconds_alone(tmp_path: Path
 def test_two_files_of_one_row_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "320p/a_000000_000010.mp4", "256p/a_000000_000010.mp4")
     (tmp_path / "k.csv").write_text(f"{HEADER}\ndance,a,0,10,train\n")
-    with pytest.raises(ValueError, match=r"k\.csv, line 2: 256p/a_\S+ and 320p/a_\S+ are both its file"):
+    with pytest.raises(
+        ValueError,
+        match=r"k\.csv, line 2: 256p/a_\S+ and 320p/a_\S+ are both its .*; keep one .*, or set data\.root to the",
+    ):
         read_records(tmp_path, "k.csv", kind="video")
 
 
@@ -811,7 +913,9 @@ def test_a_folder_that_cannot_be_read_stops(root: Path, monkeypatch: pytest.Monk
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(PermissionError, match=r"left: cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        PermissionError, match=r"left: cannot be read \(Permission denied\); its files would be missing"
+    ):
         read_records(root, "videos/train", kind="video")
 
 

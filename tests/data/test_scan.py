@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from numbered import write_numbered
 from test_children import interruptible
+from test_shards import write_tar
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
-from sparsevideo.data.decode import open_video
-from sparsevideo.data.index import stamp
+from sparsevideo.data.decode import DecodeError, open_video
+from sparsevideo.data.index import read_index, stamp
 from sparsevideo.data.scan import _locked
+from sparsevideo.data.shards import read_shards
 
 INDEX = "sparsevideo-index.jsonl"
 LATIN_1 = os.fsdecode(b"caf\xe9.mp4")  # a name that is no UTF-8
@@ -136,6 +138,33 @@ def test_everything_is_found_out(video: bytes, tmp_path: Path, capsys: pytest.Ca
         "most": "up",
         "videos": {"down": 1, "left": 0, "up": 2},  # "left" is a class of which nothing is left
     }
+
+
+def test_pixels_that_are_not_square_are_counted(
+    video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "a/1.mp4", "a/2.mp4", content=video)
+    assert scan(tmp_path) == OK
+    assert "square" not in capsys.readouterr().out
+    for name, ratio in (("a/3.mp4", "16/15"), ("b/4.mkv", "64/45"), ("b/5.mov", "16/15")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_numbered(tmp_path / name, 5, ratio=ratio)
+    assert scan(tmp_path) == OK
+    line = "3 of the good have pixels that are not square (16:15: 2, 64:45: 1), such as "
+    assert f"\n{line}" in (said := capsys.readouterr().out)
+    assert said.split(line)[1].split(";")[0] in ("a/3.mp4", "b/4.mkv", "b/5.mov")
+    index = tmp_path / INDEX
+    found = rows(index)
+    assert [found[name]["sample_aspect_ratio"] for name in ("a/1.mp4", "a/3.mp4", "b/4.mkv")] == [
+        "1:1",
+        "16:15",
+        "64:45",
+    ]
+    assert [found["a/3.mp4"][key] for key in ("height", "width")] == [64, 64]  # as stored
+    index.write_text("".join(line.replace(', "sample_aspect_ratio": "64:45"', "") for line in index.open()))
+    assert scan(tmp_path, "--json") == OK  # of an earlier version, so not known
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["sample_aspect_ratios"] == {"1:1": 2, "16:15": 2}
 
 
 def test_a_summary_of_any_shapes_lengths_and_places(
@@ -390,3 +419,35 @@ def test_a_mistyped_index_costs_nothing(video: bytes, tmp_path: Path) -> None:
     assert all(
         (tmp_path / f"notes{ending}").read_text() == "precious" for ending in (".txt", ".summary.json", ".bad.txt")
     )
+
+
+def test_videos_in_tar_shards_are_scanned(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their rows save the listing of frames and name the bad; archives beside videos or folders are left alone."""
+    good = [("a/0.mp4", video), ("a/0.cls", b"0"), ("1.mkv", video), ("1.cls", b"1")]
+    write_tar(tmp_path / "train/a.tar", good)
+    write_tar(tmp_path / "train/b.tar", [("2.mp4", video[:1000]), ("2.cls", b"0")])
+    write_tar(tmp_path / "train/torn.tar", good).write_bytes(b"torn")
+    write_tar(tmp_path / "train/notes.tar", [("notes.txt", b"")])
+    write_tar(tmp_path / "all.tar", good)
+    put(tmp_path, "clips/x/3.mp4", content=video)
+    write_tar(tmp_path / "clips/x/archive.tar", good)
+    for _ in range(2):  # the second time nothing is left to do
+        assert scan(tmp_path, "--json") == INCOMPLETE
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["files"], summary["good"], summary["bad"]) == (5, 3, 2)
+        assert summary["left_out"] == "3 files with other endings: 3 .tar"
+        assert summary["classes"]["clips"]["videos"] == {"x": 1} and "train" not in summary["classes"]
+    found = rows(tmp_path / INDEX)
+    assert found["train/a.tar/a/0.mp4"]["num_frames"] == found["train/a.tar/1.mkv"]["num_frames"] == 30
+    lines = (tmp_path / "sparsevideo-index.bad.txt").read_text().splitlines()
+    assert lines[0].startswith("train/b.tar/2.mp4\tdoes not decode (")
+    assert lines[1].startswith("train/torn.tar\tis torn or no tar file")
+    records = read_shards(tmp_path, "train/[ab].tar", kind="video")
+    index = read_index(tmp_path / INDEX, map(records.name, range(3)))
+    table = index.look(0, records.source(0))
+    assert table is not None and table.num_frames == 30
+    with pytest.raises(DecodeError, match=r"train/b\.tar/2\.mp4: marked bad by the scan"):
+        index.look(2, records.source(2))
+    os.utime(tmp_path / "train/a.tar")
+    assert index.look(0, records.source(0)) is None
+    assert "some files have changed since" in capsys.readouterr().err

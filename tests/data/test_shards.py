@@ -8,21 +8,23 @@ import logging
 import lzma
 import os
 import pickle
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numbered import REAL, numbered_frame
+from numbered import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
 
-from sparsevideo.data.datasets import ImageDataset
-from sparsevideo.data.decode import read_image
+from sparsevideo.data.datasets import ImageDataset, VideoDataset
+from sparsevideo.data.decode import DecodeError, Member, open_video, read_frames, read_image
 from sparsevideo.data.loader import EpochSampler, test_loader, train_loader
-from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.records import UNLABELED, Records, read_records
 from sparsevideo.data.shards import Shards, is_shards, read_shards
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
@@ -150,11 +152,13 @@ def test_real_images(tmp_path: Path) -> None:
 
 def test_shards_are_told_from_folders_and_lists(tmp_path: Path) -> None:
     write_tar(tmp_path / "flat/b.tar", samples(1))
+    write_tar(tmp_path / "videos/all.tar", samples(1))
+    (tmp_path / "videos/a.mp4").touch()
     write_tar(tmp_path / "mixed/n01.tar", samples(1))
     (tmp_path / "mixed/n01").mkdir()
     for listing in ("a.tar", "a-{0..3}.tar", "x/*.tar", "a.tar.gz", "a.tgz", "flat"):
         assert is_shards(tmp_path, listing), listing
-    for listing in ("mixed", "a.csv", "a.tar.csv", ".", "nowhere", "tar"):
+    for listing in ("mixed", "videos", "a.csv", "a.tar.csv", ".", "nowhere", "tar"):
         assert not is_shards(tmp_path, listing), listing
 
 
@@ -374,3 +378,158 @@ def test_a_shard_that_goes_away_is_a_file_that_cannot_be_read(tmp_path: Path) ->
     assert "a.tar/2.jpg: its shard has become shorter" in dataset[1]["failures"][0][2]
     path.unlink()
     assert "a.tar" in dataset[0]["failures"][0][2]
+
+
+@pytest.fixture(scope="module")
+def video_folders(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    """Videos of several containers, one of which does not decode."""
+    root = tmp_path_factory.mktemp("video_folders")
+    for number, ending in enumerate(("mp4", "mkv", "avi", "webm", "mp4", "TS")):
+        path = root / ["up", "down"][number % 2] / f"{number}.{ending}"
+        path.parent.mkdir(exist_ok=True)
+        codec = {"webm": "libvpx-vp9", "avi": "mpeg4", "TS": "mpeg2video"}.get(ending, "libx264")
+        write_numbered(path, 20 + number, codec=codec, options={"g": "7"})
+    (root / "up/6.mp4").write_bytes((root / "up/4.mp4").read_bytes()[:700])
+    return read_records(root, kind="video")
+
+
+@pytest.fixture(scope="module", params=["plain", "concat:a, b,,:%41"])
+def video_shards(request: pytest.FixtureRequest, video_folders: Records, tmp_path_factory) -> Shards:
+    """The same in shards, also in a folder whose name has a meaning in FFmpeg's URLs."""
+    root = tmp_path_factory.mktemp("video_shards") / request.param
+    shard_folders(video_folders, root, 2)
+    return read_shards(root, "train-*.tar", kind="video")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec", "decord"])
+def test_frames_are_those_of_the_extracted_video(video_folders: Records, video_shards: Shards, decoder: str) -> None:
+    if decoder != "pyav":
+        pytest.importorskip(decoder)
+    for index in range(len(video_folders)):
+        source, path = video_shards.source(index), video_folders.path(index)
+        assert isinstance(source, Member) and str(source) == str(video_shards.path(index))
+        if path.name == "6.mp4":
+            with pytest.raises(DecodeError, match=rf"^{re.escape(str(source))}: does not decode"), open_video(source):
+                pass
+            continue
+        with open_video(path, decoder) as ours, open_video(source, decoder) as theirs:
+            assert theirs.num_frames == ours.num_frames == 20 + int(path.stem)
+            assert theirs.info == ours.info and list(theirs.stamps) == list(ours.stamps)
+            np.testing.assert_array_equal(theirs.read([17, 3]), ours.read([17, 3]))
+            assert [read_number(frame) for frame in theirs.read([17, 3])] == [17, 3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_make_the_same_batches_of_videos(
+    video_folders: Records, video_shards: Shards, num_workers: int
+) -> None:
+    runs = []
+    for records in (video_folders, video_shards):
+        size = {"num_frames": 4, "frame_stride": 2}
+        train = VideoDataset(records, **size, transform=TrainTransform(24), seed=5)
+        test = VideoDataset(records, **size, transform=TestTransform(24, 3), num_clips=2)
+        loaders = (
+            train_loader(train, EpochSampler(len(train), 7, seed=5), num_workers=num_workers),
+            test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers),
+        )
+        runs.append([*islice(loaders[0], 2), *loaders[1]])
+    for ours, theirs in zip(*runs, strict=True):
+        for key in ("video", "label", "video_index"):
+            assert torch.equal(ours[key], theirs[key])
+        assert [failure[0] for failure in ours["failures"]] == [failure[0] for failure in theirs["failures"]]
+    (failure,) = [failure for batch in runs[1][2:] for failure in batch["failures"]]
+    assert failure[1].startswith("train-00000") and failure[1].endswith(".tar/6_6.mp4") and failure[1] in failure[2]
+    assert runs[1][0]["failures"]  # replaced in training, and named
+
+
+def test_a_relative_folder_may_be_called_as_a_protocol(
+    video_folders: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard_folders(video_folders, Path("concat:a"), 1)
+    shards = read_shards("concat:a", "train-000000.tar", kind="video")
+    assert read_number(read_frames(shards.source(0), [5])[0]) == 5
+
+
+def test_a_model_reads_its_kind_and_the_other_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    webp = io.BytesIO()
+    Image.fromarray(numbered_frame(1)).save(webp, "WEBP")
+    members = [
+        *samples(1, 2),
+        ("3.mp4", b"three"),
+        ("3.cls", b"1"),
+        ("3.webp", webp.getvalue()),  # a thumbnail
+        ("3.caf\udce9.mkv", b"another"),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # from the index, too
+        assert table(read_shards(tmp_path, "a.tar", kind="video")) == [("a.tar/3.mp4", 1)]
+        assert caplog.messages == [
+            f"{tmp_path}/a.tar: left out 4 files, not a sample's video: 2 .jpg, 1 .webp, 1 .caf\\xe9.mkv"
+        ]
+        caplog.clear()
+    assert table(read_shards(tmp_path, "a.tar")) == [("a.tar/1.jpg", 0), ("a.tar/2.jpg", 0), ("a.tar/3.webp", 1)]
+    assert caplog.messages == [f"{tmp_path}/a.tar: left out 2 files, not a sample's image: 1 .mp4, 1 .caf\\xe9.mkv"]
+    write_tar(tmp_path / "a.tar", samples(1, 2))
+    with pytest.raises(ValueError, match=r"a\.tar: no video in it \(2 \.jpg\); looked for \.3g2 "):
+        read_shards(tmp_path, "a.tar", kind="video")
+    for extra, message in [
+        (("2.cls", b"1"), "1 labels without a video: 2"),
+        (("1.mkv", b""), "1 has two members for its video"),
+        (("2.mkv", b""), r"1 videos without a label, `\.cls` or `\.json`: 2\.mkv"),
+    ]:
+        write_tar(tmp_path / "a.tar", [("1.mp4", b""), ("1.cls", b"0"), extra])
+        with pytest.raises(ValueError, match=rf"a\.tar: {message}"):
+            read_shards(tmp_path, "a.tar", kind="video")
+
+
+def test_videos_whose_shard_changes_or_goes_away(video_folders: Records, tmp_path: Path) -> None:
+    shard_folders(video_folders, tmp_path, 1)
+    shards = read_shards(tmp_path, "train-000000.tar", kind="video")
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(path.read_bytes()[: shards.source(6).offset + 100])
+    for index in (0, 6):
+        source = shards.source(index)
+        reason = "its shard has become shorter" if index == 6 else None
+        with pytest.raises(DecodeError, match=reason) if reason else nullcontext(), open_video(source, "pyav"):
+            pass
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-000000\.tar/1_0\.mkv: no such file$"):
+        read_frames(shards.source(0), [0])
+
+
+def test_the_label_is_the_chosen_key(tmp_path: Path) -> None:
+    verbs = [{"label": "x", "verb": "cut", "noun": 3}, {"label": "y", "verb": "mix", "noun": 0}]
+    members = [(f"{i}.jpg", b"") for i in range(2)] + [(f"{i}.json", json.dumps(verbs[i]).encode()) for i in range(2)]
+    write_tar(tmp_path / "a.tar", [*members, ("0.cls", b"other")])
+    for column, classes, labels in [
+        ("verb", ("cut", "mix"), [0, 1]),
+        ("noun", ("0", "1", "2", "3"), [3, 0]),
+        (None, ("other", "y"), [0, 1]),
+        ("verb", ("cut", "mix"), [0, 1]),
+    ]:  # what is kept of one column does not stand for another
+        shards = read_shards(tmp_path, "a.tar", label_column=column)
+        assert (shards.classes, shards.labels.tolist()) == (classes, labels)
+    with pytest.raises(
+        ValueError, match=r"a\.tar: 0\.json has no key verbs \(data\.label_column\); there are label, ve"
+    ):
+        read_shards(tmp_path, "a.tar", label_column="verbs")
+    write_tar(tmp_path / "a.tar", [*members, ("2.jpg", b""), ("2.cls", b"other")])
+    with pytest.raises(ValueError, match=r"1 images without a label, the key verb of `\.json`: 2\.jpg$"):
+        read_shards(tmp_path, "a.tar", label_column="verb")
+    labelled(tmp_path, '{"verb": 1.5}', field="json")
+    with pytest.raises(ValueError, match=r'0\.json holds no label; it wants \{"verb": a number or a name\}'):
+        read_shards(tmp_path, "a.tar", label_column="verb")
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    """For features; training does not take them from what has been kept either."""
+    write_tar(tmp_path / "a.tar", [*samples(1, label="up"), ("2.jpg", b""), ("3.jpg", b""), ("3.json", b'{"w": 2}')])
+    shards = read_shards(tmp_path, "a.tar", labeled=False)
+    assert shards.classes == ("up",) and shards.labels.tolist() == [0, UNLABELED, UNLABELED]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2 images without a label, `\.cls` or `\.json`: 2\.jpg, 3\.jpg"):
+            read_shards(tmp_path, "a.tar")
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"")])
+    shards = read_shards(tmp_path, "a.tar", labeled=False)
+    assert shards.classes == () and shards.labels.tolist() == [UNLABELED]

@@ -19,6 +19,7 @@ def batches(indices, views, failures=()):
         "scores": scores,
         "video_index": index,
         "short_side": 100 + index,
+        "sample_aspect_ratio": torch.tensor([16 / 15 if i == 0 else 1.0 for i in indices], dtype=torch.float64),
         "clip_index": numbers // 2,
         "aug_index": numbers % 2,
         "failures": list(failures),
@@ -42,6 +43,7 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
     scores = run(batches([2, 0, 1], views=3), 3, 3)
     assert scores.means.tolist() == [[0, 1], [0, 2], [0, 3]]
     assert scores.short_sides.tolist() == [100, 101, 102]
+    assert scores.sample_aspect_ratios.tolist() == pytest.approx([16 / 15, 1, 1])
     assert scores.failures == {}
 
 
@@ -67,6 +69,7 @@ def test_clips_have_rows_and_seconds_of_their_own_also_after_an_interruption(tmp
     scores = run(lambda indices: failing(load, indices), 3, 4, journal(), num_clips=2)
     assert scores.means[:, :, 1].tolist() == [[0.5, 2.5], [1.5, 3.5], [0, 0]]
     assert scores.means.shape == (3, 2, 2) and scores.short_sides.tolist() == [100, 101, 0]
+    assert scores.sample_aspect_ratios.tolist() == pytest.approx([16 / 15, 1, 0])
     assert np.abs(scores.clip_spans[:2] - spans.numpy()).max() < 1e-9
     assert scores.clip_spans[0].tolist() == [[0, 0.96], [0.96, 33366.7]] and not scores.clip_spans[2].any()
 
@@ -117,14 +120,14 @@ def test_an_interrupted_test_scores_no_video_again(tmp_path):
             yield from batches([index], 2)
 
     def journal():
-        return Journal(tmp_path / "unfinished", {"weights": "a"}, width=4)
+        return Journal(tmp_path / "unfinished", {"weights": "a"}, width=row_width(2))
 
     for _ in range(2):
         with pytest.raises(Killed):
             run(lambda indices: load(indices, until=2), 7, 2, journal())
     (torn,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
     torn.write_bytes(torn.read_bytes() + b"half a row")
-    np.zeros(1, dtype="i8,4f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
+    np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
     scores = run(load, 7, 2, journal())
     assert asked == [[0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [4, 5, 6]]
     alone = run(lambda indices: load(indices), 7, 2)
@@ -135,14 +138,15 @@ def test_an_interrupted_test_scores_no_video_again(tmp_path):
 
 
 def test_a_failed_video_is_tried_again(tmp_path):
-    run(batches([0], 1, failures=[(1, "a.mp4", "disk away")]), 2, 1, Journal(tmp_path / "unfinished", {}, width=4))
-    scores = run(batches([1], 1), 2, 1, Journal(tmp_path / "unfinished", {}, width=4))
+    journal = Journal(tmp_path / "unfinished", {}, width=row_width(2))
+    run(batches([0], 1, failures=[(1, "a.mp4", "disk away")]), 2, 1, journal)
+    scores = run(batches([1], 1), 2, 1, Journal(tmp_path / "unfinished", {}, width=row_width(2)))
     assert scores.failures == {}
     assert scores.means[:, 1].tolist() == [0, 1]
 
 
 def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
-    Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=4)
+    Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
     with pytest.raises(ValueError, match=r"unfinished test of another kind \(test.clips 4 -> 10\)"):
-        Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=4)
+        Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=row_width(2))
     assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4

@@ -151,7 +151,7 @@ def log(path, *records, torn=""):
 
 
 TRAIN = [{"split": "train", "step": step, "loss": 8.0 / step} for step in range(1, 41)]
-VAL = [{"split": "val", "step": step, "loss": 1.0, "top1": 2.0 * step} for step in (20, 40)]
+VAL = [{"split": "val", "step": step, "loss": 20 / step, "top1": 2.0 * step} for step in (20, 40)]
 
 
 @pytest.fixture
@@ -168,16 +168,33 @@ def lines(monkeypatch):
     return calls
 
 
-def test_curves_show_the_loss_raw_and_smooth_and_the_validation_accuracy(tmp_path, lines):
+def test_curves_show_the_loss_raw_and_smooth_and_the_validation(tmp_path, lines):
     whole = log(tmp_path / "a.jsonl", *TRAIN, *VAL)
     metrics.save_learning_curves(tmp_path / "c.png", {"a": whole}, chance={"a": 12.5})
-    raw, smooth, top1 = lines
+    raw, smooth, validation, top1 = lines
     steps, loss = list(range(1, 41)), [8.0 / step for step in range(1, 41)]
     assert raw == (0, steps, loss)
+    assert validation == (0, [20, 40], [1.0, 0.5])
     assert top1 == (1, [20, 40], [40, 80])
     assert smooth[1] == steps
     assert smooth[2][0] == 8.0 and smooth[2][20] == pytest.approx((loss[19] + loss[20]) / 2)  # two of forty
     assert imread(tmp_path / "c.png").ndim == 3
+
+
+def test_curves_of_a_log_without_a_validation_loss(tmp_path, lines):
+    old = log(tmp_path / "a.jsonl", *TRAIN, {"split": "val", "step": 40, "top1": 80.0})
+    metrics.save_learning_curves(tmp_path / "c.png", {"a": old})
+    assert [(panel, x) for panel, x, _ in lines[2:]] == [(1, [40])]
+
+
+def test_curves_tell_training_from_validation_in_the_legend(tmp_path, monkeypatch):
+    legends = []
+    original = Axes.legend
+    monkeypatch.setattr(Axes, "legend", lambda self, **style: legends.append(original(self, **style)))
+    whole = log(tmp_path / "a.jsonl", *TRAIN, *VAL)
+    metrics.save_learning_curves(tmp_path / "c.png", {"a": whole, "b": whole})
+    left, right = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert left == ["a, training", "a, validation", "b, training", "b, validation"] and right == ["a", "b"]
 
 
 def test_curves_of_a_killed_run_leave_out_its_torn_last_line(tmp_path, lines):
