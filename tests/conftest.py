@@ -18,7 +18,7 @@ if "forkserver" in multiprocessing.get_all_start_methods():
     # The server that forks all loader workers imports what they need once, whichever test starts it.
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload(["sparsevideo.data.datasets"])
+    forkserver.set_forkserver_preload(["sparsevideo.data.datasets", "torchvision"])
     forkserver.ensure_running()
 
 
