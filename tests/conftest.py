@@ -22,12 +22,19 @@ if "forkserver" in multiprocessing.get_all_start_methods():
     forkserver.ensure_running()
 
 
-LONGEST = ("test_resume.py", "test_cli.py", "test_testing.py", "test_processes.py", "test_slurm.py")
+LONGEST = (
+    "test_cli.py",
+    "test_testing.py",
+    "test_odd_files.py",
+    "test_analyze.py",
+    "test_resume.py",
+    "test_processes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring forward the files that take minutes: of two processes neither is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Bring forward the files that take longest: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(scope="session")
