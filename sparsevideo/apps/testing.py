@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, environment, plain
+from sparsevideo.apps.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
@@ -28,6 +28,7 @@ from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.parser import plain
 from sparsevideo.reports.features import Features, save_features
 from sparsevideo.reports.predictions import Predictions, save_predictions
 
