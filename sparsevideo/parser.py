@@ -1,10 +1,12 @@
 """Parser of command lines and run files: one line for what is wrong, with the name that was probably meant."""
 
 import difflib
+import json
 import os
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,16 @@ _OTHER_NAMES = {
 
 class UsageError(Exception):
     """The command line or a run file holds an unknown name, or a value of the wrong type."""
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """All settings as plain values."""
+    return json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML and weights_only want them
+
+
+def config_yaml(config: Config) -> str:
+    """All settings as a run file that can be run again."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
 
 
 class Parser(jsonargparse.ArgumentParser):

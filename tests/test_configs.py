@@ -17,10 +17,10 @@ from toy_runs import NANO_ARGS
 
 from sparsevideo import build, cli
 from sparsevideo import config as sections
-from sparsevideo.apps.runs import plain
 from sparsevideo.cli import OK, main
 from sparsevideo.data.loader import EpochSampler
 from sparsevideo.models import zoo
+from sparsevideo.parser import plain
 
 ROOT = Path(__file__).parents[1]
 RUN_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))

@@ -1,23 +1,22 @@
 """From checkpoints to files: inflate, convert; what all runs share."""
 
-import json
 import logging
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from lightning_fabric import Fabric
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.models import zoo
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -89,17 +88,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return content
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """All settings as plain values."""
-    return json.loads(json.dumps(asdict(config)))  # tuples become lists, as YAML and weights_only want them
-
-
-def config_yaml(config: Config) -> str:
-    """All settings as a run file that can be run again."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-
-
-def environment(fabric: Fabric) -> dict[str, Any]:
+def environment(fabric: "Fabric") -> dict[str, Any]:
     """What a figure depends on beside its settings."""
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, environment, plain
+from sparsevideo.apps.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
@@ -29,7 +29,7 @@ from sparsevideo.engine.launch import launch
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.reports import calibration, metrics
+from sparsevideo.parser import plain
 from sparsevideo.reports.features import Features, save_features
 from sparsevideo.reports.predictions import Predictions, save_predictions
 
@@ -105,6 +105,9 @@ def summarize(scores: Scores, records: Records, kind: str) -> dict[str, float]:
         The percentages of `metrics.summarize` and `loss`, the mean over files of the cross entropy of a file's mean
         scores, in nats, without label smoothing.
     """
+    # scikit-learn takes seconds to import; until there are scores nothing needs it.
+    from sparsevideo.reports import calibration, metrics
+
     accuracies = metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
     read = np.setdiff1d(np.arange(len(records)), list(scores.failures))
     loss = calibration.nll(calibration.log_scores(scores.means[read], kind), records.labels[read])

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.apps.runs import check_folder, config_yaml, environment, plain, read_run
+from sparsevideo.apps.runs import check_folder, environment, read_run
 from sparsevideo.apps.testing import one_view, score_files, summarize
 from sparsevideo.config import Config
 from sparsevideo.data.lists import few
@@ -29,6 +29,7 @@ from sparsevideo.engine.train import BadFiles, Prepare, clip, forward_backward, 
 from sparsevideo.models import zoo
 from sparsevideo.models.budget import AnyBudget
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.parser import config_yaml, plain
 
 logger = logging.getLogger(__name__)
 
