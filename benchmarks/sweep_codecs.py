@@ -26,7 +26,9 @@ from sparsevideo.data.decode import DecodeError, open_video, resolve_decoder
 
 CONTAINERS = ("mov", "mp4", "mkv", "avi", "nut", "ts", "webm", "flv")
 DECODERS = ("pyav", "torchcodec", "decord")
-HEIGHT, WIDTH = 144, 176  # the one size that every codec takes which takes only some
+SIZE = (144, 176)  # height and width; the one size that every codec takes which takes only some
+SIZES = {"dnxhd": (256, 256), "dvvideo": (576, 720), "xface": (48, 48)}  # but for these
+OPTIONS = {"dnxhd": {"profile": "dnxhr_lb"}, "vc2": {"strict": "experimental", "b": "2M"}}  # what encoders ask for
 MUXERS = {"mkv": "matroska", "ts": "mpegts"}
 Case = tuple[str, str, str, str, int, bool]
 
@@ -56,27 +58,30 @@ def pixel_formats(codec: str) -> list[str]:
     return list(dict.fromkeys([known[0], *special]))[:4]
 
 
-def picture(number: int) -> np.ndarray:
+def picture(number: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8: a gradient that moves, with a bright bar whose place is the number."""
-    image = (np.arange(WIDTH)[None] + 2 * np.arange(HEIGHT)[:, None] + 9 * number) % 200
-    image[:, 4 * number : 4 * number + 4] = 255
+    image = (np.arange(size[1])[None] + 2 * np.arange(size[0])[:, None] + 9 * number) % 200
+    left = 4 * number % size[1]
+    image[:, left : left + 4] = 255
     return image.astype(np.uint8)
 
 
 def write(path: Path, container: str, codec: str, pix_fmt: str, num_frames: int, variable: bool) -> None:
     """Encode the file; raises what the encoder or the container raises where the two do not go together."""
     with av.open(str(path), "w", format=MUXERS.get(container, container)) as file:
-        stream = file.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
+        stream = file.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}))
+        size = SIZES.get(codec, SIZE)
+        stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.gop_size = 10
         palette = np.stack([np.full(256, 255), np.arange(256), np.arange(256)[::-1], np.arange(256)], 1).astype(
             np.uint8
         )
         for number in range(num_frames):
+            image = picture(number, size)
             if pix_fmt == "pal8":
-                frame = av.VideoFrame.from_ndarray((picture(number), palette), format="pal8")
+                frame = av.VideoFrame.from_ndarray((image, palette), format="pal8")
             else:
-                colors = np.stack([picture(number), picture(number)[::-1], picture(number)[:, ::-1]], -1)
+                colors = np.stack([image, image[::-1], image[:, ::-1]], -1)
                 frame = av.VideoFrame.from_ndarray(colors, format="rgb24").reformat(format=pix_fmt)
             frame.pts = number + number // 3 if variable else number
             file.mux(stream.encode(frame))
@@ -87,6 +92,7 @@ def plain(path: Path) -> list[np.ndarray]:
     """Decode from start to end; gray of limited range, which swscale takes for full, is expanded."""
     images = []
     with av.open(str(path)) as file:
+        file.streams.video[0].thread_count = 1  # several give other pixels of 10-bit VC-2 at every run
         for frame in file.decode(video=0):
             image = frame.to_ndarray(format="rgb24")
             if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:

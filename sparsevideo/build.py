@@ -111,7 +111,14 @@ def build_train_loader(
         world_size=world_size,
         weights=records.class_weights(data.class_balance) if data.class_balance else None,
     )
-    batches = loader.train_loader(dataset, sampler, num_workers=data.num_workers, timeout_s=data.timeout_s)
+    augmented = data.rand_augment is not None or any(data.color_jitter)
+    batches = loader.train_loader(
+        dataset,
+        sampler,
+        num_workers=data.num_workers,
+        timeout_s=data.timeout_s,
+        preload=["torchvision"] if augmented else [],
+    )
     return batches, sampler
 
 

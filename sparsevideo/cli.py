@@ -22,7 +22,7 @@ import jsonargparse
 from sparsevideo import __version__
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.data import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError
+from sparsevideo.parser import Parser, UsageError, config_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says
 
@@ -427,8 +427,6 @@ def config_show(parser: Parser, argv: Sequence[str]) -> int:
     """Print all settings of a run file, defaults included."""
     _add_run_file(parser)
     config, _ = _parse_run(parser, argv)
-    from sparsevideo.commands.runs import config_yaml
-
     print(config_yaml(config), end="")
     return OK
 

@@ -11,7 +11,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from sparsevideo.config import Config
+from sparsevideo.config import Config, config_to_dict
 
 _SECTIONS = vars(Config())  # their names, and their defaults
 # What other tools call a setting -> the last word of its name here.
@@ -42,6 +42,11 @@ _OTHER_NAMES = {
 
 class UsageError(Exception):
     """The command line or a run file holds an unknown name, or a value of the wrong type."""
+
+
+def config_yaml(config: Config) -> str:
+    """All settings as a run file that can be run again."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 class Parser(jsonargparse.ArgumentParser):

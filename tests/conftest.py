@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # its processes share the cores, and threads would wait for each other
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import pytest
 from toy_runs import VIDEO
@@ -18,16 +21,23 @@ if "forkserver" in multiprocessing.get_all_start_methods():
     # The server that forks all loader workers imports what they need once, whichever test starts it.
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload(["sparsevideo.data.datasets"])
+    forkserver.set_forkserver_preload(["sparsevideo.data.datasets", "torchvision"])
     forkserver.ensure_running()
 
 
-LONGEST = ("test_resume.py", "test_cli.py", "test_testing.py", "test_processes.py", "test_slurm.py")
+LONGEST = (
+    "test_cli.py",
+    "test_testing.py",
+    "test_odd_files.py",
+    "test_analyze.py",
+    "test_resume.py",
+    "test_processes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring forward the files that take minutes: of two processes neither is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Bring forward the files that take longest: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,10 @@ import csv
 import json
 import shutil
 import tarfile
+from fractions import Fraction
 from html.parser import HTMLParser
 
+import av
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -99,8 +101,8 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     kept = []
     original = analyze._thumbnail
 
-    def keep(source, target, *span):
-        original(source, target, *span)
+    def keep(source, target, *span, **how):
+        original(source, target, *span, **how)
         kept.append((source.relative_to(videos).as_posix(), np.asarray(Image.open(target))))
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)
@@ -116,6 +118,27 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
     assert "Thumbnails: 3 of 3" in page.text
     assert "red taken for green, 90.0 % sure: red/0.mp4" in page.words
     assert sum(picture["src"].startswith("data:image/jpeg;base64,") for picture in page.pictures) == 3
+
+
+@pytest.mark.parametrize(("square", "height"), [(False, 96), (True, 64)])
+def test_pictures_have_square_pixels_if_the_test_had(square, height, tmp_path, monkeypatch):
+    with av.open(str(tmp_path / "tall.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 80, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
+        container.mux(stream.encode(av.VideoFrame(80, 48, "yuv420p")))
+        container.mux(stream.encode())
+    folder = save(tmp_path / "test", [0, 1], [1, 1], "ab", root=tmp_path, names=["tall.mp4", "b.mp4"])
+    (tmp_path / "test" / "results.json").write_text(json.dumps({"clips": 1, "crops": 1, "square_pixels": square}))
+    original, shapes = analyze._thumbnail, []
+
+    def keep(source, target, *span, **how):
+        original(source, target, *span, **how)
+        shapes.append(np.asarray(Image.open(target)).shape)
+
+    monkeypatch.setattr(analyze, "_thumbnail", keep)
+    assert main(["analyze", folder]) == OK
+    assert shapes == [(height, 160, 3)]
 
 
 SEGMENTS = {  # unit -> spans, columns, names of segments 0, 4 and 5, and what is wrong with the one behind the end
@@ -152,8 +175,8 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(unit, tmp_path
     pictures = []
     original = analyze._thumbnail
 
-    def keep(source, target, *span):
-        original(source, target, *span)
+    def keep(source, target, *span, **how):
+        original(source, target, *span, **how)
         pictures.append(np.asarray(Image.open(target)).mean((0, 1)))
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)

@@ -21,6 +21,15 @@ OURS = {
     "data": {"sparsevideo.data"},
     "engine": {"sparsevideo.engine", "sparsevideo.data", "sparsevideo.models", "sparsevideo.config"},
 }
+# command, or the module that every loader worker imports: libraries that take seconds to import, which it does without
+# until a setting or a step needs them
+LATE = {
+    "cli.py": {"torch", "numpy"},
+    "data/datasets.py": {"torchvision", "pytorchvideo", "timm", "lightning_fabric", "sklearn", "scipy", "matplotlib"},
+    "commands/runs.py": {"torchvision", "pytorchvideo", "timm", "lightning_fabric", "sklearn", "scipy", "matplotlib"},
+    "commands/train.py": {"torchvision", "pytorchvideo", "timm", "sklearn", "scipy", "matplotlib"},
+    "commands/test.py": {"torchvision", "pytorchvideo", "timm", "sklearn", "scipy", "matplotlib"},
+}
 # library: the only files that may import it
 ONLY = {
     "pytorchvideo": {"data/ptv.py"},
@@ -30,10 +39,11 @@ ONLY = {
 }
 
 
-def imports(path):
-    """Absolute dotted names, those inside functions and behind TYPE_CHECKING included."""
+def imports(path, at_once=False):
+    """Absolute dotted names, those inside functions and behind TYPE_CHECKING included, or those imported at once."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -56,6 +66,25 @@ def test_imports_follow_the_arrows(path):
             assert within(name, OURS[part]), f"{file} imports {name}"
         for library, only in ONLY.items():
             assert not within(name, {library}) or file in only, f"{file} imports {name}: {only} alone may"
+
+
+def imported_at_once(path):
+    """All that importing a file imports, through our other files."""
+    found, todo = {}, [path]
+    while todo:
+        path = todo.pop()
+        found[path] = list(imports(path, at_once=True))
+        names = [name.partition(".")[2].replace(".", "/") for name in found[path] if within(name, {"sparsevideo"})]
+        files = {PACKAGE / file for name in names for file in (f"{name}.py", f"{name.rpartition('/')[0]}.py")}
+        todo += [file for file in files if file.is_file() and file not in found]
+    return {name for names in found.values() for name in names}
+
+
+@pytest.mark.parametrize("file", LATE)
+def test_libraries_that_load_slowly_are_imported_late(file):
+    found = imported_at_once(PACKAGE / file)
+    assert any(within(name, {"torch", "yaml"}) for name in found)  # it follows our own files
+    assert not {name for name in found if within(name, LATE[file])}
 
 
 def text_calls_without_encoding(tree):

@@ -10,16 +10,18 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
-from toy_runs import VIDEO
+from toy_runs import VIDEO, one_thread
 
 from sparsevideo.cli import OK, main
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.predictions import load_predictions
 
+SPARSEVIDEO = ["-m", "sparsevideo"]
+
 
 def torchrun(processes, *argv, wait=True):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "sparsevideo", *map(str, argv)]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *map(str, argv)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if wait:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
@@ -35,10 +37,10 @@ def one_process(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(one_process, digits, tmp_path_factory):
-    """101 videos, and what one process without workers makes of them."""
+    """41 videos, and what one process without workers makes of them."""
     root = tmp_path_factory.mktemp("many")
     videos = sorted(digits.glob("videos/*/*/*.mp4"))
-    for number in range(101):
+    for number in range(41):
         folder = root / "videos" / "test" / videos[number % len(videos)].parent.name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(videos[number % len(videos)], folder / f"{number:03d}.mp4")
@@ -59,7 +61,7 @@ def assert_same_test(folder, many):
     assert alone.names == together.names and alone.labels.tolist() == together.labels.tolist()
     assert np.abs(alone.scores - together.scores).max() < 1e-6
     ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (many / "alone", folder))
-    assert theirs["listed"] == theirs["scored"] == 101
+    assert theirs["listed"] == theirs["scored"] == 41
     differing = {name for name in ours if ours[name] != theirs[name]}
     assert differing <= {"environment", "time", "loss"}
     assert abs(ours["loss"] - theirs["loss"]) < 1e-6  # batches of other sizes round it elsewhere
@@ -74,7 +76,7 @@ def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits,
     (test / "up" / "0001.mp4").write_bytes(b"torn")
     (test / "up" / "0002.mp4").unlink()
     args = [one_process / "checkpoints" / "last.pt", f"--data.root={tmp_path}", f"--out={tmp_path / 'results'}"]
-    done = torchrun(2, "test", *args)
+    done = torchrun(2, *SPARSEVIDEO, "test", *args)
     assert done.returncode != OK  # torchrun's own, for rank 0's 3
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert (results["listed"], results["scored"]) == (23, 22)
@@ -89,27 +91,59 @@ def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
     (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"torn")
     args = [*VIDEO, f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", "--data.max_bad_fraction=0.03"]
     args += ["--train.validate_every=0", "--train.batch_size=6"]
-    done = torchrun(2, "train", *args, "--train.max_steps=16")  # four epochs
+    done = torchrun(2, *SPARSEVIDEO, "train", *args, "--train.max_steps=16")  # four epochs
     assert done.returncode == OK, done.stderr[-3000:]
     assert "could not read videos/train/up/0001.mp4" in done.stderr
-    done = torchrun(1, "train", *args, "--train.max_steps=18", "--resume")
+    done = torchrun(1, *SPARSEVIDEO, "train", *args, "--train.max_steps=18", "--resume")
     assert "global batch 12 (2 x 1 x 6) -> 6 (1 x 1 x 6)" in done.stderr
 
 
-def test_bad_input_ends_all_ranks(tmp_path):
-    done = torchrun(2, "train", *VIDEO, f"--data.root={tmp_path / 'nowhere'}", f"--out={tmp_path / 'run'}")
-    assert done.returncode != OK
-    assert "nowhere: no such folder" in done.stderr
+CURVE = [*VIDEO, "--data.flip=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]
+CURVE += ["--train.ema=0.9"]
+GLOBAL_BATCH = 12
 
 
-@pytest.mark.parametrize(
-    ("processes", "workers"),
-    [(2, 2), *(pytest.param(*split, marks=pytest.mark.slow) for split in ((1, 2), (2, 0), (3, 0), (3, 2)))],
-)
-def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, workers, one_process, many, tmp_path):
+def curve_of(strategy, processes, accumulate):
+    batch_size = GLOBAL_BATCH // processes // accumulate
+    split = [f"--train.strategy={strategy}", f"--train.batch_size={batch_size}", f"--train.accumulate={accumulate}"]
+    return ["train", *CURVE, *split]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(one_process, many, digits, tmp_path_factory):
+    """A folder with what two ranks do, one command after the other: to start them takes longer than all of these."""
+    out = tmp_path_factory.mktemp("two")
+    commands = [
+        ["test", *test_of(one_process, many), f"--out={out / 'test'}", "--data.num_workers=2"],
+        [*curve_of("ddp", 2, 1), f"--data.root={digits}", f"--out={out / 'train'}"],
+        ["train", *VIDEO, f"--data.root={out / 'nowhere'}", f"--out={out / 'bad'}"],
+    ]
+    script = ["import sys", "from sparsevideo.cli import main", "if __name__ == '__main__':"]
+    script += [f"    assert main({argv}) == {OK}" for argv in commands[:-1]] + [f"    sys.exit(main({commands[-1]}))"]
+    (out / "ranks.py").write_text("\n".join(script))
+    done = torchrun(2, out / "ranks.py")
+    (out / "stderr").write_text(done.stderr)
+    (out / "code").write_text(str(done.returncode))
+    return out
+
+
+def test_bad_input_ends_all_ranks(two_ranks):
+    said = (two_ranks / "stderr").read_text()
+    assert "AssertionError" not in said, said[-3000:]  # of the commands before
+    assert (two_ranks / "code").read_text() != str(OK)
+    assert "nowhere: no such folder" in said
+
+
+def test_two_processes_with_loader_processes_give_the_same_scores(two_ranks, many):
     """Shares of different lengths, none of them padded."""
+    assert assert_same_test(two_ranks / "test", many)["environment"]["world_size"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (3, 0), (3, 2)])
+def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, workers, one_process, many, tmp_path):
     options = [*test_of(one_process, many), f"--out={tmp_path}", f"--data.num_workers={workers}"]
-    done = torchrun(processes, "test", *options)
+    done = torchrun(processes, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
     assert assert_same_test(tmp_path, many)["environment"]["world_size"] == processes
 
@@ -119,60 +153,54 @@ def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (2, 3)])
 def test_killed_processes_leave_what_others_go_on_with(before, after, one_process, many, tmp_path):
     options = [*test_of(one_process, many), f"--out={tmp_path}", "--test.batch_size=1"]
-    process = torchrun(before, "test", *options, wait=False)
+    process = torchrun(before, *SPARSEVIDEO, "test", *options, wait=False)
     while sum(path.stat().st_size for path in tmp_path.glob("unfinished/*.rows")) < 500:
         assert process.poll() is None, process.stderr.read()
         sleep(0.005)
     subprocess.run(["pkill", "-KILL", "-f", f"out={tmp_path}"], check=True)  # torchrun and its ranks
     process.wait()
     assert not (tmp_path / "results.json").exists()
-    done = torchrun(after, "test", *options)
+    done = torchrun(after, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
     assert "going on where a test was interrupted" in done.stderr
     assert_same_test(tmp_path, many)
-
-
-CURVE = [*VIDEO, "--data.flip=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]
-CURVE += ["--train.ema=0.9"]
-GLOBAL_BATCH = 12
 
 
 @pytest.fixture(scope="module")
 def curve(digits, tmp_path_factory):
     """Twenty steps of one process."""
     out = tmp_path_factory.mktemp("curve") / "run"
-    done = torchrun(1, "train", *CURVE, f"--train.batch_size={GLOBAL_BATCH}", f"--data.root={digits}", f"--out={out}")
-    assert done.returncode == OK, done.stderr[-3000:]
+    with one_thread():
+        assert main([*curve_of("auto", 1, 1), f"--data.root={digits}", f"--out={out}"]) == OK
     return out
 
 
 def assert_same_curve(run, curve):
-    """Losses, gradient norms and validation scores, to 1e-5; rank 0 alone has written them."""
+    """Losses, gradient norms, validation scores, to 1e-5, which rank 0 alone has written; and averaged weights."""
     ours, theirs = ([json.loads(line) for line in (out / "metrics.jsonl").open()] for out in (run, curve))
     assert len(ours) == len(theirs) == 22
     for line, expected in zip(ours, theirs, strict=True):
         assert line.pop("split") == expected.pop("split")
         assert line == pytest.approx(expected, rel=1e-5)
+    last = read_weights(run / "checkpoints" / "last.pt")
+    for name, tensor in read_weights(curve / "checkpoints" / "last.pt")["model_ema"].items():
+        assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize(
-    ("strategy", "processes", "accumulate"),
-    [
-        ("ddp", 2, 1),
-        *(pytest.param(s, n, a, marks=pytest.mark.slow) for s in ("ddp", "fsdp") for n, a in ((2, 3), (3, 1), (3, 2))),
-    ],
-)
+def test_two_processes_train_as_one(two_ranks, curve):
+    assert_same_curve(two_ranks / "train", curve)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 3), (3, 1), (3, 2)])
 def test_every_split_of_the_global_batch_trains_as_one_process(
     strategy, processes, accumulate, curve, digits, tmp_path
 ):
-    batch_size = GLOBAL_BATCH // processes // accumulate
-    args = [f"--train.strategy={strategy}", f"--train.batch_size={batch_size}", f"--train.accumulate={accumulate}"]
-    done = torchrun(processes, "train", *CURVE, *args, f"--data.root={digits}", f"--out={tmp_path / 'run'}")
+    args = [*curve_of(strategy, processes, accumulate), f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
+    done = torchrun(processes, *SPARSEVIDEO, *args)
     assert done.returncode == OK, done.stderr[-3000:]
     assert_same_curve(tmp_path / "run", curve)
-    last = read_weights(tmp_path / "run" / "checkpoints" / "last.pt")
-    for name, tensor in read_weights(curve / "checkpoints" / "last.pt")["model_ema"].items():
-        assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.slow
@@ -180,7 +208,7 @@ def test_shards_are_put_together_on_request_and_go_on_in_one_process(curve, digi
     """Two ranks, asked to end on the way; the rest of the run is another number of processes' and unsharded."""
     out = tmp_path / "run"
     args = [*CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=6", "--train.strategy=fsdp"]
-    process = torchrun(2, "train", *args, wait=False)
+    process = torchrun(2, *SPARSEVIDEO, "train", *args, wait=False)
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 5:
         assert process.poll() is None, process.stderr.read()
         sleep(0.05)

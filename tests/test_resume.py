@@ -1,4 +1,4 @@
-"""A run that is killed, torn, asked to end or short of disk loses nothing: real processes, real signals."""
+"""A run that is killed, torn, asked to end or short of disk loses nothing: what is killed is a real process."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from time import monotonic, sleep
 
 import pytest
 import torch
-from toy_runs import AUGMENTED, VIDEO
+from toy_runs import AUGMENTED, VIDEO, one_thread
 
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
 from sparsevideo.engine import checkpoint
@@ -23,20 +23,18 @@ RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=3", "--train.val
 RUN += ["--train.checkpoint_every=2", "--train.ema=0.9", "--train.accumulate=2", "--train.batch_size=2"]
 
 
-def start(*argv, **options):
+def start(*argv):
     """A process group of its own, as a cluster's step is."""
     command = [sys.executable, "-m", "sparsevideo", "train", *map(str, argv)]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **streams, **options)
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
 def finish(*argv):
-    """Go on to the end, with as many threads as before: the order of sums is part of their result."""
-    process = start(*argv, "--resume")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == OK, said
-    return said
+    """Go on to the end, in this process: starting one takes longer than the run."""
+    with one_thread():
+        assert main(["train", *map(str, argv), "--resume"]) == OK
 
 
 def wait_for_step(process, out, step):
@@ -81,16 +79,32 @@ def whole(digits, tmp_path_factory):
     return out
 
 
-def test_killed_again_and_again_it_ends_as_if_nothing_had_been(whole, digits, tmp_path):
+@pytest.fixture(scope="module")
+def killed(digits, tmp_path_factory):
+    """The folder of a run that was killed between two checkpoints, with two of them."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    process = start(*RUN, f"--data.root={digits}", f"--out={out}")
+    wait_for_step(process, out, 6)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return out
+
+
+@pytest.fixture
+def interrupted(killed, digits, tmp_path):
+    """The command line of a run that was killed."""
+    shutil.copytree(killed, tmp_path / "run")
+    return [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
+
+
+def test_killed_again_and_again_it_ends_as_if_nothing_had_been(interrupted, whole, tmp_path):
     """SIGKILL while a step, a validation or a checkpoint is under way; loader processes in the second try."""
-    args = [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
-    for number, step in enumerate((3, 9)):
-        process = start(*args, "--resume", f"--data.num_workers={2 * number}")
-        wait_for_step(process, tmp_path / "run", step)
-        sleep(0.05 * number)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    finish(*args)
+    process = start(*interrupted, "--resume", "--data.num_workers=2")
+    wait_for_step(process, tmp_path / "run", 9)
+    sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(*interrupted)
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -123,28 +137,11 @@ def test_a_signal_to_all_processes_saves_the_next_step_and_asks_to_be_run_again(
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def killed(digits, tmp_path_factory):
-    """The folder of a run that was killed between two checkpoints, with two of them."""
-    out = tmp_path_factory.mktemp("killed") / "run"
-    process = start(*RUN, f"--data.root={digits}", f"--out={out}")
-    wait_for_step(process, out, 6)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return out
-
-
-@pytest.fixture
-def interrupted(killed, digits, tmp_path):
-    """The command line of a run that was killed."""
-    shutil.copytree(killed, tmp_path / "run")
-    return [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
-
-
-def test_a_torn_checkpoint_is_told_and_the_one_before_taken(interrupted, whole, tmp_path):
+def test_a_torn_checkpoint_is_told_and_the_one_before_taken(interrupted, whole, tmp_path, capsys):
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    said = finish(*interrupted)
+    finish(*interrupted)
+    said = capsys.readouterr().err
     assert "last.pt: not a readable weights file" in said
     assert f"going on from {last.with_name('previous.pt')}" in said
     assert_same_end(tmp_path / "run", whole)
@@ -157,18 +154,22 @@ def test_killed_between_two_renames_the_one_before_is_there(interrupted, whole, 
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path):
+@pytest.fixture
+def small_disk():
+    """Writing more than 100 kB to a file fails, as on a full disk."""
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path, small_disk, capsys):
     checkpoints = tmp_path / "run" / "checkpoints"
     before = {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")}
     left = set(checkpoints.glob(".*"))  # by the kill
-
-    def little_disk():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    process = start(*interrupted, "--resume", preexec_fn=little_disk)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == FAILED
+    assert main(["train", *interrupted, "--resume"]) == FAILED
+    said = capsys.readouterr().err
     assert re.search(r"(last|best)\.pt: could not be written", said)  # wherever the kill had left it
     assert "what was there before is whole" in said
     assert {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")} == before

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from threading import Thread
 from time import monotonic, sleep
 
 import av
@@ -61,6 +62,13 @@ def classes(trained):
 @pytest.fixture(scope="module")
 def wide(classes, tmp_path_factory):
     return make_videos(tmp_path_factory.mktemp("wide"), classes, 48, 80)
+
+
+@pytest.fixture(scope="module")
+def trained_on_images(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "image"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={out}"]) == OK
+    return out
 
 
 def scores(run, root, out, *options):
@@ -205,24 +213,21 @@ def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders
     assert 1e-6 < np.abs(alone.scores - shared.scores).max() < 0.02
 
 
-def test_images_too_have_crops_that_share_a_stem(digits, tmp_path):
-    run = tmp_path / "run"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
+def test_images_too_have_crops_that_share_a_stem(trained_on_images, digits, tmp_path):
+    run = trained_on_images
     alone, shared = (scores(run, digits, tmp_path / str(len(o)), "--views=1x3", *o) for o in ([], ["--share-stem"]))
     assert np.abs(alone.scores - shared.scores).max() < 1e-6  # the images are square
     assert main(["test", checkpoint(run), f"--data.root={digits}", "--num-tubes=2"]) == FAILED
 
 
 def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, capsys):
-    root = tmp_path / "data"
-    shutil.copytree(digits / "videos" / "train", root / "videos" / "test")
-    options = ["test", checkpoint(trained), f"--data.root={root}", "--views=4x2", "--test.batch_size=1"]
+    options = ["test", checkpoint(trained), f"--data.root={digits}", "--views=4x2", "--test.batch_size=1"]
     assert main([*options, f"--out={tmp_path / 'alone'}"]) == OK
 
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "sparsevideo", *options, f"--out={out}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = monotonic() + 60
+    deadline = monotonic() + 180
     while not any(path.stat().st_size > 100 for path in out.glob("unfinished/*.rows")):
         assert process.poll() is None and monotonic() < deadline, process.stderr.read()
         sleep(0.005)
@@ -400,11 +405,9 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
         assert message in error(capsys)
 
 
-def test_images_have_one_clip_and_their_results_are_called_so(digits, tmp_path):
-    run = tmp_path / "run"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
-    assert main(["test", checkpoint(run), f"--data.root={digits}", "--views=4x1"]) == OK
-    assert (run / "test-1x1" / "results.json").exists()
+def test_images_have_one_clip_and_their_results_are_called_so(trained_on_images, digits):
+    assert main(["test", checkpoint(trained_on_images), f"--data.root={digits}", "--views=4x1"]) == OK
+    assert (trained_on_images / "test-1x1" / "results.json").exists()
 
 
 def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, capsys):
@@ -525,12 +528,11 @@ def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, 
     assert np.isnan(per_clip.spans[4:6]).all() and per_clip.spans[8:].tolist() == [[0, np.inf]] * 2
 
 
-def test_an_image_has_no_clips(digits, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}"]) == OK
-    assert main(["extract", checkpoint(run), f"--data.root={digits}", "--per-clip"]) == FAILED
+def test_an_image_has_no_clips(trained_on_images, digits, capsys):
+    weights = checkpoint(trained_on_images)
+    assert main(["extract", weights, f"--data.root={digits}", "--per-clip"]) == FAILED
     assert error(capsys).startswith("error: --per-clip is for videos; ")
-    assert main(["test", checkpoint(run), "--per-clip"]) == USAGE
+    assert main(["test", weights, "--per-clip"]) == USAGE
 
 
 def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, capsys):
@@ -552,7 +554,7 @@ def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, 
 
 def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     for split in ("train", "test"):
-        args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}"]
+        args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}", "--views=1x1"]
         assert main([*args, f"--out={tmp_path / split}.npz"]) == OK
     assert main(["probe", f"{tmp_path / 'train'}.npz", f"{tmp_path / 'test'}.npz", "--json"]) == OK
     results = json.loads(capsys.readouterr().out)
@@ -576,24 +578,29 @@ def test_features_are_a_file(trained, digits, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, wide, tmp_path):
+def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, wide, tmp_path, monkeypatch, capsys):
     """Numbers go down the pipe, the bar to the terminal, whose cursor is back in the end."""
     if bad:
         run = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
     else:
         run = ["test", checkpoint(trained), f"--data.root={wide}", "--views=1x1", "--json"]
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "sparsevideo", *run, f"--out={tmp_path / 'out'}"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
-    ) as process:
-        os.close(theirs)
-        said = b""
+    said = []
+
+    def read():
         with suppress(OSError):  # how the end of a terminal is told
             while some := os.read(ours, 4096):
-                said += some
-        out = process.stdout.read()
+                said.append(some)
+
+    reader = Thread(target=read)
+    reader.start()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        code = main([*run, f"--out={tmp_path / 'out'}"])
+    reader.join()
     os.close(ours)
-    assert process.returncode == (FAILED if bad else OK), said
+    said = b"".join(said)
+    assert code == (FAILED if bad else OK), said
     assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") > 0
-    assert bad or json.loads(out)["scored"] == 8
+    assert bad or json.loads(capsys.readouterr().out)["scored"] == 8

@@ -1,5 +1,9 @@
 """Command lines of four-step runs with a toy network."""
 
+from contextlib import contextmanager
+
+import torch
+
 NANO = {"focus_dim": 32, "cortex_dim": 32, "cortex_depth": 2, "num_tokens": 4, "num_points": 4, "stem_channels": 8}
 NANO_ARGS = [f"--model.args.{name}={value}" for name, value in {**NANO, "num_heads": 4, "focus_repeats": 2}.items()]
 QUICK = [*NANO_ARGS, "--data.num_workers=0", "--data.size=32", "--train.max_steps=4", "--train.batch_size=4"]
@@ -7,3 +11,14 @@ VIDEO = ["--config", "configs/quickstart/video_nano.yaml", *QUICK, "--data.num_f
 IMAGE = ["--config", "quickstart/image_nano.yaml", *QUICK]
 AUGMENTED = ["--data.short_side_jitter=[40,64]", "--data.rand_augment=9", "--data.color_jitter=[0.4,0.4,0.4,0.1]"]
 AUGMENTED += ["--data.erase=0.5", "--data.mixup=0.8", "--data.cutmix=1.0", "--data.repeats=2"]
+
+
+@contextmanager
+def one_thread():
+    """As many as a process with OMP_NUM_THREADS=1 has: the order of sums is part of a run's result."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,16 +6,17 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from lightning_fabric import Fabric
 
-from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig, config_to_dict
+from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model, read_weights, save_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return content
 
 
-def config_yaml(config: Config) -> str:
-    """All settings as a run file that can be run again."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
-
-
-def environment(fabric: Fabric) -> dict[str, Any]:
+def environment(fabric: "Fabric") -> dict[str, Any]:
     """What a figure depends on beside its settings."""
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {

@@ -29,7 +29,6 @@ from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, 
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
-from sparsevideo.reports import calibration, metrics
 from sparsevideo.reports.features import Features, save_features
 from sparsevideo.reports.predictions import Predictions, save_predictions
 
@@ -105,6 +104,9 @@ def summarize(scores: Scores, records: Records, kind: str) -> dict[str, float]:
         The percentages of `metrics.summarize` and `loss`, the mean over files of the cross entropy of a file's mean
         scores, in nats, without label smoothing.
     """
+    # scikit-learn takes seconds to import; until there are scores nothing needs it.
+    from sparsevideo.reports import calibration, metrics
+
     accuracies = metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
     read = np.setdiff1d(np.arange(len(records)), list(scores.failures))
     loss = calibration.nll(calibration.log_scores(scores.means[read], kind), records.labels[read])

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.commands.runs import check_folder, config_yaml, environment, read_run
+from sparsevideo.commands.runs import check_folder, environment, read_run
 from sparsevideo.commands.test import one_view, score_files, summarize
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.lists import few
@@ -26,6 +26,7 @@ from sparsevideo.engine.train import Preprocess, clip_grad_norm, forward_backwar
 from sparsevideo.models import presets
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, check_hparams
+from sparsevideo.parser import config_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -132,13 +132,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
+def worker_context(*preload: str) -> "ForkServerContext | SpawnContext":
     """Return how to start children that work: forked from a process that runs nothing else, else spawned.
 
     No threads and no locks of this process are copied.
 
     Args:
-        preload: A module that the children need; where they are forked it is imported once, not by every child.
+        preload: Modules that the children need; where they are forked these are imported once, not by every child.
     """
     if getattr(current_process(), "_inheriting", False):  # a child imports the script, which would start children again
         print(f"error: {exit_cause(_NO_GUARD)}", file=sys.stderr, flush=True)
@@ -146,7 +146,7 @@ def worker_context(preload: str) -> "ForkServerContext | SpawnContext":
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(list(preload))
     return context
 
 

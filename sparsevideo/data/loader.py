@@ -232,7 +232,12 @@ def reading(file: str | Path) -> Iterator[None]:
 
 
 def train_loader(
-    dataset: Dataset[Items], sampler: EpochSampler, *, num_workers: int = 0, timeout_s: float = 0
+    dataset: Dataset[Items],
+    sampler: EpochSampler,
+    *,
+    num_workers: int = 0,
+    timeout_s: float = 0,
+    preload: Sequence[str] = (),
 ) -> DataLoader[Item]:
     """Load training batches, for ever; `sampler.step` counts them as they are handed out.
 
@@ -242,19 +247,20 @@ def train_loader(
         num_workers: Processes that load; 0 loads in this one.
         timeout_s: Longest time for one file, in seconds; 0 sets no limit. Without workers, and on Windows, there is
             none.
+        preload: Modules that the data set imports late; forked workers share what these have loaded.
 
     Raises:
         TimeoutError: (While loading.) A file took longer; names it. Its worker is dead already.
         ChildProcessError: (While loading.) A worker died, of a damaged file or without memory; names the file.
     """
-    return _Loader(dataset, num_workers, timeout_s, batch_sampler=sampler)
+    return _Loader(dataset, num_workers, timeout_s, preload, batch_sampler=sampler)
 
 
 def test_loader(
     dataset: Dataset[Items], indices: Sequence[int], *, batch_size: int, num_workers: int = 0, timeout_s: float = 0
 ) -> DataLoader[Item]:
     """Load the items with the given indices once, in that order; see `shard`, and `train_loader` for the rest."""
-    return _Loader(dataset, num_workers, timeout_s, sampler=indices, batch_size=batch_size)
+    return _Loader(dataset, num_workers, timeout_s, (), sampler=indices, batch_size=batch_size)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
@@ -263,12 +269,14 @@ test_loader.__test__ = False  # type: ignore[attr-defined]  # no test, whatever 
 class _Loader(DataLoader[Any]):
     """A loader that counts what it hands out, and names the file where a worker ended."""
 
-    def __init__(self, dataset: Dataset[Items], num_workers: int, timeout_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Dataset[Items], num_workers: int, timeout_s: float, preload: Sequence[str], **kwargs: Any
+    ) -> None:
         self.timeout_s = timeout_s
         self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # a row for each worker
         _files(self.table)[:] = _STARTING
         if num_workers > 0:
-            context = worker_context("sparsevideo.data.datasets")
+            context = worker_context("sparsevideo.data.datasets", *preload)
             kwargs |= {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
         super().__init__(
             dataset,

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from sparsevideo.data import ptv
@@ -30,6 +29,8 @@ class Erase(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Erase from normalised inputs (B, 3, [T,] H, W), which stay as they are; returns the same shape."""
+        from timm.data.random_erasing import RandomErasing  # takes a second to import
+
         planes = inputs.flatten(1, -3).clone()  # (B, 3 [* T], H, W): timm knows images only, of any number of channels
         with _python_draws_from_torch():
             RandomErasing(self.prob, mode=self.mode, device=inputs.device)(planes)

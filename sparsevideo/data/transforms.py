@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from sparsevideo.data import ptv
 from sparsevideo.data.pixels import scaled
@@ -332,6 +331,11 @@ def color_jitter(
     Returns:
         (T, 3, H, W) uint8.
     """
+    if not any((brightness, contrast, saturation, hue)):
+        return video
+    # torchvision takes as long to import as torch; without colour jitter nothing here needs it.
+    from torchvision.transforms.v2 import functional as F
+
     wanted = [
         (F.adjust_brightness, 1.0, brightness),
         (F.adjust_contrast, 1.0, contrast),

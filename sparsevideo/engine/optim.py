@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 
@@ -52,6 +51,8 @@ def adamw(
     Raises:
         ValueError: A name of `lr_scale` fits no parameter.
     """
+    from timm.optim import param_groups_layer_decay  # takes a second to import
+
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     factors = lr_scale or {}
     _check_parts("optim.lr_scale", factors, names.values())

@@ -6,7 +6,6 @@ Shares are percentages. Letters: n files, K classes.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from sparsevideo.reports.analysis import Numbers, halves, percent
@@ -87,6 +86,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 3)  # so that 9 ** (1 / T) = 3
         2.0
     """
+    from scipy.optimize import minimize_scalar  # takes a second to import, and training needs only `nll`
+
     bounds = tuple(np.log(TEMPERATURES))  # NLL is convex in 1 / T: along log T it has one valley
     fit = minimize_scalar(
         lambda log: nll(logits / np.exp(log), labels), bounds=bounds, method="bounded", options={"xatol": 1e-4}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
+from av.codec.context import Flags
 from av.video.frame import PictureType
 from numbered import numbered_frame, read_number, write_numbered
 from PIL import Image, features
@@ -235,6 +236,31 @@ def test_the_nearest_matrix_is_named_and_no_other_is_guessed(decoder: str, tmp_p
     for matrix in (8, 11, 14):  # YCgCo, Y'D'zD'x, ICtCp
         with pytest.raises(DecodeError, match=rf"{matrix}-1\.mp4: unsupported color \(matrix coefficients {matrix}"):
             pixel(matrix, 1)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("codec", "options"), [("dvvideo", {}), ("libx264", {"x264-params": "interlaced=1"}), ("mpeg2video", {})]
+)
+def test_the_chroma_of_interlaced_frames(codec: str, options: dict[str, str], decoder: str, tmp_path: Path) -> None:
+    """Other decoders interpolate it between fields: edges between colors were up to 188 levels off."""
+    path = tmp_path / "interlaced.mov"
+    scene = np.full((576, 720, 3), (20, 200, 40), np.uint8)
+    scene[100:300, 200:400] = (200, 30, 220)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        if codec == "mpeg2video":
+            stream.codec_context.flags |= Flags.interlaced_dct | Flags.interlaced_me
+        for number in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(scene, 33 * number, (0, 1)))))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    assert all(frame.interlaced_frame for frame in frames)
+    shown = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    read = read_frames(path, range(5), decoder=needs(decoder))
+    assert np.abs(read.astype(int) - shown).max() <= 2
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
