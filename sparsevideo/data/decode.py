@@ -230,7 +230,7 @@ class _OtherVideo(Video):
             and ((a > 0 and d > 0 and b == c == 0 and same) or turned_by_container)
             and frames[0].format.name in _PLAIN_FORMATS
             and frames[0].colorspace in self.matrices
-            and not any(frame.interlaced_frame for frame in frames)  # they take chroma from the other field
+            and not any(frame.interlaced_frame for frame in frames)  # they interpolate the chroma of fields
         )
 
     def _keeps_size(self, wanted: list[int]) -> bool:

@@ -243,7 +243,7 @@ def test_the_nearest_matrix_is_named_and_no_other_is_guessed(decoder: str, tmp_p
     ("codec", "options"), [("dvvideo", {}), ("libx264", {"x264-params": "interlaced=1"}), ("mpeg2video", {})]
 )
 def test_the_chroma_of_interlaced_frames(codec: str, options: dict[str, str], decoder: str, tmp_path: Path) -> None:
-    """Other decoders interpolate it between fields: edges between colors were up to 188 levels off."""
+    """Other decoders interpolate it by fields: edges between colors were up to 188 levels off PyAV's."""
     path = tmp_path / "interlaced.mov"
     scene = np.full((576, 720, 3), (20, 200, 40), np.uint8)
     scene[100:300, 200:400] = (200, 30, 220)
