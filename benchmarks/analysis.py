@@ -21,7 +21,7 @@ def make(root: Path) -> None:
     import numpy as np
     from scipy.special import softmax
 
-    from sparsevideo.data.encode import write_video
+    from sparsevideo.io.writer import write_video
     from sparsevideo.reports.predictions import Predictions, save_predictions
 
     still = np.kron(np.random.default_rng(0).integers(0, 256, (32, 85, 3)), np.ones((8, 4, 1))).astype(np.uint8)

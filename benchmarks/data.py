@@ -30,15 +30,15 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import SequentialSampler
 
-from sparsevideo.data import ptv
-from sparsevideo.data.clips import random_clip, spread_clips
+from sparsevideo.data import pytorchvideo as ptv
+from sparsevideo.data.clip_sampling import random_clip, spread_clips
 from sparsevideo.data.datasets import VideoDataset
-from sparsevideo.data.decode import open_video, read_frames, resolve_decoder
-from sparsevideo.data.index import INDEX, read_index
+from sparsevideo.data.frame_index import INDEX, read_index
 from sparsevideo.data.loader import collate
 from sparsevideo.data.records import Records
 from sparsevideo.data.scan import scan
 from sparsevideo.data.transforms import TestTransform, TrainTransform
+from sparsevideo.io.backends import open_video, read_frames, resolve_decoder
 
 FRAMES, STRIDE, CROP = 32, 2, 224  # the clip of Kinetics recipes
 THEIRS, LOOP, DECODING = "pytorchvideo, decode", "plain PyAV loop, decode", "nothing but decoding"

@@ -21,8 +21,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
-from sparsevideo.data.children import ChildError, run_all
-from sparsevideo.data.decode import DecodeError, open_video, resolve_decoder
+from sparsevideo.io.backends import open_video, resolve_decoder
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.utils.processes import ChildError, run_all
 
 CONTAINERS = ("mov", "mp4", "mkv", "avi", "nut", "ts", "webm", "flv")
 DECODERS = ("pyav", "torchcodec", "decord")

@@ -28,11 +28,11 @@ from sparsevideo import build
 from sparsevideo.commands.runs import checkpoint_config
 from sparsevideo.commands.test import score_files, test_run
 from sparsevideo.config import Config, DataConfig, TestConfig
-from sparsevideo.data.clips import spread_clips
-from sparsevideo.data.decode import open_video
+from sparsevideo.data.clip_sampling import spread_clips
 from sparsevideo.data.loader import collate
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, resized_crop
+from sparsevideo.io.backends import open_video
 from sparsevideo.models.presets import create_model
 from sparsevideo.reports.predictions import load_predictions
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
-from sparsevideo.data import loader, mixing, transforms
+from sparsevideo.data import batch_augment, loader, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError, resolve_decoder
-from sparsevideo.data.index import INDEX, Index, read_index
+from sparsevideo.data.frame_index import INDEX, Index, read_index
 from sparsevideo.data.lists import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
-from sparsevideo.data.shards import is_shards, read_shards
+from sparsevideo.data.tar_shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.engine.state import BadFiles, TrainState
+from sparsevideo.io.backends import resolve_decoder
+from sparsevideo.io.errors import DecodeError
 from sparsevideo.models.elastic import ElasticSparseFormer
 from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer
@@ -222,10 +223,12 @@ def build_batch_transform(
     With `train_classes`, their number, inputs are erased and mixed as the settings say; labels are (B, K) where mixed.
     """
     normalize = transforms.Normalize(config.mean, config.std).to(device)
-    erase = mixing.Erase(config.erase, config.erase_mode) if train_classes and config.erase else None
+    erase = batch_augment.Erase(config.erase, config.erase_mode) if train_classes and config.erase else None
     mix = None
     if train_classes and (config.mixup or config.cutmix):
-        mix = mixing.Mix(train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob)
+        mix = batch_augment.Mix(
+            train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob
+        )
 
     def transform(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         pixels = batch[_PIXELS[ndim]].to(device, non_blocking=True)

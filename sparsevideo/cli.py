@@ -21,7 +21,7 @@ import jsonargparse
 
 from sparsevideo import __version__
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
-from sparsevideo.data import warn_of_untested_pyav
+from sparsevideo.io.pyav import warn_of_untested_pyav
 from sparsevideo.parser import Parser, UsageError, config_yaml
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.commands import analyze
-from sparsevideo.data.encode import write_video
+from sparsevideo.io.writer import write_video
 from sparsevideo.reports import analysis, calibration, comparison
 from sparsevideo.reports.predictions import Predictions, load_predictions, save_predictions
 

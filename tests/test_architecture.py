@@ -18,8 +18,13 @@ ALLOWED = {
 }
 # part of the package: what of ours it may import at most; its libraries are its own affair
 OURS = {
-    "data": {"sparsevideo.data"},
-    "engine": {"sparsevideo.engine", "sparsevideo.data", "sparsevideo.models", "sparsevideo.config"},
+    part: {f"sparsevideo.{other}" for other in others.split()}
+    for part, others in {
+        "utils": "utils",
+        "io": "io utils",
+        "data": "data io utils",
+        "engine": "engine data models io utils config",
+    }.items()
 }
 # command, or the module that every loader worker imports: libraries that take seconds to import, which it does without
 # until a setting or a step needs them
@@ -32,10 +37,10 @@ LATE = {
 }
 # library: the only files that may import it
 ONLY = {
-    "pytorchvideo": {"data/ptv.py"},
-    "av": {"data/video.py", "data/encode.py"},
-    "decord": {"data/decode.py"},
-    "torchcodec": {"data/decode.py"},
+    "pytorchvideo": {"data/pytorchvideo.py"},
+    "av": {"io/errors.py", "io/pyav.py", "io/reader.py", "io/writer.py"},
+    "decord": {"io/backends.py"},
+    "torchcodec": {"io/backends.py"},
 }
 
 

@@ -15,7 +15,8 @@ from toy_runs import VIDEO
 
 from sparsevideo import data
 from sparsevideo.cli import FAILED, OK, main
-from sparsevideo.data import decode, encode, ptv
+from sparsevideo.data import pytorchvideo as ptv
+from sparsevideo.io import backends, writer
 
 ROOT = Path(__file__).parents[1]
 # What a Python runs at its start if it finds it: PyAV opens files with an argument that it no longer has.
@@ -73,7 +74,7 @@ def test_kinetics_are_not_prepared(broken: Path, videos: Path, tmp_path: Path) -
 @pytest.fixture
 def fresh_tests() -> Iterator[None]:
     """The self-tests run once a process; here each test is a process."""
-    tests = decode.resolve_decoder, encode.check_codecs, data.warn_of_untested_pyav
+    tests = backends.resolve_decoder, writer.check_codecs, data.warn_of_untested_pyav
     for test in tests:
         test.cache_clear()
     yield
@@ -103,10 +104,10 @@ def test_the_bridge_stops_before_the_list_is_read(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("fresh_tests")
 def test_wrong_pictures_fail_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = decode.Video.read
-    monkeypatch.setattr(decode.Video, "read", lambda *args: np.roll(read(*args) + 20, 1))
+    read = backends.Video.read
+    monkeypatch.setattr(backends.Video, "read", lambda *args: np.roll(read(*args) + 20, 1))
     with pytest.raises(ValueError, match=r"pyav does not decode here \(it gives another picture"):
-        decode.resolve_decoder("pyav")
+        backends.resolve_decoder("pyav")
 
 
 @pytest.mark.usefixtures("fresh_tests")
@@ -124,7 +125,7 @@ def test_an_encoder_that_does_not_work_stops_what_makes_videos(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(encode, "write_video", fault)
+    monkeypatch.setattr(writer, "write_video", fault)
     for words in (["quickstart", "--out"], ["data", "make-digits"]):
         assert main([*words, str(tmp_path / "out")]) == FAILED
         line = capsys.readouterr().err.splitlines()[-1]
@@ -132,7 +133,7 @@ def test_an_encoder_that_does_not_work_stops_what_makes_videos(
     assert not (tmp_path / "out").exists()
 
 
-write_video = encode.write_video
+write_video = writer.write_video
 
 
 @pytest.mark.parametrize(("version", "relation"), [("17.0.1", "older"), ("99.0", "newer")])
@@ -160,13 +161,13 @@ def test_every_command_warns_before_it_loads_anything(
 
 @pytest.mark.usefixtures("fresh_tests")
 def test_the_python_api_warns_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    decode.resolve_decoder("auto")
+    backends.resolve_decoder("auto")
     assert not caplog.records
     monkeypatch.setattr(data, "OLDEST_PYAV", (1, 0))
     monkeypatch.setattr(data, "NEWEST_PYAV", (2,))
     data.warn_of_untested_pyav.cache_clear()
-    decode.resolve_decoder.cache_clear()
-    decode.resolve_decoder("auto")
+    backends.resolve_decoder.cache_clear()
+    backends.resolve_decoder("auto")
     (record,) = caplog.records
     assert f"PyAV {av.__version__} is newer" in record.getMessage()
 

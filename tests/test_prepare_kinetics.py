@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsevideo.data.decode import open_video, probe
-from sparsevideo.data.encode import write_video
 from sparsevideo.data.records import read_records
+from sparsevideo.io.backends import open_video, probe
+from sparsevideo.io.writer import write_video
 
 TOOL = Path(__file__).parents[1] / "tools" / "prepare_kinetics.py"
 HEADER = "label,youtube_id,time_start,time_end,split"

@@ -20,11 +20,11 @@ from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.commands import testing
-from sparsevideo.data import clips
-from sparsevideo.data.decode import read_frames
-from sparsevideo.data.encode import write_video
-from sparsevideo.data.pixels import scaled
+from sparsevideo.data import clip_sampling
 from sparsevideo.data.transforms import Normalize
+from sparsevideo.io.backends import read_frames
+from sparsevideo.io.pixels import scaled
+from sparsevideo.io.writer import write_video
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.features import load_features
@@ -115,7 +115,7 @@ def test_the_loss_is_the_cross_entropy_of_the_mean_scores_of_the_files_that_coul
     (root / "videos" / "test" / classes[0] / "a.mp4").write_bytes(b"torn")
     options = [f"--data.root={root}", f"--out={tmp_path / 'out'}", "--views=3x1", f"--test.scores={kind}"]
     assert main(["test", checkpoint(trained), *options]) == INCOMPLETE
-    starts = clips.spread_clips(30, 4, 2, 3)
+    starts = clip_sampling.spread_clips(30, 4, 2, 3)
     logits = looked_at(trained, wide, [(numbers, *CROPS[1]) for numbers in starts])[1:].double()
     log_prob = logits.softmax(-1).mean(1).log() if kind == "softmax" else logits.mean(1).log_softmax(-1)
     labels = torch.arange(1, len(classes))
@@ -146,7 +146,7 @@ CROPS = [((0, left, 48, 48), (SIZE, SIZE)) for left in (0, 16, 32)]  # of frames
 
 
 def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(trained, wide, tmp_path):
-    starts = clips.spread_clips(30, 4, 2, 3)
+    starts = clip_sampling.spread_clips(30, 4, 2, 3)
     logits = looked_at(trained, wide, [(numbers, *crop) for numbers in starts for crop in CROPS])
     plain = scores(trained, wide, tmp_path / "softmax", "--views=3x3")
     assert np.abs(plain.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
@@ -157,14 +157,14 @@ def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(t
 
 
 def test_fewer_frames_tubes_and_points_are_looked_at_over_the_same_time(trained, wide, tmp_path):
-    (numbers,) = clips.spread_clips(30, 2, 4, 1)  # in place of 4 frames at stride 2
+    (numbers,) = clip_sampling.spread_clips(30, 2, 4, 1)  # in place of 4 frames at stride 2
     logits = looked_at(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
     got = scores(trained, wide, tmp_path, "--views=1x1", "--num-frames=2", "--num-tubes=2", "--num-points=3")
     assert np.abs(got.scores - logits.softmax(-1)[:, 0].numpy()).max() < 1e-6
 
 
 def test_full_frames_keep_their_shape(trained, wide, tmp_path):
-    starts = clips.spread_clips(30, 4, 2, 2)
+    starts = clip_sampling.spread_clips(30, 4, 2, 2)
     whole = ((0, 0, 48, 80), (SIZE, 52))  # 53.3, to the nearest multiple of 4
     logits = looked_at(trained, wide, [(numbers, *whole) for numbers in starts])
     got = scores(trained, wide, tmp_path / "alone", "--views=2x1", "--full-frame")
@@ -380,7 +380,7 @@ def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_pa
     )
     model = load_model(checkpoint(trained))[0].eval()
     for row, first, frames in ((0, 0, 10), (1, 10, 10), (3, 20, 10)):
-        numbers = first + clips.spread_clips(frames, 4, 2, 1)[0]
+        numbers = first + clip_sampling.spread_clips(frames, 4, 2, 1)[0]
         pixels = torch.from_numpy(scaled(read_frames(wide / name, numbers)[:, :, 16:64], (SIZE, SIZE)))
         with torch.no_grad():
             expected = model(Normalize()(pixels.permute(3, 0, 1, 2)[None])).softmax(-1)[0]
@@ -429,7 +429,7 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
     assert main(args) == INCOMPLETE
     assert json.loads(capsys.readouterr().out) == {"files": 9, "failed": 1, "width": 32}
     features = load_features(out)
-    starts = clips.spread_clips(30, 4, 2, 2)
+    starts = clip_sampling.spread_clips(30, 4, 2, 2)
     model, _ = load_model(checkpoint(trained))
     seen = []
     for numbers in starts:
@@ -517,9 +517,9 @@ def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, 
     assert main(["extract", *options, in_frames, "--views=1x1", f"--out={tmp_path / 'f.npz'}"]) == INCOMPLETE
     assert load_features(tmp_path / "f.npz").spans_unit == "frames"
     for unit, listing in (("frames", in_frames), ("s", in_s)):
-        args = ["--views=2x1", "--per-clip", f"--out={tmp_path / unit}-clips.npz"]
+        args = ["--views=2x1", "--per-clip", f"--out={tmp_path / unit}-clip_sampling.npz"]
         assert main(["extract", *options, listing, *args]) == INCOMPLETE
-    per_clip, expected = (load_features(tmp_path / f"{unit}-clips.npz") for unit in ("frames", "s"))
+    per_clip, expected = (load_features(tmp_path / f"{unit}-clip_sampling.npz") for unit in ("frames", "s"))
     assert per_clip.spans_unit == "s" and np.array_equal(per_clip.features, expected.features)
     read = [0, 1, 2, 3, 6, 7]
     assert per_clip.spans[read] == pytest.approx(expected.spans[read], abs=1e-9)

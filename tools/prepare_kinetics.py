@@ -14,11 +14,11 @@ import logging
 import sys
 from pathlib import Path, PurePosixPath
 
-from sparsevideo.data.children import ChildError, run_all
-from sparsevideo.data.encode import check_codecs, resize_video
 from sparsevideo.data.kinetics import join_files
 from sparsevideo.data.lists import read_list, select_split
 from sparsevideo.data.records import EXTENSIONS, walk
+from sparsevideo.io.writer import check_codecs, resize_video
+from sparsevideo.utils.processes import ChildError, run_all
 
 
 def is_copied(source: Path, copy: Path) -> bool:

@@ -17,18 +17,20 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsevideo import __version__
-from sparsevideo.data.clips import middle_frame, within
-from sparsevideo.data.decode import DecodeError, Member, open_video, read_image
-from sparsevideo.data.lists import legible
-from sparsevideo.data.pixels import scaled
+from sparsevideo.data.clip_sampling import middle_frame, within
 from sparsevideo.data.records import EXTENSIONS
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
-from sparsevideo.data.shards import find_source
-from sparsevideo.data.video import ADVICE
+from sparsevideo.data.tar_shards import find_source
+from sparsevideo.io.backends import open_video
+from sparsevideo.io.errors import ADVICE, DecodeError
+from sparsevideo.io.image import read_image
+from sparsevideo.io.pixels import scaled
+from sparsevideo.io.sources import Member
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
 from sparsevideo.reports.fonts import drawable_names
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions
+from sparsevideo.utils.files import printable_path
 
 CLASSES, PAIRS, ERRORS, UNREAD = 30, 20, 24, 30  # that the page shows
 _MATRIX = 20  # classes: the numbers in a matrix of more are too small on a page
@@ -124,7 +126,7 @@ def _names(files: Sequence[Path]) -> list[str]:
     while len(parts) > 1 and min(map(len, parts)) > 1 and len({each[-1] for each in parts}) == 1:
         parts = [each[:-1] for each in parts]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = [legible("/".join(each[-depth:])) for each in parts]
+        names = [printable_path("/".join(each[-depth:])) for each in parts]
         if len(set(names)) == len(names):
             return names
     raise ValueError(f"{', '.join(map(str, files))}: the same file is given twice")
@@ -283,7 +285,9 @@ def _unread(model: Model, files: Sequence[Numbers]) -> list[page.Block]:
     rows = []
     for each in files[:UNREAD]:
         reason = each["reason"] or "unknown"
-        rows.append((legible(model.predictions.segment(each["row"])), each["true"], _why(model, each["row"], reason)))
+        rows.append(
+            (printable_path(model.predictions.segment(each["row"])), each["true"], _why(model, each["row"], reason))
+        )
     note = f"The first {UNREAD} of {len(files)}; results.json has all. " if len(files) > UNREAD else ""
     return [
         page.Table(("file", "class", "why"), rows),
@@ -329,7 +333,7 @@ def _errors(model: Model, told: Numbers, folder: Path) -> list[page.Block]:
     tiles: list[page.Block] = []
     shown, predictions = 0, model.predictions
     for number, error in enumerate(errors):
-        name = legible(predictions.segment(error["row"]))
+        name = printable_path(predictions.segment(error["row"]))
         caption = f"{error['true']} taken for {error['predicted']}, {100 * error['probability']:.1f} % sure: {name}"
         target = folder / f"{number}.jpg"
         try:
@@ -342,7 +346,9 @@ def _errors(model: Model, told: Numbers, folder: Path) -> list[page.Block]:
         shown += 1
         tiles.append(page.Figure(target, f"The middle frame of {name}", caption))
     parts = "files" if predictions.spans is None else "segments of files"
-    summary = f"Thumbnails: {shown} of {len(errors)}, from the middles of the {parts} in {legible(predictions.root)}."
+    summary = (
+        f"Thumbnails: {shown} of {len(errors)}, from the middles of the {parts} in {printable_path(predictions.root)}."
+    )
     return [page.Text(summary if errors else "There are none."), page.Tiles(tiles)]
 
 
@@ -352,7 +358,7 @@ def _why(model: Model, row: int, reason: str) -> str:
     path = str(Path(predictions.root) / predictions.names[row])
     for prefix in (segment_name(path, span_of(predictions.spans, row), predictions.spans_unit), path):
         reason = reason.removeprefix(f"{prefix}: ")
-    return legible(reason.removesuffix(f"; {ADVICE}"))
+    return printable_path(reason.removesuffix(f"; {ADVICE}"))
 
 
 def _thumbnail(
@@ -413,7 +419,7 @@ def _facts(numbers: Numbers) -> page.Facts:
         protocol = ", ".join(f"{key} {value}" for key, value in told["protocol"].items())
         read = told["listed"] - told["failed"]
         facts[name] = (
-            f"{legible(told['file'])}: {read} files read of {told['listed']} listed, {told['scores']} scores"
+            f"{printable_path(told['file'])}: {read} files read of {told['listed']} listed, {told['scores']} scores"
             + (f"; {protocol}" if protocol else "")
         )
     return page.Facts(
@@ -421,7 +427,7 @@ def _facts(numbers: Numbers) -> page.Facts:
         | {
             "Seed": f"{numbers['seed']}, of the resamples and of the halves",
             "Version": f"sparsevideo {numbers['sparsevideo']}",
-            "Command": legible(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "Command": printable_path(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         }
     )
 

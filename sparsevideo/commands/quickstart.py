@@ -22,10 +22,10 @@ from sparsevideo.commands.runs import check_folder, checkpoint_config, inflate_w
 from sparsevideo.commands.test import test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
-from sparsevideo.data.clips import spread_clips
-from sparsevideo.data.encode import check_codecs, write_video
+from sparsevideo.data.clip_sampling import spread_clips
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.run_log import peak_memory_gb
+from sparsevideo.io.writer import check_codecs, write_video
 from sparsevideo.models import presets
 from sparsevideo.models.weights import load_model
 from sparsevideo.reports import metrics, page, visualize

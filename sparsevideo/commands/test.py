@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader
 from sparsevideo import build
 from sparsevideo.commands.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
-from sparsevideo.data.decode import resolve_decoder
 from sparsevideo.data.loader import shard
-from sparsevideo.data.pixels import format_ratio
 from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import WHOLE, segment_columns
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
+from sparsevideo.io.backends import resolve_decoder
+from sparsevideo.io.pixels import format_ratio
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model

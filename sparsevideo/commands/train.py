@@ -16,7 +16,6 @@ from sparsevideo import build
 from sparsevideo.commands.runs import check_folder, environment, read_run
 from sparsevideo.commands.test import one_view, score_files, summarize
 from sparsevideo.config import Config, config_to_dict
-from sparsevideo.data.lists import few
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import StopSignal, launch
@@ -27,6 +26,7 @@ from sparsevideo.models import presets
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, check_hparams
 from sparsevideo.parser import config_yaml
+from sparsevideo.utils.files import abbreviate
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _check_same_run(path: Path, saved: dict[str, Any], state: TrainState, allow_
         ValueError: It belongs to another run, or the schedule has changed and nobody allowed it.
     """
     if saved["classes"] != list(state.classes):
-        raise ValueError(f"{path}: trained on {few(saved['classes'])}, the list has {few(state.classes)}")
+        raise ValueError(f"{path}: trained on {abbreviate(saved['classes'])}, the list has {abbreviate(state.classes)}")
     if "optimizer" not in saved:
         raise ValueError(f"{path}: holds no optimizer; resume from a last.pt, or start with --model.weights")
     if saved["step"] > state.total_steps:

@@ -10,13 +10,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsevideo.data import clips, protocols
-from sparsevideo.data.decode import DecodeError, Video, open_video, read_image, resolve_decoder
-from sparsevideo.data.index import Index
+from sparsevideo.data import clip_sampling, protocols
+from sparsevideo.data.frame_index import Index
 from sparsevideo.data.loader import reading
 from sparsevideo.data.records import Records
 from sparsevideo.data.segments import WHOLE, segment_name
 from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resized_crop
+from sparsevideo.io.backends import open_video, resolve_decoder
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.image import read_image
+from sparsevideo.io.reader import Video
 
 Item = dict[str, Any]
 Rngs = Sequence[np.random.Generator]
@@ -247,7 +250,7 @@ class VideoDataset(_LabelledFiles):
             pixels, size = _cut(self._resized(frames), wanted, self._cuts(rngs))
             spans = None
             if self.with_clip_spans:
-                seconds = clips.clip_spans(video.times_s, numbers)
+                seconds = clip_sampling.clip_spans(video.times_s, numbers)
                 if not self.records.in_frames:  # a frame of a segment may end after the segment does
                     seconds = seconds.clip(*self.records.span(index))
                 spans = torch.from_numpy(seconds)
@@ -265,9 +268,9 @@ class VideoDataset(_LabelledFiles):
                 return frames  # times may cost the decoding of the whole file
             times_s = video.times_s
             if span != WHOLE:
-                frames = clips.within(times_s, *span)
+                frames = clip_sampling.within(times_s, *span)
             if target_fps is not None:
-                frames = frames[clips.at_fps(times_s[frames], target_fps)]
+                frames = frames[clip_sampling.at_fps(times_s[frames], target_fps)]
         except ValueError as error:
             raise DecodeError(f"{video.path}: {error}") from error
         return frames
@@ -286,16 +289,16 @@ class VideoDataset(_LabelledFiles):
         size = self.num_frames, self.frame_stride
         if self.sampling == "uniform":
             places = (
-                np.stack([clips.uniform_clip(total, self.num_frames, rng) for rng in rngs])
+                np.stack([clip_sampling.uniform_clip(total, self.num_frames, rng) for rng in rngs])
                 if rngs
-                else clips.uniform_clips(total, self.num_frames, self.num_clips)
+                else clip_sampling.uniform_clips(total, self.num_frames, self.num_clips)
             )
         elif rngs:
-            places = np.stack([clips.random_clip(total, *size, rng) for rng in rngs])
+            places = np.stack([clip_sampling.random_clip(total, *size, rng) for rng in rngs])
         else:
             args = (*size, self.num_clips, header, self.target_fps)
             places = protocols.protocol_clips(self.convention, total, *args)
-        return np.full_like(places, clips.middle_frame(total)) if self.still else places
+        return np.full_like(places, clip_sampling.middle_frame(total)) if self.still else places
 
     def _pixels(self, views: Tensor) -> Item:
         return {"video": views}

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from pathlib import Path
 
-from sparsevideo.data.lists import Row, few
+from sparsevideo.data.lists import Row
+from sparsevideo.utils.files import abbreviate
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,11 @@ def join_files(place: Path, rows: Sequence[Row], files: Iterable[str]) -> Iterat
             missing.append(f"{row.path} (line {row.line})")
         yield row._replace(path=names[0] if names else "", start=0.0, end=inf)
     if len(missing) == len(rows) > 0:
-        raise FileNotFoundError(f"{place}: none of the {len(rows)} listed videos is under data.root: {few(missing)}")
+        raise FileNotFoundError(
+            f"{place}: none of the {len(rows)} listed videos is under data.root: {abbreviate(missing)}"
+        )
     if missing:
-        logger.warning("%s: left out %d of %d listed videos: %s", place, len(missing), len(rows), few(missing))
+        logger.warning("%s: left out %d of %d listed videos: %s", place, len(missing), len(rows), abbreviate(missing))
 
 
 def _folder_of(name: str) -> str:

@@ -13,6 +13,8 @@ from math import inf
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from sparsevideo.utils.files import abbreviate
+
 MAX_MESSAGE = 300  # characters of an error message
 
 Key: TypeAlias = Literal["path", "youtube_id", "video_id"]
@@ -369,16 +371,18 @@ def _find_columns(where: str, names: Sequence[str], label_column: str | None) ->
         raise ValueError(f"{where}: column {_quote(name)} is there twice; keep one of them")
     label_key = None if label_column is None else _key(label_column)
     if label_key is not None and label_key not in name_of:
-        raise ValueError(f"{where}: no column {label_column}, which data.label_column names; there are {few(names)}")
+        raise ValueError(
+            f"{where}: no column {label_column}, which data.label_column names; there are {abbreviate(names)}"
+        )
     if unknown := [name for key, name in name_of.items() if key not in _KNOWN and key != label_key]:
-        raise ValueError(f"{where}: unknown column {_quote(few(unknown, 3))}; remove it, or {_ADVICE}")
+        raise ValueError(f"{where}: unknown column {_quote(abbreviate(unknown, 3))}; remove it, or {_ADVICE}")
     roles = {role: next((key for key in keys if key in name_of), None) for role, keys in _COLUMNS.items()}
     label = label_key or roles["label"]
     if label is None and (possible := [name_of[key] for key in _POSSIBLE_LABELS if key in name_of]):
         raise ValueError(f"{where}: no column is the label; set data.label_column to one of {', '.join(possible)}")
     file_key = next((key for key in _KEYS if roles[key] is not None), None)
     if file_key is None:
-        raise ValueError(f"{where}: no column names the file, among {_quote(few(names))}; {_ADVICE}")
+        raise ValueError(f"{where}: no column names the file, among {_quote(abbreviate(names))}; {_ADVICE}")
     seconds, frames = (roles["start_s"], roles["end_s"]), (roles["start_frame"], roles["stop_frame"])
     has_frames = frames != (None, None)
     if has_frames and seconds.count(None) == 1:
@@ -437,18 +441,3 @@ def _number(where: str, value: object, default: float, in_frames: bool) -> float
 def _quote(text: str) -> str:
     """Quote a part of a list, shortened."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def legible(name: str) -> str:
-    r"""Spell a file's name so that it can be printed and saved, also where it is no UTF-8 on the disk.
-
-    Example:
-        >>> legible("caf\udce9")
-        'caf\\xe9'
-    """
-    return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """Name the first ones, and how many there are if that is not all."""
-    return legible(", ".join(names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")

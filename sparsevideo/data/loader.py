@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from sparsevideo.data.children import (
+from sparsevideo.io.pixels import format_ratio
+from sparsevideo.utils.files import printable_path
+from sparsevideo.utils.processes import (
     end_with_parent,
     exit_cause,
     handled_stop_signals,
     sparing_children,
     worker_context,
 )
-from sparsevideo.data.lists import legible
-from sparsevideo.data.pixels import format_ratio
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ class _Loader(DataLoader[Any]):
             if not workers:
                 raise
             wait([worker.sentinel for worker in workers], timeout=1)  # connections may break before the worker is dead
-            files = [legible(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
+            files = [printable_path(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
             ends = [(worker.exitcode, file) for worker, file in zip(workers, files, strict=False)]
             dead = [(code, file) for code, file in ends if code is not None]
             if not dead:
@@ -339,7 +339,7 @@ def _note_pixels(batch: Item) -> bool:
             logger.warning(
                 "%s: has pixels that are not square (%s), and is read as it is stored, as are all such files;"
                 " data.square_pixels scales them",
-                legible(name),
+                printable_path(name),
                 format_ratio(float(ratio)),
             )
             return True

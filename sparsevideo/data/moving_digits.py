@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparsevideo.data.encode import check_codecs, write_video
+from sparsevideo.io.writer import check_codecs, write_video
 
 VERSION = 1  # of the pixels: raise it with every change that moves one
 SPLITS = ("train", "val", "test")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sparsevideo.data.clips import clip_span, spread_clips, uniform_clips
+from sparsevideo.data.clip_sampling import clip_span, spread_clips, uniform_clips
 
 _MP4_UNITS = 10_000  # FFmpeg writes mp4 files with at least so many units of time per second
 

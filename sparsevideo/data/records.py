@@ -18,9 +18,10 @@ from unicodedata import normalize
 import numpy as np
 
 from sparsevideo.data.kinetics import find_videos, join_files
-from sparsevideo.data.lists import Row, few, legible, read_list, select_split, short_messages
+from sparsevideo.data.lists import Row, read_list, select_split, short_messages
 from sparsevideo.data.segments import frame_range, segment_name, span_of
-from sparsevideo.data.video import Member
+from sparsevideo.io.sources import Member
+from sparsevideo.utils.files import abbreviate, printable_path
 
 EXTENSIONS = {
     "video": (
@@ -226,7 +227,7 @@ def read_records(
     if not names:
         raise ValueError(f"{place}: lists no files; write a line `path,label` for each")
     if absent:
-        few_absent = few([row.path for row in absent], 3)
+        few_absent = abbreviate([row.path for row in absent], 3)
         advice = "; write / in place of \\" if "\\" in absent[0].path else ""
         raise FileNotFoundError(
             f"{absent[0].where}: {len(absent)} of {len(names)} listed files are not in {root}, which is data.root:"
@@ -237,7 +238,7 @@ def read_records(
             "%s: %d listed paths differ from the disk in their Unicode normalization only, and are read as %s",
             place,
             len(respelled),
-            few(respelled, 3),
+            abbreviate(respelled, 3),
         )
     if len(units) > 1:
         raise ValueError(f"{place}: has segments in seconds and segments in frames; write all in one unit")
@@ -276,7 +277,8 @@ def _number_classes(
     number_of |= {normalize("NFC", name): number for number, name in enumerate(known)} | {"": UNLABELED}
     if unknown := [label for label in where_of if label not in number_of]:
         raise ValueError(
-            f"{where_of[unknown[0]] or place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}"
+            f"{where_of[unknown[0]] or place}: {abbreviate(unknown)} not among the {len(known)} classes expected:"
+            f" {abbreviate(known)}"
         )
     return known, number_of
 
@@ -298,7 +300,9 @@ def check_classes(records: Records) -> None:
     if absent == ["0"]:
         logger.warning("class 0 has no file to train on: the labels start at 1; they should count from 0")
     elif absent:
-        logger.warning("%d of %d classes have no file to train on: %s", len(absent), len(records.classes), few(absent))
+        logger.warning(
+            "%d of %d classes have no file to train on: %s", len(absent), len(records.classes), abbreviate(absent)
+        )
 
 
 def _class_folders(root: Path, place: Path, kind: str, labeled: bool) -> Iterator[Row]:
@@ -316,11 +320,11 @@ def _class_folders(root: Path, place: Path, kind: str, labeled: bool) -> Iterato
             beside += others
         else:
             left_out += others
-            found.setdefault(legible(inside[0]), []).extend(names)
+            found.setdefault(printable_path(inside[0]), []).extend(names)
     if outside and labeled:
         raise ValueError(
-            f"{place}: holds {legible(posixpath.basename(outside[0]))} outside any class folder; put each {kind} into"
-            " <class>/"
+            f"{place}: holds {printable_path(posixpath.basename(outside[0]))} outside any class folder; put each {kind}"
+            " into <class>/"
         )
     classes = [name for name, names in found.items() if names]
     if not classes:  # else what lies beside class folders are lists and notes
@@ -337,7 +341,7 @@ def _class_folders(root: Path, place: Path, kind: str, labeled: bool) -> Iterato
         )
     if left_out:
         without = [name for name, names in found.items() if not names]
-        lost = f"; folders without any {kind}: {few(without)}" if without else ""
+        lost = f"; folders without any {kind}: {abbreviate(without)}" if without else ""
         logger.warning("%s: left out %s%s", place, described, lost)
     for name in outside:
         yield Row("", 0, name, "")
@@ -352,7 +356,7 @@ def describe_left_out(names: Sequence[str]) -> str:
     kinds = [f"{count} {ending}" for ending, count in endings.most_common()]
     if any(ending in EXTENSIONS["image"] for ending in endings):
         kinds.append("images among them")
-    return f"{len(names)} files with other endings: {few(kinds, 6)}"
+    return f"{len(names)} files with other endings: {abbreviate(kinds, 6)}"
 
 
 def walk(root: Path, place: Path, kind: str) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
@@ -420,7 +424,7 @@ class _Present:
             advice = "list files, not folders"
             if any(held):
                 advice = "folders of frames are not supported, make a video of each (`ffmpeg -i FOLDER/%05d.jpg a.mp4`)"
-            raise ValueError(f"{row.where}: {legible(row.path)} is a folder; {advice}")
+            raise ValueError(f"{row.where}: {printable_path(row.path)} is a folder; {advice}")
         return path
 
     def _spelled(self, path: str) -> str | None:

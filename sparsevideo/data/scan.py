@@ -16,14 +16,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from sparsevideo.data.children import ChildError, run_all
-from sparsevideo.data.decode import open_video, resolve_decoder
-from sparsevideo.data.index import HEADER, INDEX, VERSION, Row, read_rows, stamp
-from sparsevideo.data.lists import legible
-from sparsevideo.data.pixels import format_ratio
+from sparsevideo.data.frame_index import HEADER, INDEX, VERSION, Row, read_rows, stamp
 from sparsevideo.data.records import describe_left_out, walk
-from sparsevideo.data.shards import is_shards, list_members
-from sparsevideo.data.video import ADVICE, Member
+from sparsevideo.data.tar_shards import is_shards, list_members
+from sparsevideo.io.backends import open_video, resolve_decoder
+from sparsevideo.io.errors import ADVICE
+from sparsevideo.io.pixels import format_ratio
+from sparsevideo.io.sources import Member
+from sparsevideo.utils.files import printable_path
+from sparsevideo.utils.processes import ChildError, run_all
 
 _QUANTILES = {"shortest": 0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "longest": 1}
 _SHOWN = 8  # entries of a table, the most frequent
@@ -129,10 +130,10 @@ def describe(summary: dict[str, Any]) -> str:
     if summary["left_out"]:
         lines.append(f"left out: {summary['left_out']}")
     for reason, count in _most(summary["reasons"]):
-        lines.append(f"  {count:8d}  {legible(reason)}")
+        lines.append(f"  {count:8d}  {printable_path(reason)}")
     if summary["cut_short"]:
         few = [f"{name} ({what})" for name, what in summary["cut_short"].items()]
-        lines.append(f"{len(few)} of the good end in a part that does not decode: {legible(', '.join(few[:3]))}")
+        lines.append(f"{len(few)} of the good end in a part that does not decode: {printable_path(', '.join(few[:3]))}")
     lines.append(f"{summary['hours']:.1f} hours, {summary['frames']} frames")
     for title, key in (("short side", "short_sides"), ("frames/s", "fps"), ("codec", "codecs")):
         lines.append(f"{title:12s}" + ", ".join(f"{value}: {count}" for value, count in _most(summary[key])))
@@ -141,12 +142,12 @@ def describe(summary: dict[str, Any]) -> str:
         lines.append(
             f"{sum(ratios.values())} of the good have pixels that are not square"
             f" ({', '.join(f'{ratio}: {count}' for ratio, count in _most(ratios))}), such as"
-            f" {legible(summary['not_square'])}; data.square_pixels scales them"
+            f" {printable_path(summary['not_square'])}; data.square_pixels scales them"
         )
     lines.append("seconds     " + ", ".join(f"{name}: {s:.1f}" for name, s in summary["durations_s"].items()))
     for place, split in summary["classes"].items():
-        fewest, most = (f"{legible(name)}: {split['videos'][name]}" for name in (split["fewest"], split["most"]))
-        lines.append(f"{legible(place)}: {len(split['videos'])} classes, fewest {fewest}, most {most}")
+        fewest, most = (f"{printable_path(name)}: {split['videos'][name]}" for name in (split["fewest"], split["most"]))
+        lines.append(f"{printable_path(place)}: {len(split['videos'])} classes, fewest {fewest}, most {most}")
     lines.append(f"index       {summary['index']}")
     if summary["bad"]:
         lines.append(f"bad files   {_bad_list(Path(summary['index']))}")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsevideo.data import ptv
-from sparsevideo.data.pixels import scaled
+from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.data.protocols import find_protocol
+from sparsevideo.io.pixels import scaled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

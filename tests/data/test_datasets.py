@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered import numbered_frame, read_number, write_numbered
+from numbered_videos import numbered_frame, read_number, write_numbered
 from PIL import Image
 
 from sparsevideo.data import datasets, scan
-from sparsevideo.data.clips import uniform_clip, uniform_clips
+from sparsevideo.data.clip_sampling import uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError, Video, _say_once, open_video, read_frames
-from sparsevideo.data.index import INDEX, read_index
+from sparsevideo.data.frame_index import INDEX, read_index
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
+from sparsevideo.io.backends import _say_once, open_video, read_frames
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.reader import Video
 
 LENGTHS = {"a/0.mp4": 40, "a/1.mp4": 16, "b/2.mp4": 25, "b/3.mp4": 5}
 WHOLE = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered import write_numbered
+from numbered_videos import write_numbered
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from sparsevideo.data.datasets import VideoDataset

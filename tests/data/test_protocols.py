@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered import read_number, write_numbered
+from numbered_videos import read_number, write_numbered
 
 from sparsevideo import config
 from sparsevideo.data.datasets import VideoDataset

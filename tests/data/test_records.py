@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered import REAL
+from numbered_videos import REAL
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sparsevideo.data.decode import open_video
 from sparsevideo.data.lists import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
+from sparsevideo.io.backends import open_video
 
 
 def touch(root: Path, *names: str) -> None:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numbered import write_numbered
-from test_children import interruptible
-from test_shards import write_tar
+from numbered_videos import write_numbered
+from test_tar_shards import write_tar
+from test_worker_processes import interruptible
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
-from sparsevideo.data.decode import DecodeError, open_video
-from sparsevideo.data.index import read_index, stamp
+from sparsevideo.data.frame_index import read_index, stamp
 from sparsevideo.data.scan import _locked
-from sparsevideo.data.shards import read_shards
+from sparsevideo.data.tar_shards import read_shards
+from sparsevideo.io.backends import open_video
+from sparsevideo.io.errors import DecodeError
 
 INDEX = "sparsevideo-index.jsonl"
 LATIN_1 = os.fsdecode(b"caf\xe9.mp4")  # a name that is no UTF-8
@@ -273,7 +274,7 @@ sys.modules["fcntl"] = None
 if hasattr(signal, "alarm"):
     del signal.alarm
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
-from sparsevideo.data.children import worker_context
+from sparsevideo.utils.processes import worker_context
 from sparsevideo.data.scan import scan
 
 if __name__ == "__main__":

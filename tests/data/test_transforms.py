@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from sparsevideo.data import ptv
+from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

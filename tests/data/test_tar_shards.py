@@ -18,15 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numbered import REAL, numbered_frame, read_number, write_numbered
+from numbered_videos import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
 
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
-from sparsevideo.data.decode import DecodeError, Member, open_video, read_frames, read_image
 from sparsevideo.data.loader import EpochSampler, test_loader, train_loader
 from sparsevideo.data.records import UNLABELED, Records, read_records
-from sparsevideo.data.shards import Shards, is_shards, read_shards
+from sparsevideo.data.tar_shards import Shards, is_shards, read_shards
 from sparsevideo.data.transforms import TestTransform, TrainTransform
+from sparsevideo.io.backends import open_video, read_frames
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.image import read_image
+from sparsevideo.io.sources import Member
 
 Members = list[tuple[str, bytes]]
 

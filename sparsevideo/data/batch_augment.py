@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsevideo.data import ptv
+from sparsevideo.data import pytorchvideo as ptv
 
 
 class Erase(nn.Module):

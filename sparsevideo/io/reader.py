@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,10 +13,12 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
-from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from sparsevideo.data.pixels import (
+from sparsevideo.io import pyav
+from sparsevideo.io.errors import ADVICE, DecodeError, named_errors, reason_of
+from sparsevideo.io.packets import FrameTable
+from sparsevideo.io.pixels import (
     expand_range,
     is_quarter_turn,
     known_ratio,
@@ -26,48 +27,15 @@ from sparsevideo.data.pixels import (
     shown_size,
     upright,
 )
+from sparsevideo.io.sources import Member, ffmpeg_url
 
-_PYAV = int(av.__version__.split(".")[0])
-# Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
-_ONE_THREAD = {"threads": 1} if _PYAV >= 17 else {}
-# A title in another encoding than UTF-8 stops no file: from version 19 PyAV reads any, and has no such argument.
-_ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
 _STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
 _PROBED = 7  # frames that FFmpeg decodes at least to learn how many the decoder holds back
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
-ADVICE = "remove it or make it anew"
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
 _PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
-
-
-class DecodeError(ValueError):
-    """A file that cannot be decoded; the message names the file and the reason."""
-
-
-class Member(NamedTuple):
-    """A file inside an uncompressed tar file; it is read in place."""
-
-    tar: Path
-    name: str
-    offset: int  # of its first byte in the tar file
-    size: int  # in bytes
-
-    def __str__(self) -> str:
-        return str(self.tar / self.name)
-
-    def check(self) -> None:
-        """Raise DecodeError if the tar file has become too short, FileNotFoundError if it is gone."""
-        if self.tar.stat().st_size < self.offset + self.size:
-            raise DecodeError(f"{self}: its shard has become shorter; download it or make it again")
-
-    def read(self) -> bytes:
-        """Read all bytes; raises as `check` does."""
-        self.check()
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -81,19 +49,6 @@ class VideoInfo:
     duration_s: float  # by the time stamps, where there are any
     codec: str  # as FFmpeg calls it: h264, hevc, mpeg4, vp9, av1, ...
     sample_aspect_ratio: Fraction = Fraction(1)  # see `Video.sample_aspect_ratio`
-
-
-class FrameTable(NamedTuple):
-    """Where a file's frames are: what must be known to read any of them, and what listing its packets tells.
-
-    Frame i is shown at time stamp `start + step * i`, in the stream's own unit. A `step` of 0: packets do not tell
-    frames apart, only their count is known.
-    """
-
-    num_frames: int
-    start: int
-    step: int
-    keyframes: np.ndarray  # (k,) int32 numbers of the frames where decoding can start
 
 
 class Video:
@@ -273,7 +228,7 @@ class Video:
             or wanted[-1] >= self.num_frames
         ):
             raise ValueError(f"{self.path}: asked for frames {np.asarray(indices).tolist()} of {self.num_frames}")
-        with _naming(self.path):
+        with named_errors(self.path):
             size: tuple[int, int] | None = None  # of the first; frames may change theirs on the way
             for number, image in zip(wanted, self._images(wanted), strict=True):
                 if size is None:
@@ -290,7 +245,7 @@ class Video:
                 frame.colorspace = nearest_matrix(frame.colorspace, frame.color_primaries)
             except ValueError as error:
                 raise DecodeError(f"{self.path}: {error}") from error
-            rgb = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD)
+            rgb = self._reformatter.reformat(frame, format="rgb24", **pyav.ONE_THREAD)
             plane: Any = rgb.planes[0]
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
@@ -298,8 +253,8 @@ class Video:
             yield upright(expand_range(image) if expands else image, self._matrix)
 
     def _open(self) -> None:
-        with _naming(self.path):
-            self._container = av.open(ffmpeg_url(self.path), **_ANY_METADATA)
+        with named_errors(self.path):
+            self._container = av.open(ffmpeg_url(self.path), **pyav.ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()
@@ -388,13 +343,13 @@ class Video:
             for frame in self._first_frames():
                 self._stamps.append(frame.pts)
         except Exception as error:
-            self.cut_short = _reason(error)
+            self.cut_short = reason_of(error)
         self.num_frames = len(self._stamps)
         if self._times is not None and self._stamps != list(self._times):
             self._times, self._keyframes = None, [0]  # the packets promised other frames
         if self.num_frames == 0:
             reason = self.cut_short or "no frame in it"
-            if self._container.format.name == "webp_pipe" and _PYAV < 19:
+            if self._container.format.name == "webp_pipe" and pyav.MAJOR < 19:
                 reason += "; animated WebP needs PyAV 19 or newer"
             raise DecodeError(f"{self.path}: does not decode ({reason}); {ADVICE}")
 
@@ -522,14 +477,6 @@ class _Packet(NamedTuple):
     corrupt: bool
 
 
-def ffmpeg_url(path: str | Path | Member) -> str:
-    """Return the URL by which FFmpeg opens a file or a part of a tar file; raises as `Member.check` does."""
-    if not isinstance(path, Member):
-        return f"file:{path}"  # without "file:" FFmpeg takes a name such as "concat:a" for a protocol
-    path.check()
-    return f"subfile,,start,{path.offset},end,{path.offset + path.size},,:file:{path.tar}"
-
-
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Return how a frame is to be shown, as `upright` wants it."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -537,38 +484,3 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
     return a, b, c, d
-
-
-@contextmanager
-def _naming(path: str | Path | Member) -> Iterator[None]:
-    """Turn any error of a file into one that names it.
-
-    FFmpeg's errors are not the only ones: PyAV raises IndexError, ValueError, UnicodeDecodeError, ... over what it does
-    not expect in a file.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except Exception as error:
-        out_of_memory = isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError)
-        if isinstance(error, DecodeError) or out_of_memory:  # a lack of memory is not the file's fault
-            raise
-        raise DecodeError(f"{path}: does not decode ({_reason(error)}); {ADVICE}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, av.FFmpegError):
-        return error.strerror or str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _unnamed_side_data(cls: Any, value: int) -> Any:
-    member = object.__new__(cls)
-    member._name_, member._value_ = f"UNNAMED_{value}", value
-    return member
-
-
-# FFmpeg attaches side data that PyAV's releases before 19 have no name for (EXIF of motion JPEG, views of 3-D video):
-# asking such a frame for any of its side data, its orientation among them, raised ValueError.
-Type._missing_ = classmethod(_unnamed_side_data)  # type: ignore[assignment, method-assign]

@@ -13,14 +13,14 @@ from typing import Any
 import av
 import pytest
 import torch
-from numbered import REAL, read_number, write_numbered
-from test_shards import write_tar
+from numbered_videos import REAL, read_number, write_numbered
+from test_tar_shards import write_tar
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from sparsevideo.data import ptv
-from sparsevideo.data.decode import _say_once
-from sparsevideo.data.ptv import kinetics, labeled_video_dataset, make_clip_sampler
-from sparsevideo.data.shards import read_shards
+from sparsevideo.data import pytorchvideo as ptv
+from sparsevideo.data.pytorchvideo import kinetics, labeled_video_dataset, make_clip_sampler
+from sparsevideo.data.tar_shards import read_shards
+from sparsevideo.io.backends import _say_once
 
 T = 8
 Item = dict[str, Any]
@@ -35,7 +35,7 @@ def run(code: str) -> str:
 def test_the_alias_is_gone_after_the_import() -> None:
     out = run(
         "import sys, importlib.util\n"
-        "from sparsevideo.data import ptv\n"
+        "from sparsevideo.data import pytorchvideo as ptv\n"
         "print('pytorchvideo' in sys.modules)\n"
         "print(ptv.Normalize.__module__)\n"
         "print('torchvision.transforms.functional_tensor' in sys.modules)\n"
@@ -170,7 +170,11 @@ def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
                 clips = [video.get_clip(start, end)["video"] for video in (a, b)]
                 assert (clips[0] is None) == (clips[1] is None), (file, start, end)
                 if clips[0] is not None:
-                    assert torch.equal(clips[0].float(), ptv.UniformTemporalSubsample(T)(clips[1])), (file, start, end)
+                    assert torch.equal(clips[0].float(), ptv.UniformTemporalSubsample(T)(clips[1])), (
+                        file,
+                        start,
+                        end,
+                    )
         a.close()
         b.close()
 

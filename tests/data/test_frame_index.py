@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numbered import write_numbered
+from numbered_videos import write_numbered
 
-from sparsevideo.data.decode import DecodeError, open_video, read_frames
-from sparsevideo.data.index import HEADER, VERSION, read_index, stamp
+from sparsevideo.data.frame_index import HEADER, VERSION, read_index, stamp
 from sparsevideo.data.scan import scan
+from sparsevideo.io.backends import open_video, read_frames
+from sparsevideo.io.errors import DecodeError
 
 KINDS: dict[str, dict[str, Any]] = {
     "regular.mp4": {"options": {"g": "12", "bf": "3"}},

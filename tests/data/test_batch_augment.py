@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevideo.data.mixing import Erase, Mix
+from sparsevideo.data.batch_augment import Erase, Mix
 
 SHAPES = [(3, 16, 16), (3, 4, 16, 16)]  # an image and a clip
 

@@ -1,4 +1,4 @@
-"""Frames out of video and image files, whichever library decodes them."""
+"""Video files, opened with the library that decodes them."""
 
 import logging
 from abc import abstractmethod
@@ -10,26 +10,14 @@ from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sparsevideo.data import PYAV_ADVICE, warn_of_untested_pyav
-from sparsevideo.data.video import ADVICE, DecodeError, FrameTable, Member, Video, VideoInfo, display_matrix, ffmpeg_url
-
-__all__ = [
-    "DecodeError",
-    "FrameTable",
-    "Member",
-    "Video",
-    "VideoInfo",
-    "open_video",
-    "probe",
-    "read_frames",
-    "read_image",
-    "resolve_decoder",
-]
+from sparsevideo.io.packets import FrameTable
+from sparsevideo.io.pyav import PYAV_ADVICE, warn_of_untested_pyav
+from sparsevideo.io.reader import Video, VideoInfo, display_matrix
+from sparsevideo.io.sources import Member, ffmpeg_url
 
 logger = logging.getLogger(__name__)
 
@@ -149,37 +137,6 @@ def _opened(
         yield video
     finally:
         video.close()
-
-
-def read_image(source: str | Path | BinaryIO, name: str | None = None) -> np.ndarray:
-    """Decode an image.
-
-    Args:
-        source: A file's path, or the open file itself.
-        name: What errors call it; None takes the path.
-
-    Returns:
-        (H, W, 3) uint8 RGB, upright: its EXIF orientation is applied.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        DecodeError: The file does not decode.
-    """
-    name = name or str(source)
-    try:
-        with Image.open(source) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # `convert` would clip it to white
-                upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
-            elif upright.mode in ("I", "F"):
-                raise ValueError(f"its pixels ({upright.mode}) have no known range; save it with 8 bits")
-            return np.array(upright.convert("RGB"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file") from None
-    except UnidentifiedImageError:  # its own text names an object in memory
-        raise DecodeError(f"{name}: does not decode (no known kind of image); {ADVICE}") from None
-    except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise DecodeError(f"{name}: does not decode ({error}); {ADVICE}") from error
 
 
 class _OtherVideo(Video):

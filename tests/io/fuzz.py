@@ -15,14 +15,15 @@ from pathlib import Path
 
 import av
 import numpy as np
-from numbered import write_numbered
+from numbered_videos import write_numbered
 
-from sparsevideo.data.children import ChildError, run_all
 from sparsevideo.data.datasets import VideoDataset
-from sparsevideo.data.decode import DecodeError, open_video
 from sparsevideo.data.loader import test_loader
 from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import TestTransform
+from sparsevideo.io.backends import open_video
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.utils.processes import ChildError, run_all
 
 LIMIT_S = 20.0  # for one file
 LIMIT_MB = 3000  # likewise; importing the package takes about 300, six of the largest pictures allowed 1,200

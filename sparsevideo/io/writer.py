@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import av
 import numpy as np
 
-from sparsevideo.data import PYAV_ADVICE
-from sparsevideo.data.decode import open_video, read_frames, resolve_decoder
-from sparsevideo.data.video import DecodeError
+from sparsevideo.io.backends import open_video, read_frames, resolve_decoder
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.pyav import PYAV_ADVICE
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from numbered import REAL, numbered_frame, read_number, write_numbered
-from test_decode import remux
+from numbered_videos import REAL, numbered_frame, read_number, write_numbered
+from test_reader import remux
 
-from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames
-from sparsevideo.data.encode import resize_video, write_video
+from sparsevideo.io.backends import open_video, probe, read_frames
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.writer import resize_video, write_video
 
 # suffix, how it is written: files whose packets tell the frames apart, and files that must be decoded to count
 SOURCES = {

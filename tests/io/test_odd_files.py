@@ -14,12 +14,13 @@ import torch
 from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
 from av.video.frame import PictureType
-from numbered import numbered_frame, read_number, write_numbered
+from numbered_videos import numbered_frame, read_number, write_numbered
 from PIL import Image, features
-from test_decode import DECODERS, needs, numbers, remux
+from test_reader import DECODERS, needs, numbers, remux
 
-from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames
-from sparsevideo.data.video import _PYAV
+from sparsevideo.io.backends import open_video, probe, read_frames
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.reader import _PYAV
 
 
 def plain_numbers(path: Path) -> list[int]:
@@ -431,10 +432,10 @@ def test_a_file_is_to_blame_for_any_error_that_it_causes(tmp_path: Path, monkeyp
     write_numbered(tmp_path / "video.mp4", 10)
     needs("pyav")  # so that its self-test is over
     for error in (KeyError("some tag"), TypeError("no frame"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start")):
-        monkeypatch.setattr("sparsevideo.data.video.display_matrix", raising(error))
+        monkeypatch.setattr("sparsevideo.io.reader.display_matrix", raising(error))
         with pytest.raises(DecodeError, match=rf"video\.mp4: does not decode \({type(error).__name__}: "):
             read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
-    monkeypatch.setattr("sparsevideo.data.video.display_matrix", raising(MemoryError()))
+    monkeypatch.setattr("sparsevideo.io.reader.display_matrix", raising(MemoryError()))
     with pytest.raises(MemoryError):
         read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
 

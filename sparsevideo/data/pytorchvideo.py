@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, RandomSampler, Sampler
 
-from sparsevideo.data.decode import DecodeError, open_video, resolve_decoder
 from sparsevideo.data.records import Records, read_records
+from sparsevideo.io.backends import open_video, resolve_decoder
+from sparsevideo.io.errors import DecodeError
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def labeled_video_dataset(
         ValueError: `decode_audio`, an impossible number, an unknown decoder, or an unreadable list.
 
     Example:
-        >>> from sparsevideo.data.ptv import kinetics, make_clip_sampler
+        >>> from sparsevideo.data.pytorchvideo import kinetics, make_clip_sampler
         >>> def clips_for_training(folder):
         ...     return kinetics(folder, make_clip_sampler("random", 2.0), num_frames=16, short_side=256)
     """

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from sparsevideo.data import children
-from sparsevideo.data.children import ChildError, run_all
+from sparsevideo.utils import processes
+from sparsevideo.utils.processes import ChildError, run_all
 
 poisoned = False
 
@@ -144,7 +144,7 @@ def test_children_that_do_not_start(
     script = f"import os, time\nif os.getpid() != {os.getpid()}:\n    {at_start}\n"
     (tmp_path / f"{name}.py").write_text(f"{script}def work(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(children, "_START_S", 1)
+    monkeypatch.setattr(processes, "_START_S", 1)
     with pytest.raises(ChildProcessError, match=f"do not start: one {reason}"):
         list(run_all(__import__(name).work, [()], what="task", time_limit=0.5))
 
@@ -165,7 +165,7 @@ def interruptible(command: list[str], **options: Any) -> "Iterator[subprocess.Po
 SCRIPT = """
 import ctypes, os, sys, time
 from pathlib import Path
-from sparsevideo.data.children import run_all
+from sparsevideo.utils.processes import run_all
 
 def work(folder, what, how):
     Path(folder, what).write_text(str(os.getpid()))

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsevideo.data.video import DecodeError, FrameTable, Member
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.packets import FrameTable
+from sparsevideo.io.sources import Member
 
 INDEX = "sparsevideo-index.jsonl"  # its name in the folder that was scanned, where no other place was named
 HEADER = "sparsevideo_index"  # the first line is an object with this key, whose value is VERSION

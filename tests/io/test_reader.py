@@ -14,13 +14,15 @@ import av
 import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
-from numbered import REAL, numbered_frame, read_number, write_numbered
+from numbered_videos import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
 
-from sparsevideo.data import decode
-from sparsevideo.data.decode import DecodeError, open_video, probe, read_frames, read_image
-from sparsevideo.data.pixels import format_ratio, scaled
-from sparsevideo.data.video import _ANY_METADATA
+from sparsevideo.io import backends
+from sparsevideo.io.backends import open_video, probe, read_frames
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.image import read_image
+from sparsevideo.io.pixels import format_ratio, scaled
+from sparsevideo.io.reader import _ANY_METADATA
 
 DECODERS = ("pyav", "torchcodec", "decord")
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
@@ -55,7 +57,7 @@ FILES = {
 def needs(decoder: str) -> str:
     """Skip, with the reason, where a decoder does not work."""
     try:
-        return decode.resolve_decoder(decoder)
+        return backends.resolve_decoder(decoder)
     except ValueError as error:
         pytest.skip(str(error))
 
@@ -116,14 +118,14 @@ def test_irregular_times_and_the_shortest_gops(gop: int, tmp_path: Path) -> None
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of all frames that are decoded, needed or not, as it happens."""
     seen = []
-    numbered = decode.Video._numbered
+    numbered = backends.Video._numbered
 
-    def watched(self: decode.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    def watched(self: backends.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
         for found in numbered(self, packet):
             seen.append(found[0])
             yield found
 
-    monkeypatch.setattr(decode.Video, "_numbered", watched)
+    monkeypatch.setattr(backends.Video, "_numbered", watched)
     return seen
 
 
@@ -172,8 +174,8 @@ def test_a_table_spares_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(video.times, times)
         with open_video(tmp_path / name, verify=True) as video:
             assert str(video.table) == str(tables[name])
-    monkeypatch.setattr(decode.Video, "_list_frames", None)  # calling either would raise
-    monkeypatch.setattr(decode.Video, "_count_frames", None)
+    monkeypatch.setattr(backends.Video, "_list_frames", None)  # calling either would raise
+    monkeypatch.setattr(backends.Video, "_count_frames", None)
     for name, table in tables.items():
         with open_video(tmp_path / name, table=table) as video:
             assert video.num_frames == 60
@@ -209,7 +211,7 @@ def test_frames_that_change_their_size_are_scaled_to_the_first(tmp_path: Path) -
 
 def test_pictures_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_numbered(tmp_path / "video.mp4", 4, height=64, width=64)
-    monkeypatch.setattr("sparsevideo.data.video._MAX_PIXELS", 64 * 63)
+    monkeypatch.setattr("sparsevideo.io.reader._MAX_PIXELS", 64 * 63)
     with pytest.raises(DecodeError, match=r"video\.mp4"):
         read_frames(tmp_path / "video.mp4", [0])
 
@@ -217,7 +219,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeyp
 def test_probe_tells_the_truth(tmp_path: Path) -> None:
     path = tmp_path / "video.mkv"
     write_numbered(path, 40, height=48, width=96)
-    info = decode.VideoInfo(num_frames=40, fps=25.0, width=96, height=48, duration_s=1.6, codec="h264")
+    info = backends.VideoInfo(num_frames=40, fps=25.0, width=96, height=48, duration_s=1.6, codec="h264")
     assert probe(path) == info
     with open_video(path) as video:
         assert video.info == info
@@ -465,12 +467,12 @@ def test_packets_that_say_nothing_new(tmp_path: Path) -> None:
 def test_pyavs_own_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyAV raises IndexError where a damaged transport stream grows streams on the way."""
 
-    def trip(self: decode.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    def trip(self: backends.Video, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
         raise IndexError("list index out of range")
         yield
 
     write_numbered(tmp_path / "video.mp4", 10)
-    monkeypatch.setattr(decode.Video, "_numbered", trip)
+    monkeypatch.setattr(backends.Video, "_numbered", trip)
     with pytest.raises(DecodeError, match=r"video\.mp4: does not decode \(IndexError: list index out of range\)"):
         read_frames(tmp_path / "video.mp4", [0])
 
@@ -560,16 +562,16 @@ def test_decoders_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ValueError, match=r"'gstreamer'; data\.decoder is one of auto, pyav, torchcodec, torchcodec-cuda, d"
     ):
         read_frames(tmp_path / "video.mp4", [0], decoder="gstreamer")
-    decode.resolve_decoder.cache_clear()
+    backends.resolve_decoder.cache_clear()
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # so importing it fails
     with pytest.raises(ValueError, match=r"torchcodec does not decode here \(.*\); try: pip install torchc"):
         read_frames(tmp_path / "video.mp4", [0], decoder="torchcodec")
-    assert decode.resolve_decoder("auto") == "pyav"
-    monkeypatch.setattr(decode, "_SELF_TEST", b"no video")
-    decode.resolve_decoder.cache_clear()
+    assert backends.resolve_decoder("auto") == "pyav"
+    monkeypatch.setattr(backends, "_SELF_TEST", b"no video")
+    backends.resolve_decoder.cache_clear()
     with pytest.raises(ValueError, match=r"pyav does not decode here \(.*grey\.mkv.*\).*; torchcodec does not"):
-        decode.resolve_decoder("auto")
-    decode.resolve_decoder.cache_clear()
+        backends.resolve_decoder("auto")
+    backends.resolve_decoder.cache_clear()
 
 
 def test_unsafe_files_of_other_decoders_are_read_by_pyav(
@@ -580,7 +582,7 @@ def test_unsafe_files_of_other_decoders_are_read_by_pyav(
     write_numbered(path, 30)
     needs("decord")
     monkeypatch.setattr("decord.VideoReader", None)  # calling it would raise
-    decode._say_once.cache_clear()
+    backends._say_once.cache_clear()
     for _ in range(2):
         assert numbers(read_frames(path, [29, 3], decoder="decord")) == [29, 3]
     assert [record.getMessage() for record in caplog.records] == [

@@ -1,6 +1,6 @@
 """Committed files give the same pixels with every PyAV that we admit: color matrices, ranges, depths and orientations.
 
-`python tests/data/test_colors.py` writes the files again: H.264 without loss, and PNG of what it decodes to.
+`python tests/io/test_colors.py` writes the files again: H.264 without loss, and PNG of what it decodes to.
 """
 
 import platform
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 from PIL import Image
-from test_decode import needs
+from test_reader import needs
 
-from sparsevideo.data.decode import read_frames, read_image
+from sparsevideo.io.backends import read_frames
+from sparsevideo.io.image import read_image
 
 FILES = sorted((Path(__file__).parent / "colors").glob("*.mp4"))
 # Swscale rounds in its own way on each kind of processor.

@@ -21,9 +21,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from sparsevideo.data.lists import few, legible, read_class_names, short_messages
+from sparsevideo.data.lists import read_class_names, short_messages
 from sparsevideo.data.records import EXTENSIONS, MAX_CLASSES, MAYBE_STILL, UNLABELED, Records, is_still
-from sparsevideo.data.video import DecodeError, Member
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.sources import Member
+from sparsevideo.utils.files import abbreviate, printable_path
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -131,7 +133,7 @@ def read_shards(
         read = partial(_index, kind=kind, label_column=label_column, labeled=labeled)
         indices = list(pool.map(read, [root / shard for shard in shards]))
     left_out = Counter(os.fsdecode(ending) for index in indices for ending in index.left_out.tolist())
-    described = few([f"{count} {ending}" for ending, count in left_out.most_common()], 6)
+    described = abbreviate([f"{count} {ending}" for ending, count in left_out.most_common()], 6)
     for shard, index in zip(shards, indices, strict=True):
         if not len(index.names):
             hint = f" ({described})" if left_out else ""
@@ -169,7 +171,7 @@ def _expand(root: Path, pattern: str) -> list[str]:
         raise FileNotFoundError(f"{place}: no such tar shards")
     names = list(dict.fromkeys(names))  # patterns may overlap
     if absent := [name for name in names if not (root / name).is_file()]:
-        raise FileNotFoundError(f"{place}: {len(absent)} of {len(names)} shards are not there: {few(absent, 3)}")
+        raise FileNotFoundError(f"{place}: {len(absent)} of {len(names)} shards are not there: {abbreviate(absent, 3)}")
     return names
 
 
@@ -211,7 +213,9 @@ def _number_classes(
     known = own if classes is None else tuple(classes)
     number_of = {name: number for number, name in enumerate(known)}
     if unknown := sorted(label for label in labels if name_of.get(label) not in number_of):
-        raise ValueError(f"{place}: {few(unknown)} not among the {len(known)} classes expected: {few(known)}")
+        raise ValueError(
+            f"{place}: {abbreviate(unknown)} not among the {len(known)} classes expected: {abbreviate(known)}"
+        )
     return known, {label: number_of[name_of[label]] for label in labels}
 
 
@@ -261,7 +265,7 @@ def _index(shard: Path, *, kind: str, label_column: str | None = None, labeled: 
     if labeled and len(bare := index.names[index.labels == b""]):
         wanted = "`.cls` or `.json`" if label_column is None else f"the key {label_column} of `.json`"
         names = [os.fsdecode(name) for name in bare.tolist()]
-        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label, {wanted}: {few(names, 3)}")
+        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label, {wanted}: {abbreviate(names, 3)}")
     if is_new and len(index.names):
         _keep(index, shard, place, stamp)
     return index
@@ -301,11 +305,11 @@ def _read_headers(shard: Path, kind: str, label_column: str | None) -> _Index:
                         others.add(key)
                 continue
             if field in samples[key]:
-                raise ValueError(f"{shard}: {legible(key)} has two members for its {field}; keep one")
+                raise ValueError(f"{shard}: {printable_path(key)} has two members for its {field}; keep one")
             samples[key][field] = content
     if lost := [key for key, sample in samples.items() if kind not in sample and key not in others]:
         article = "an" if kind == "image" else "a"
-        raise ValueError(f"{shard}: {len(lost)} labels without {article} {kind}: {few(lost, 3)}")
+        raise ValueError(f"{shard}: {len(lost)} labels without {article} {kind}: {abbreviate(lost, 3)}")
     found = {key: sample for key, sample in samples.items() if kind in sample}
     names = [os.fsencode(sample[kind][0]) for sample in found.values()]
     return _Index(
@@ -334,13 +338,13 @@ def _members(shard: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                     continue
                 if not member.isreg() or member.issparse():
                     raise ValueError(
-                        f"{shard}: {legible(member.name)} is a link or has holes; pack plain files alone, with "
+                        f"{shard}: {printable_path(member.name)} is a link or has holes; pack plain files alone, with "
                         "`tar --dereference --hard-dereference`"
                     )
                 if end > size:
                     raise ValueError(
-                        f"{shard}: is torn in {legible(member.name)}: the file ends at byte {size}, before the {end}"
-                        f" that it takes; {_ADVICE}"
+                        f"{shard}: is torn in {printable_path(member.name)}: the file ends at byte {size}, before the"
+                        f" {end} that it takes; {_ADVICE}"
                     )
                 yield member
     except tarfile.TarError as error:
@@ -380,12 +384,14 @@ def _label(shard: Path, key: str, sample: dict[str, Any], column: str | None) ->
     value: Any = None
     if isinstance(parsed, dict):
         if column is not None and column not in parsed:
-            there = few(list(parsed)) or "none"
-            raise ValueError(f"{shard}: {legible(key)}.json has no key {column} (data.label_column); there are {there}")
+            there = abbreviate(list(parsed)) or "none"
+            raise ValueError(
+                f"{shard}: {printable_path(key)}.json has no key {column} (data.label_column); there are {there}"
+            )
         value = parsed.get("label", parsed.get("cls")) if column is None else parsed[column]
         if value is None:
             return ""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         wanted = "a number or a name" if kind == ".cls" else f'{{"{column or "label"}": a number or a name}}'
-        raise ValueError(f"{shard}: {legible(key)}{kind} holds no label; it wants {wanted}")
+        raise ValueError(f"{shard}: {printable_path(key)}{kind} holds no label; it wants {wanted}")
     return str(value)

@@ -9,10 +9,10 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from numbered import write_numbered
+from numbered_videos import write_numbered
 
-from sparsevideo.data import ptv
-from sparsevideo.data.clips import (
+from sparsevideo.data import pytorchvideo as ptv
+from sparsevideo.data.clip_sampling import (
     at_fps,
     clip_span,
     clip_spans,
@@ -23,7 +23,7 @@ from sparsevideo.data.clips import (
     uniform_clips,
     within,
 )
-from sparsevideo.data.decode import open_video
+from sparsevideo.io.backends import open_video
 
 CASES = [(300, 16, 4), (300, 8, 2), (61, 16, 4), (62, 16, 4), (16, 8, 2), (100, 1, 5), (10, 16, 4), (1, 8, 2)]
 

@@ -1,0 +1,9 @@
+"""Files to pixels and back."""
+
+from sparsevideo.io.backends import open_video as open_video
+from sparsevideo.io.backends import probe as probe
+from sparsevideo.io.backends import read_frames as read_frames
+from sparsevideo.io.backends import resolve_decoder as resolve_decoder
+from sparsevideo.io.errors import DecodeError as DecodeError
+from sparsevideo.io.image import read_image as read_image
+from sparsevideo.io.writer import write_video as write_video
