@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from toy_runs import VIDEO
 
-from sparsevideo import data
 from sparsevideo.cli import FAILED, OK, main
 from sparsevideo.data import pytorchvideo as ptv
-from sparsevideo.io import backends, writer
+from sparsevideo.io import backends, pyav, writer
 
 ROOT = Path(__file__).parents[1]
 # What a Python runs at its start if it finds it: PyAV opens files with an argument that it no longer has.
@@ -74,7 +73,7 @@ def test_kinetics_are_not_prepared(broken: Path, videos: Path, tmp_path: Path) -
 @pytest.fixture
 def fresh_tests() -> Iterator[None]:
     """The self-tests run once a process; here each test is a process."""
-    tests = backends.resolve_decoder, writer.check_codecs, data.warn_of_untested_pyav
+    tests = backends.resolve_decoder, writer.check_codecs, pyav.warn_of_untested_pyav
     for test in tests:
         test.cache_clear()
     yield
@@ -154,7 +153,7 @@ def test_untested_versions_are_told_first_and_once(version: str, relation: str, 
 def test_every_command_warns_before_it_loads_anything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "NEWEST_PYAV", (1,))
+    monkeypatch.setattr(pyav, "NEWEST_PYAV", (1,))
     assert main(["config", "show", "--config", "quickstart/video_nano.yaml"]) == OK
     assert capsys.readouterr().err.startswith(f"PyAV {av.__version__} is newer than")
 
@@ -163,9 +162,9 @@ def test_every_command_warns_before_it_loads_anything(
 def test_the_python_api_warns_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     backends.resolve_decoder("auto")
     assert not caplog.records
-    monkeypatch.setattr(data, "OLDEST_PYAV", (1, 0))
-    monkeypatch.setattr(data, "NEWEST_PYAV", (2,))
-    data.warn_of_untested_pyav.cache_clear()
+    monkeypatch.setattr(pyav, "OLDEST_PYAV", (1, 0))
+    monkeypatch.setattr(pyav, "NEWEST_PYAV", (2,))
+    pyav.warn_of_untested_pyav.cache_clear()
     backends.resolve_decoder.cache_clear()
     backends.resolve_decoder("auto")
     (record,) = caplog.records
@@ -173,4 +172,4 @@ def test_the_python_api_warns_too(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 def test_the_oldest_tested_pyav_is_the_oldest_that_installs() -> None:
-    assert f"\n    av >={'.'.join(map(str, data.OLDEST_PYAV))}\n" in (ROOT / "setup.cfg").read_text()
+    assert f"\n    av >={'.'.join(map(str, pyav.OLDEST_PYAV))}\n" in (ROOT / "setup.cfg").read_text()

@@ -18,9 +18,9 @@ from numbered_videos import numbered_frame, read_number, write_numbered
 from PIL import Image, features
 from test_reader import DECODERS, needs, numbers, remux
 
+from sparsevideo.io import pyav
 from sparsevideo.io.backends import open_video, probe, read_frames
 from sparsevideo.io.errors import DecodeError
-from sparsevideo.io.reader import _PYAV
 
 
 def plain_numbers(path: Path) -> list[int]:
@@ -328,7 +328,7 @@ def test_animated_images(suffix: str, decoder: str, tmp_path: Path) -> None:
     how = {"lossless": True} if suffix == "webp" else {}
     kind = "png" if suffix == "apng" else suffix
     first.save(path, kind, save_all=True, append_images=rest, duration=40, **how)
-    if suffix == "webp" and _PYAV < 19:
+    if suffix == "webp" and pyav.MAJOR < 19:
         with pytest.raises(
             DecodeError, match=r"video\.webp: does not decode \(.*; animated WebP needs PyAV 19 or newer\)"
         ):

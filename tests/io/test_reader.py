@@ -22,7 +22,7 @@ from sparsevideo.io.backends import open_video, probe, read_frames
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.image import read_image
 from sparsevideo.io.pixels import format_ratio, scaled
-from sparsevideo.io.reader import _ANY_METADATA
+from sparsevideo.io.pyav import ANY_METADATA
 
 DECODERS = ("pyav", "torchcodec", "decord")
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
@@ -675,7 +675,7 @@ def test_real_files_against_plain_decoding(name: str) -> None:
     total = REAL_COUNTS[name]
     wanted = np.random.default_rng(0).integers(total, size=12)
     plain = {}
-    with av.open(str(path), **_ANY_METADATA) as container:
+    with av.open(str(path), **ANY_METADATA) as container:
         for number, frame in enumerate(container.decode(container.streams.best("video"))):
             if number in wanted:
                 plain[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
