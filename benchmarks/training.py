@@ -36,8 +36,8 @@ from sparsevideo import build
 from sparsevideo.commands.quickstart import _settings
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
-from sparsevideo.data.loader import EpochSampler
 from sparsevideo.data.records import Records
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer

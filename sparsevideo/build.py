@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
-from sparsevideo.data import batch_augment, loader, transforms
+from sparsevideo.data import batch_augment, loader, samplers, transforms
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.frame_index import INDEX, Index, read_index
 from sparsevideo.data.lists import read_class_names
@@ -76,7 +76,7 @@ def has_split(config: DataConfig, split: str) -> bool:
 
 def build_train_loader(
     config: Config, records: Records, ndim: int, *, rank: int, world_size: int
-) -> tuple[DataLoader, loader.EpochSampler]:
+) -> tuple[DataLoader, samplers.EpochSampler]:
     """This process' share of endless training batches, and what chooses them."""
     data, seed = config.data, config.train.seed
     check_classes(records)
@@ -102,7 +102,7 @@ def build_train_loader(
     dataset = _dataset(data, records, ndim, transform=transform, seed=seed, repeats=data.repeats)
     if isinstance(dataset, VideoDataset):
         _check_bad(dataset, data.max_bad_fraction)
-    sampler = loader.EpochSampler(
+    sampler = samplers.EpochSampler(
         len(records),
         files,
         accumulate=config.train.accumulate,
@@ -254,7 +254,7 @@ def build_predictor(
 
 
 def build_train_state(
-    config: Config, fabric: Fabric, records: Records, network: SparseFormer, sampler: loader.EpochSampler
+    config: Config, fabric: Fabric, records: Records, network: SparseFormer, sampler: samplers.EpochSampler
 ) -> TrainState:
     """Set up network and optimizer on the devices, at the first step of a run.
 

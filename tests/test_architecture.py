@@ -38,7 +38,7 @@ LATE = {
 # library: the only files that may import it
 ONLY = {
     "pytorchvideo": {"data/pytorchvideo.py"},
-    "av": {"io/errors.py", "io/pyav.py", "io/reader.py", "io/writer.py"},
+    "av": {f"io/{name}.py" for name in ("errors", "packets", "pyav", "reader", "writer")},
     "decord": {"io/backends.py"},
     "torchcodec": {"io/backends.py"},
 }

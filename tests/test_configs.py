@@ -19,7 +19,7 @@ from toy_runs import NANO_ARGS
 from sparsevideo import build, cli
 from sparsevideo import config as sections
 from sparsevideo.cli import OK, main
-from sparsevideo.data.loader import EpochSampler
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.models import presets
 from sparsevideo.models.weights import read_weights
 

@@ -15,7 +15,8 @@ import torch
 from toy_runs import VIDEO
 
 from sparsevideo.cli import FAILED, OK, REQUEUE, main
-from sparsevideo.data.loader import EpochSampler, train_loader
+from sparsevideo.data.loader import train_loader
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine.distributed import StopSignal
 from sparsevideo.models.weights import read_weights
 

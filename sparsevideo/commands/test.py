@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from sparsevideo import build
 from sparsevideo.commands.runs import check_folder, environment
 from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
-from sparsevideo.data.loader import shard
 from sparsevideo.data.protocols import find_protocol
 from sparsevideo.data.records import Records
+from sparsevideo.data.samplers import shard
 from sparsevideo.data.segments import WHOLE, segment_columns
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch

@@ -13,7 +13,7 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 
 from sparsevideo.config import Config, config_to_dict
-from sparsevideo.data.loader import EpochSampler
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.optim import Ema
 from sparsevideo.engine.run_log import Meter

@@ -1,8 +1,16 @@
 """Frames of a video, listed from its packets without decoding."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
+import av
 import numpy as np
+
+_STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
+_PROBED = 7  # frames that FFmpeg decodes at least to learn how many the decoder holds back
+_PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
 
 
 class FrameTable(NamedTuple):
@@ -16,3 +24,92 @@ class FrameTable(NamedTuple):
     start: int
     step: int
     keyframes: np.ndarray  # (k,) int32 numbers of the frames where decoding can start
+
+
+@dataclass(frozen=True)
+class FrameList:
+    """Frames of a file, in the order shown, by the time stamps of its packets.
+
+    Attributes:
+        times: Rising time stamps of the frames, in the stream's unit; a range where they are regular.
+        index_of: Time stamp of a frame -> its index.
+        keyframes: Rising indices of the frames where decoding can start; 0 is the first.
+        has_open_gop: Some frames are shown before a keyframe, but stored behind it.
+        reorders_late: A decoder may have to hold back more frames than the file's beginning tells.
+        is_certain: False: only decoding tells whether the list is right.
+    """
+
+    times: Sequence[int]
+    index_of: dict[int, int]
+    keyframes: list[int]
+    has_open_gop: bool
+    reorders_late: bool
+    is_certain: bool
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    size: int
+    is_keyframe: bool
+    is_discarded: bool
+    is_corrupt: bool
+
+
+def list_frames(container: av.container.InputContainer, stream: av.VideoStream) -> FrameList | None:
+    """List the frames of an open file; nothing is decoded. None if its packets do not tell frames apart."""
+    packets: list[_Packet] = []
+    try:
+        for packet in container.demux(stream):
+            # A container gives a palette once, with the first packet that it delivers: a seek would lose it.
+            if not packets and packet.has_sidedata("palette"):
+                return None
+            if packet.size:
+                flags = packet.is_keyframe, packet.is_discard, packet.is_corrupt
+                packets.append(_Packet(packet.pts, packet.size, *flags))
+    except Exception:  # decoding raises it again, and keeps the reason
+        return None
+    shown = [packet for packet in packets if not packet.is_discarded]
+    times = sorted(packet.pts for packet in shown if packet.pts is not None)
+    index_of = {time: index for index, time in enumerate(times)}
+    if (
+        not _has_one_frame_per_packet(container, stream, packets)
+        or any(packet.is_corrupt for packet in packets)
+        or len(index_of) != len(shown)
+        # Edit lists of several parts deliver packets that are not shown, with the times of others that are.
+        or any(packet.is_discarded and packet.pts in index_of for packet in packets)
+    ):
+        return None
+    order = [(index_of[packet.pts], packet.is_keyframe) for packet in shown if packet.pts is not None]
+    keyframes = sorted(index for index, is_keyframe in order if is_keyframe)
+    if not keyframes or keyframes[0] != 0:
+        return None
+    newest = accumulate((index if is_keyframe else 0 for index, is_keyframe in order), max)
+    step = times[1] - times[0] if len(times) > 1 else 1
+    regular = range(times[0], times[0] + step * len(times), step)
+    delays = [position - index for position, (index, _) in enumerate(order)]
+    known, codec = max(delays[:_PROBED]), stream.codec_context
+    is_late = max(delays) > known and (known > 0 or not codec.has_b_frames)
+    return FrameList(
+        times=regular if times[-1] == regular[-1] and times == list(regular) else times,
+        index_of=index_of,
+        keyframes=keyframes,
+        has_open_gop=any(index < keyframe for (index, _), keyframe in zip(order, newest, strict=True)),
+        reorders_late=is_late and codec.name == "h264",
+        # B-frames that are stored in the order of their times: either none is used, or this is a copy of an avi, with
+        # what it has instead of times.
+        is_certain=any(delays) or not codec.has_b_frames,
+    )
+
+
+def _has_one_frame_per_packet(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: list[_Packet]
+) -> bool:
+    """Return whether container and codec are known to give one frame per packet, shown at the packet's time."""
+    codec = stream.codec_context
+    if codec.name == "vp8":  # has packets that are never shown
+        return False
+    if codec.name == "mpeg4" and any(packet.size <= _PLACEHOLDER_BYTES for packet in packets):
+        return False
+    if container.format.name == "avi":  # keeps no times
+        return codec.name == "mpeg4" and not codec.has_b_frames
+    return container.format.name in _STORES_TIMES

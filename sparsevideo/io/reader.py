@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, named_errors, reason_of
-from sparsevideo.io.packets import FrameTable
+from sparsevideo.io.packets import FrameTable, list_frames
 from sparsevideo.io.pixels import (
     expand_range,
     is_quarter_turn,
@@ -29,13 +29,10 @@ from sparsevideo.io.pixels import (
 )
 from sparsevideo.io.sources import Member, ffmpeg_url
 
-_STORES_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers that say when each frame is shown
 _SKIPS = {"h264", "hevc", "mpeg4"}  # codecs whose decoder leaves out frames that no other frame needs, if told to
 _HEADER_MAY_DIFFER = 0.01  # of the duration that time stamps give
-_PROBED = 7  # frames that FFmpeg decodes at least to learn how many the decoder holds back
 _SEEK_PAYS = 2  # frames a seek must skip to be worth it
 _MAX_PIXELS = 8192 * 8192  # a damaged header may claim pictures that fill the memory
-_PLACEHOLDER_BYTES = 8  # an MPEG-4 packet no larger than this says "nothing new" and gives no frame
 
 
 @dataclass(frozen=True)
@@ -275,58 +272,14 @@ class Video:
             self._keyframes = table.keyframes.tolist()
 
     def _list_frames(self) -> bool:
-        """List the frames from packets alone; False where they do not tell them apart, or not surely."""
-        packets: list[_Packet] = []
-        try:
-            for packet in self._container.demux(self._stream):
-                # A container gives a palette once, with the first packet that it delivers: a seek would lose it.
-                if not packets and packet.has_sidedata("palette"):
-                    return False
-                if packet.size:
-                    packets.append(
-                        _Packet(packet.pts, packet.size, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
-                    )
-        except Exception:  # counting decodes, and keeps the reason
+        """List the frames from packets alone; return False if decoding must count them or confirm the list."""
+        listed = list_frames(self._container, self._stream)
+        if listed is None:
             return False
-        shown = [packet for packet in packets if not packet.discard]
-        times = sorted(packet.pts for packet in shown if packet.pts is not None)
-        number_of = {time: number for number, time in enumerate(times)}
-        if (
-            not self._one_frame_each(packets)
-            or any(packet.corrupt for packet in packets)
-            or len(number_of) != len(shown)
-            # Edit lists of several parts deliver packets that are not shown, with the times of others that are.
-            or any(packet.discard and packet.pts in number_of for packet in packets)
-        ):
-            return False
-        order = [(number_of[packet.pts], packet.key) for packet in shown if packet.pts is not None]
-        keyframes = sorted(number for number, key in order if key)
-        if not keyframes or keyframes[0] != 0:
-            return False
-        newest = accumulate((number if key else 0 for number, key in order), max)
-        self._open_gop = any(number < keyframe for (number, _), keyframe in zip(order, newest, strict=True))
-        step = times[1] - times[0] if len(times) > 1 else 1
-        regular = range(times[0], times[0] + step * len(times), step)
-        self._times = regular if times[-1] == regular[-1] and times == list(regular) else times
-        self.num_frames, self._number_of, self._keyframes = len(times), number_of, keyframes
-        delays = [place - number for place, (number, _) in enumerate(order)]
-        known, codec = max(delays[:_PROBED]), self._stream.codec_context
-        late = max(delays) > known and (known > 0 or not codec.has_b_frames)
-        self._reorders_late = late and codec.name == "h264"
-        # B-frames that are stored in the order of their times: either none is used, or this is a copy of an avi, with
-        # what it has instead of times. Decoding tells.
-        return any(delays) or not codec.has_b_frames
-
-    def _one_frame_each(self, packets: "list[_Packet]") -> bool:
-        """Whether container and codec are known to give one frame per packet, shown at the packet's time."""
-        container, codec = self._container.format.name, self._stream.codec_context
-        if codec.name == "vp8":  # has packets that are never shown
-            return False
-        if codec.name == "mpeg4" and any(packet.size <= _PLACEHOLDER_BYTES for packet in packets):
-            return False
-        if container == "avi":  # keeps no times
-            return codec.name == "mpeg4" and not codec.has_b_frames
-        return container in _STORES_TIMES
+        self.num_frames = len(listed.times)
+        self._times, self._number_of, self._keyframes = listed.times, listed.index_of, listed.keyframes
+        self._open_gop, self._reorders_late = listed.has_open_gop, listed.reorders_late
+        return listed.is_certain
 
     def _number(self, time: int | None) -> int | None:
         """Return the number of the frame that is shown at a time stamp."""
@@ -467,14 +420,6 @@ class Video:
             if packet.size:  # to the decoder, an empty packet would mean the end
                 yield from self._frames_of(packet)
         yield from self._frames_of(None)
-
-
-class _Packet(NamedTuple):
-    pts: int | None
-    size: int
-    key: bool
-    discard: bool
-    corrupt: bool
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -18,8 +18,9 @@ from numbered_videos import write_numbered
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from sparsevideo.data.datasets import VideoDataset
-from sparsevideo.data.loader import EpochSampler, collate, reading, shard, test_loader, train_loader
+from sparsevideo.data.loader import collate, reading, test_loader, train_loader
 from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.samplers import EpochSampler, shard
 from sparsevideo.data.transforms import TestTransform, TrainTransform
 
 Batches = list[list[tuple[int, int]]]

@@ -15,7 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from sparsevideo import create_model
 from sparsevideo.data.datasets import VideoDataset
-from sparsevideo.data.loader import EpochSampler, train_loader
+from sparsevideo.data.loader import train_loader
 from sparsevideo.data.moving_digits import (
     MIDDLE_FRAME,
     MOTIONS,
@@ -26,6 +26,7 @@ from sparsevideo.data.moving_digits import (
     trajectory,
 )
 from sparsevideo.data.records import read_records
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.data.transforms import Normalize, TestTransform, TrainTransform
 
 COUNTS = {"videos_per_class": (12, 3, 3), "images_per_class": (2, 1, 1)}

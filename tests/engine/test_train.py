@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from sparsevideo.config import Config
-from sparsevideo.data.loader import EpochSampler
+from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine.distributed import StopSignal
 from sparsevideo.engine.optim import adamw, warmup_cosine
 from sparsevideo.engine.run_log import RunLog

@@ -1,0 +1,151 @@
+"""Which files a training batch holds, and which a rank tests: the same for any number of workers and ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for training, for ever.
+
+    The order is a function of (seed, epoch). A global batch is the next `world_size * accumulate * batch_size` entries,
+    of which a rank takes its slice, in `accumulate` batches: two ranks with half the batch each, or one that
+    accumulates two halves, see what one rank sees.
+
+    `step` is where the training loop stands: global batches that a loader has handed out, over all epochs. Batches
+    that workers have made ahead of it do not count. A new iteration goes on from there.
+
+    Args:
+        num_samples: Entries in the data set.
+        batch_size: Of one rank, at once.
+        accumulate: Batches of a rank in one global batch.
+        shuffle: False keeps the order of the data set.
+        seed: Of the order.
+        rank: Of this process.
+        world_size: Processes.
+        start_step: Where `step` starts: a resumed run goes on exactly.
+        pad: An epoch's last entries, too few for a global batch, are followed by its first ones; else left out.
+        weights: (num_samples,) positive. Instead of once an epoch, each entry is drawn in proportion to its weight: as
+            often as `num_samples` draws make it on average, rounded up or down at random. None: once. Needs `shuffle`.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        accumulate: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        pad: bool = False,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        if weights is not None and (len(weights) != num_samples or not shuffle):
+            raise ValueError(f"weights must be one for each of {num_samples} samples, with shuffle")
+        self.weights = weights
+        self.num_samples, self.batch_size, self.accumulate = num_samples, batch_size, accumulate
+        self.shuffle, self.seed, self.rank, self.world_size, self.pad = shuffle, seed, rank, world_size, pad
+        self.batches = start_step * accumulate  # handed out to this rank
+        if batch_size < 1 or accumulate < 1 or num_samples < (1 if pad else self.global_batch):
+            raise ValueError(
+                f"a global batch of {self.split} from {num_samples} samples: train.batch_size and train.accumulate want"
+                " at least 1, and together no more samples than there are"
+            )
+
+    @property
+    def step(self) -> int:
+        """Global batches handed out."""
+        return self.batches // self.accumulate
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.batches = step * self.accumulate
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a global batch."""
+        return self.world_size * self.accumulate * self.batch_size
+
+    @property
+    def split(self) -> str:
+        """How a global batch is made up, for messages: processes x batches accumulated x samples at once."""
+        return f"{self.global_batch} ({self.world_size} x {self.accumulate} x {self.batch_size})"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        steps, rest = divmod(self.num_samples, self.global_batch)
+        return steps + (1 if self.pad and rest else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell where the training loop stands, and in which stream of batches; the same on all ranks."""
+        names = ("step", "num_samples", "global_batch", "split", "seed", "shuffle", "pad")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where another sampler stood, with any split of the same global batch over ranks.
+
+        Raises:
+            ValueError: The state belongs to another stream of batches.
+        """
+        if changed := self.differences(state):
+            raise ValueError(f"the sampler's state belongs to other batches ({', '.join(changed)})")
+        self.step = state["step"]
+
+    def differences(self, state: Mapping[str, Any]) -> list[str]:
+        """Return why a sampler's state belongs to another stream of batches, such as "seed 0 -> 1"; [] if it does not.
+
+        Raises:
+            ValueError: It is no state of a sampler.
+        """
+        current = self.state_dict()
+        if absent := current.keys() - state.keys():
+            raise ValueError(f"no state of a sampler: it lacks {', '.join(sorted(absent))}")
+        changed = [
+            f"{name} {state[name]} -> {current[name]}"
+            for name in ("num_samples", "seed", "shuffle", "pad")
+            if state[name] != current[name]
+        ]
+        if state["global_batch"] != self.global_batch:
+            changed.append(f"global batch {state['split']} -> {self.split}")
+        return changed
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, first_step = divmod(self.step, self.steps_per_epoch)
+        for epoch in count(first_epoch):
+            order: np.ndarray = np.arange(self.num_samples)
+            if self.shuffle:
+                rng = np.random.default_rng((self.seed, epoch))
+                order = rng.permutation(order)
+                if self.weights is not None:  # systematic sampling: with little chance, and `num_samples` in all
+                    sums = np.cumsum(self.weights[order])
+                    edges = np.floor(sums / sums[-1] * self.num_samples + rng.random()).astype(np.int64)
+                    order = rng.permutation(np.repeat(order, np.diff(edges, prepend=0)))
+            if self.pad:
+                order = np.resize(order, self.steps_per_epoch * self.global_batch)  # wraps around
+            share = self.accumulate * self.batch_size
+            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+                first = (step * self.world_size + self.rank) * share
+                for start in range(first, first + share, self.batch_size):
+                    yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+
+
+def shard(num_samples: int, rank: int, world_size: int, *, pad: bool = False) -> Sequence[int]:
+    """Return a rank's share of a test: every sample belongs to exactly one rank.
+
+    Args:
+        num_samples: Entries in the data set.
+        rank: Of this process.
+        world_size: Processes.
+        pad: Repeat the first samples so that all shares are of one length, for loops that must stay in step.
+    """
+    if not pad:
+        return range(rank, num_samples, world_size)
+    end = -(-num_samples // world_size) * world_size
+    return [number % num_samples for number in range(rank, end, world_size)]
