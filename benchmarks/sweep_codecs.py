@@ -2,8 +2,8 @@
 
 Each file has `--frames` frames, each different, at a constant or a variable rate. The truth is what PyAV gives when it
 decodes the file from start to end. Every reader must give the same frames, bit for bit, asked for one by one in random
-order, with and without an index; or refuse the file with an error that names it. Each file is tried in a process of its
-own, which may crash or hang: that is counted as well.
+order, with and without an index; or refuse the file with an error that names it. Child processes try the files, which
+may crash or hang: that is counted as well.
 
     python -m benchmarks.sweep_codecs --out sweep.json            # about half an hour on two cores
     python -m benchmarks.sweep_codecs --codecs qtrle,smc --containers mov
@@ -37,7 +37,8 @@ Case = tuple[str, str, str, str, int, bool]
 def encoders() -> list[str]:
     """Names of the video encoders of this FFmpeg that run without special hardware."""
     names = []
-    for name in sorted(av.codecs_available):
+    # SVT-AV1 last: in a process that has used it, another encoder may wait for ever.
+    for name in sorted(av.codecs_available, key=lambda name: (name == "libsvtav1", name)):
         try:
             codec = av.Codec(name, "w")
         except (av.FFmpegError, ValueError):  # it has a decoder alone
