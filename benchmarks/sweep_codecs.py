@@ -21,6 +21,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from benchmarks.data import environment
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.utils.processes import ChildError, run_all
@@ -189,7 +190,8 @@ def main() -> None:
         print(f"{name:24} {kind:10} {count}")
     if args.out:
         outcomes.sort(key=lambda outcome: [outcome[key] for key in ("codec", "container", "pix_fmt", "rate")])
-        args.out.write_text(json.dumps({"pyav": av.__version__, "files": outcomes}, indent=1) + "\n", encoding="utf-8")
+        about = environment(Path()) | {"ffmpeg": av.ffmpeg_version_info, "frames": args.frames}
+        args.out.write_text(json.dumps({"environment": about, "files": outcomes}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
