@@ -19,7 +19,7 @@ from av.bitstream import BitStreamFilterContext
 from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
-from sparsevideo.commands import testing
+from sparsevideo.commands import test as test_command
 from sparsevideo.data import clip_sampling
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.io.backends import read_frames
@@ -398,7 +398,7 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
     def full(folder, predictions):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(testing, "save_predictions", full)
+    monkeypatch.setattr(test_command, "save_predictions", full)
     for order, message in ((rows, "no space left on device"), (rows[::-1], "unfinished test of another kind (list ")):
         listing.write_text("\n".join(["path,label,start_s,end_s", *order]))
         assert main([*test, "--views=1x1"]) == FAILED

@@ -1,6 +1,11 @@
-"""Command lines of four-step runs with a toy network."""
+"""Command lines of four-step runs with a toy network, and processes for them."""
 
-from contextlib import contextmanager
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -22,3 +27,16 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def interruptible(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that an interrupt reaches even where this one runs in the background; nothing of it is left."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, **pipes, **heed, **options) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -24,7 +24,7 @@ from sparsevideo.engine.state import TrainState
 from sparsevideo.engine.train import Preprocess, clip_grad_norm, forward_backward, train
 from sparsevideo.models import presets
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.weights import LoadReport, check_hparams
+from sparsevideo.models.weights import LoadReport, load_weights
 from sparsevideo.parser import config_yaml
 from sparsevideo.utils.files import abbreviate
 
@@ -213,7 +213,9 @@ def _check_same_run(path: Path, saved: dict[str, Any], state: TrainState, allow_
         raise ValueError(
             f"{path}: is {saved['step']} steps into its run, past the {state.total_steps} that are asked for"
         )
-    check_hparams(state.network, saved["hparams"], str(path))
+    # A copy, since shards cannot be compared by shape: the error names the tensor that does not fit.
+    weights = {"model": saved["model"], "hparams": saved["hparams"]}
+    load_weights(SparseFormer(**state.network.hparams), weights, strict=True, source=str(path))
     was, now = saved["config"], config_to_dict(state.config)
     changed = {
         f"{section}.{name}": f"{section}.{name} {was[section].get(name)} -> {value}"

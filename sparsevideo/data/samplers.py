@@ -95,7 +95,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             ValueError: The state belongs to another stream of batches.
         """
         if changed := self.differences(state):
-            raise ValueError(f"the sampler's state belongs to other batches ({', '.join(changed)})")
+            raise ValueError(f"the sampler's state belongs to other batches: {', '.join(changed)}")
         self.step = state["step"]
 
     def differences(self, state: Mapping[str, Any]) -> list[str]:

@@ -84,21 +84,12 @@ def load_weights(
     """
     told = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if told is weights else str(weights))
-    if isinstance(told.get("hparams"), dict):
-        check_hparams(model, told["hparams"], source)
-    return _fill(model, unwrap(told, source), source, strict, new_head)
-
-
-def check_hparams(model: SparseFormer, hparams: Mapping[str, Any], source: str) -> None:
-    """Check those arguments of the network that the shapes of its weights do not show.
-
-    Raises:
-        ValueError: The weights were trained with another value.
-    """
+    hparams = told["hparams"] if isinstance(told.get("hparams"), dict) else {}
     for name in _SHAPELESS:
         trained = hparams.get(name, model.hparams[name])
         if trained != model.hparams[name]:
             raise ValueError(f"{source}: trained with {name}={trained}, the model has {model.hparams[name]}")
+    return _fill(model, unwrap(told, source), source, strict, new_head)
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:

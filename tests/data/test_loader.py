@@ -139,7 +139,7 @@ def test_a_state_of_other_batches_is_refused() -> None:
             EpochSampler(50, 4, seed=3, world_size=3),
             r"global batch 8 \(2 x 1 x 4\) -> 12 \(3 x 1 x 4\)$",
         ),
-        (EpochSampler(50, 8, seed=4), "go on with the same: seed 3 -> 4$"),
+        (EpochSampler(50, 8, seed=4), "belongs to other batches: seed 3 -> 4$"),
         (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51$"),
         (EpochSampler(50, 8, seed=3, shuffle=False, pad=True), "shuffle True -> False, pad False -> True$"),
     ]:

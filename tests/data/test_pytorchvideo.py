@@ -227,9 +227,9 @@ def test_order_and_batches_are_pytorchvideos_too(made: list[Path]) -> None:
 def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) -> None:
     """In a process that has decoded nothing: PyAV 19 keeps the threads that convert frames, and forks lack them."""
     run(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}\n"
         "from pathlib import Path\n"
-        "from test_ptv import assert_same_order\n"
+        "from test_pytorchvideo import assert_same_order\n"
         f"assert_same_order(sorted(Path({str(made[0].parent)!r}).glob('*.*')), num_workers=2)\n"
     )
 

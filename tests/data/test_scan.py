@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from numbered_videos import write_numbered
 from test_tar_shards import write_tar
-from test_worker_processes import interruptible
+from toy_runs import interruptible
 
 from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
 from sparsevideo.data.frame_index import read_index, stamp

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import pytest
+from toy_runs import interruptible
 
 from sparsevideo.utils import processes
 from sparsevideo.utils.processes import ChildError, run_all
@@ -147,19 +148,6 @@ def test_children_that_do_not_start(
     monkeypatch.setattr(processes, "_START_S", 1)
     with pytest.raises(ChildProcessError, match=f"do not start: one {reason}"):
         list(run_all(__import__(name).work, [()], what="task", time_limit=0.5))
-
-
-@contextmanager
-def interruptible(command: list[str], **options: Any) -> "Iterator[subprocess.Popen[str]]":
-    """A process that an interrupt reaches even where this one runs in the background; nothing of it is left."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(command, **pipes, **heed, **options) as process:
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 SCRIPT = """
