@@ -5,7 +5,7 @@ decodes the file from start to end. Every reader must give the same frames, bit 
 order, with and without an index; or refuse the file with an error that names it. Child processes try the files, which
 may crash or hang: that is counted as well.
 
-    python -m benchmarks.sweep_codecs --out sweep.json            # about half an hour on two cores
+    python -m benchmarks.sweep_codecs --out docs/benchmarks       # about half an hour on two cores
     python -m benchmarks.sweep_codecs --codecs qtrle,smc --containers mov
 """
 
@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +33,7 @@ SIZE = (144, 176)  # height and width; the one size that every codec takes which
 SIZES = {"dnxhd": (256, 256), "dvvideo": (576, 720), "xface": (48, 48)}  # but for these
 OPTIONS = {"dnxhd": {"profile": "dnxhr_lb"}, "vc2": {"strict": "experimental", "b": "2M"}}  # what encoders ask for
 MUXERS = {"mkv": "matroska", "ts": "mpegts"}
+_ABOUT = ("codec", "pix_fmt", "container", "rate")  # keys of a result; all others are readers
 Case = tuple[str, str, str, str, int, bool]
 
 
@@ -184,14 +186,38 @@ def main() -> None:
         (name, text.split(":")[0].split(" ")[0])
         for outcome in outcomes
         for name, text in outcome.items()
-        if name not in ("codec", "pix_fmt", "container", "rate")
+        if name not in _ABOUT
     )
     for (name, kind), count in sorted(kinds.items()):
         print(f"{name:24} {kind:10} {count}")
     if args.out:
         outcomes.sort(key=lambda outcome: [outcome[key] for key in ("codec", "container", "pix_fmt", "rate")])
         about = environment(Path()) | {"ffmpeg": av.ffmpeg_version_info, "frames": args.frames}
-        args.out.write_text(json.dumps({"environment": about, "files": outcomes}, indent=1) + "\n", encoding="utf-8")
+        args.out.mkdir(parents=True, exist_ok=True)
+        rows = ",\n".join(json.dumps(outcome) for outcome in outcomes)
+        content = f'{{"environment": {json.dumps(about)},\n"files": [\n{rows}\n]}}\n'
+        (args.out / "codecs.json").write_text(content, encoding="utf-8")
+        (args.out / "codecs.md").write_text(table(about, outcomes), encoding="utf-8")
+
+
+def table(about: dict[str, Any], outcomes: list[dict[str, str]]) -> str:
+    """Count files by container, in Markdown."""
+    versions = ", ".join(f"{name} {about['packages'][name]}" for name in ("av", "torchcodec", "decord"))
+    lines = [
+        f"Files of {about['frames']} frames at constant and variable rates; {versions}, FFmpeg {about['ffmpeg']};",
+        f"commit {about['commit'][:7]}. Each reader gives every frame in random order, or leaves the file to PyAV.",
+        "",
+        "| container | encoders | files | equal to plain decoding with all readers | other |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for container in CONTAINERS:
+        written = [each for each in outcomes if each["container"] == container and "not written" not in each]
+        other = Counter(text for each in written for key, text in each.items() if key not in _ABOUT and text != "equal")
+        equal = sum(all(each[key] == "equal" for key in each if key not in _ABOUT) for each in written)
+        codecs = len({each["codec"] for each in written})
+        others = ", ".join(f"{count} x {text}" for text, count in other.items()) or "none"
+        lines.append(f"| {container} | {codecs} | {len(written)} | {equal} | {others} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
