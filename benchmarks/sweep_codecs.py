@@ -115,7 +115,7 @@ def compare(codec: str, pix_fmt: str, container: str, folder: str, num_frames: i
         write(path, container, codec, pix_fmt, num_frames, variable)
         truth = plain(path)
     except (av.FFmpegError, ValueError, TypeError, OSError, IndexError) as error:  # IndexError: no stream in it
-        return {"not written": f"{type(error).__name__}: {error}"[:200]}
+        return {"not written": f"{type(error).__name__}: {error}".replace(folder, "")[:200]}
     if not truth:
         return {"not written": "no frame decodes"}
     results = {}
