@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from test_cli import assert_equal_weights, interrupted_and_resumed
-from test_processes import torchrun
+from test_processes import SPARSEVIDEO, torchrun
 from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import OK, main
@@ -32,7 +32,9 @@ def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_
     alone, together = tmp_path / "alone", tmp_path / "together"
     args = [*CURVE, f"--data.root={digits}"]
     assert main(["train", *args, f"--out={alone}", "--train.batch_size=8"]) == OK
-    done = torchrun(2, "train", *args, f"--out={together}", "--train.batch_size=2", "--train.accumulate=2")
+    done = torchrun(
+        2, *SPARSEVIDEO, "train", *args, f"--out={together}", "--train.batch_size=2", "--train.accumulate=2"
+    )
     assert done.returncode == OK, done.stderr[-3000:]
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
 
