@@ -229,7 +229,7 @@ def test_thumbnails_of_tar_shards(videos, tmp_path):
     page = Page(tmp_path / "out" / "report.html")
     assert "Thumbnails: 2 of 4" in page.text
     assert "a.tar/red/gone.mp4 (no picture: no such file)" in page.text
-    assert "b.tar: is torn or no tar file" in page.text
+    assert "b.tar: is truncated, or not a tar file" in page.text
 
 
 def test_the_numbers_are_printed_and_kept_alike(tmp_path, capsys):
@@ -267,7 +267,7 @@ def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, caps
 
 def test_files_that_could_not_be_read_are_told_with_their_reasons(tmp_path):
     folder = save(tmp_path / "test", [0, 1, 1, 0], [0, 1, 0, 0], "ab", failed=[1, 2], root=tmp_path)
-    reason = f"{tmp_path}/b/1.mp4: does not decode (<torn>); remove it or make it anew"
+    reason = f"{tmp_path}/b/1.mp4: does not decode (<torn>); remove it or make it again"
     results = {"clips": 1, "crops": 1, "failed": [{"name": "b/1.mp4", "reason": reason}]}
     (tmp_path / "test" / "results.json").write_text(json.dumps(results))
     assert main(["analyze", folder]) == OK

@@ -76,7 +76,7 @@ def test_lists_and_copies(kinetics: Path) -> None:
     ]
     assert "train: 3 of 3" in errors  # progress, where there is no terminal
     copies = kinetics / "small" / "32"
-    reason = "does not decode (Invalid data found when processing input); remove it or make it anew"
+    reason = "does not decode (Invalid data found when processing input); remove it or make it again"
     assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", TORN: f"{TORN}: {reason}"}
     assert lacking(copies / "val.lacking.txt") == {}
     train, val = (read_records(copies, f"{split}.csv", kind="video") for split in ("train", "val"))
@@ -89,7 +89,7 @@ def test_lists_and_copies(kinetics: Path) -> None:
     with open_video(val.path(0)) as video:
         assert abs(video.read([7]).mean() - 100) < 5
 
-    write_video(kinetics / list(GOOD)[2], np.zeros((10, 30, 30, 3), np.uint8))  # downloaded anew
+    write_video(kinetics / list(GOOD)[2], np.zeros((10, 30, 30, 3), np.uint8))  # downloaded again
     kept = train.path(0).stat().st_mtime_ns
     with prepare(kinetics) as process:
         process.communicate(timeout=120)

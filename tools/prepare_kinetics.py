@@ -5,7 +5,7 @@
 Leaves in `kinetics400/256/` copies with a short side of 256 pixels (Kinetics-400 scores are from copies of 256 or 320,
 or of 340x256 whatever the aspect ratio, and depend on it) and for each csv our list `train.csv` of what there is, and
 `train.lacking.txt`: rows without a file and files that do not decode; with any, it exits with 3. It can be
-resumed, and makes a copy anew where the video has changed since.
+resumed, and makes a copy again where the video has changed since.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
     Args:
         config: All settings.
         out: The run folder.
-        resume: "auto" goes on from the folder's `last.pt` where there is one, or from `previous.pt` where that is torn;
+        resume: "auto" goes on from the folder's `last.pt` where there is one, or from `previous.pt` if that is corrupt;
             a path from that checkpoint.
         allow_changes: Go on even if settings that the schedule depends on have changed.
 

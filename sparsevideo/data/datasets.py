@@ -32,7 +32,7 @@ _MAX_BAD_IN_A_ROW = 20  # with so many something other than the files is wrong
 
 
 class _Read(NamedTuple):
-    """What came out of a file."""
+    """Pixels of one file."""
 
     pixels: Tensor  # (k, A, 3, T, S, S) uint8: A boxes of each of k clips
     size: tuple[int, int]  # height and width of the frames from which they were cut
@@ -187,18 +187,18 @@ class VideoDataset(_LabelledFiles):
         num_clips: Clips of each video in a test; None in training.
         convention: Protocol that chooses the frames of test clips, a name in `protocols.PROTOCOLS`.
         sampling: "consecutive": every n-th frame from a start on; "uniform": one frame from each of T equal parts of
-            the whole video, see `clips.uniform_clips`. The stride and the convention do not matter then.
+            the whole video, see `clip_sampling.uniform_clips`. The stride and the convention do not matter then.
         target_fps: Frames per second that the stride counts in, whatever the video's own; None takes those it has, or
             the default of the test protocol.
         repeats: Clips of each video in training.
         seed: Of the random choices in training.
-        decoder: See `decode.resolve_decoder`.
+        decoder: See `resolve_decoder`.
         short_side: Scale frames to this short side while decoding; None keeps their size.
         square_pixels: Scale frames whose pixels are not square while decoding, see `Video.read`.
         still: Repeat the video's middle frame instead, to see what motion is worth.
         share_stem: In a test, give whole frames once instead of cutting views out of them.
         with_clip_spans: In a test, give `clip_spans` (num_clips, 2) float64 too: the seconds that each clip covers, see
-            `clips.clip_spans`.
+            `clip_sampling.clip_spans`.
         index: What a scan found out about the files.
     """
 

@@ -184,7 +184,7 @@ class _Loader(DataLoader[Any]):
         advice = (
             "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch_size"
             if cause in ("SIGKILL", "SIGBUS") or starting or not file
-            else "`sparsevideo data scan` finds such files, remove it or make it anew"
+            else "`sparsevideo data scan` finds such files, remove it or make it again"
         )
         return f"{what} ({cause}); {advice}"
 

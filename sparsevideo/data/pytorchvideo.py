@@ -154,7 +154,7 @@ def labeled_video_dataset(
         transform: What happens to each item; None keeps it as it is.
         video_path_prefix: The folder that paths in a list are relative to.
         decode_audio: There is no sound here; True is an error.
-        decoder: See `decode.resolve_decoder`.
+        decoder: See `resolve_decoder`.
         num_frames: T, frames of a clip; None takes all that the clip has.
         short_side: Scale frames to this short side while decoding; None keeps their size.
 
@@ -205,7 +205,7 @@ def Hmdb51(  # pytorchvideo's name
         split_id: 1, 2 or 3.
         split_type: "train", "test" or "unused".
         decode_audio: There is no sound here; True is an error.
-        decoder: See `decode.resolve_decoder`.
+        decoder: See `resolve_decoder`.
         num_frames: As for `labeled_video_dataset`.
         short_side: As for `labeled_video_dataset`.
 

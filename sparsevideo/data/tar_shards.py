@@ -33,7 +33,7 @@ _LABELS = (".cls", ".json")  # the first one counts where a key has both
 _MEDIA = tuple({ending for endings in EXTENSIONS.values() for ending in endings})
 _INDEX_VERSION = 2
 _THREADS = 8  # they wait for the disk more than they work
-_ADVICE = "download it or make it anew"
+_ADVICE = "download it or make it again"
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class Shards(Records):
 
     def source(self, index: int) -> Member:
         """Return where an image or video lies; its text is that of `path`."""
-        place = int(self._offsets[index]), int(self._sizes[index])
-        return Member(self.root / self._shard(index), super().name(index), *place)
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        return Member(self.root / self._shard(index), super().name(index), offset, size)
 
     def open(self, index: int) -> BinaryIO:
         """Read one image's bytes; raises as `Member.check` does."""
@@ -84,10 +84,10 @@ def is_shards(root: str | Path, listing: str) -> bool:
     """Tell whether a split is tar shards: it names them, or is a folder of them without class folders and videos."""
     if _TAR.search(listing):
         return True
-    place = Path(root) / listing
-    if not place.is_dir():
+    path = Path(root) / listing
+    if not path.is_dir():
         return False
-    entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     held = any(entry.is_dir() or entry.name.lower().endswith(_MEDIA) for entry in entries)
     return not held and any(_TAR.search(entry.name) for entry in entries)
 
@@ -122,8 +122,8 @@ def read_shards(
 
     Raises:
         FileNotFoundError: The root or a shard does not exist.
-        ValueError: A shard is compressed, torn, no tar file or has none of the kind, an image or video has no label or
-            a label no image or video, or a label is not among the classes.
+        ValueError: A shard is compressed, truncated, not a tar file or has none of the kind, an image or video has no
+            label or a label no image or video, or a label is not among the classes.
     """
     root = Path(root)
     if not root.is_dir():
@@ -159,19 +159,19 @@ def read_shards(
 
 def _expand(root: Path, pattern: str) -> list[str]:
     """Name the shards, relative to the root."""
-    place = root / pattern
-    if place.is_dir():
-        held = sorted(path for path in place.iterdir() if _TAR.search(path.name) and not path.name.startswith("."))
+    path = root / pattern
+    if path.is_dir():
+        held = sorted(each for each in path.iterdir() if _TAR.search(each.name) and not each.name.startswith("."))
         return [Path(os.path.relpath(path, root)).as_posix() for path in held]
     names: list[str] = []
     for name in _expand_braces(pattern):
         is_glob = re.search(r"[*?[]", name)
         names += sorted(glob(name, root_dir=root)) if is_glob else [name]  # noqa: PTH207  # it may be absolute
     if not names:
-        raise FileNotFoundError(f"{place}: no such tar shards")
+        raise FileNotFoundError(f"{path}: no such tar shards")
     names = list(dict.fromkeys(names))  # patterns may overlap
     if absent := [name for name in names if not (root / name).is_file()]:
-        raise FileNotFoundError(f"{place}: {len(absent)} of {len(names)} shards are not there: {abbreviate(absent, 3)}")
+        raise FileNotFoundError(f"{path}: {len(absent)} of {len(names)} shards are not there: {abbreviate(absent, 3)}")
     return names
 
 
@@ -193,7 +193,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _number_classes(
-    place: Path, listed: Path, labels: set[str], classes: Sequence[str] | None
+    path: Path, listed: Path, labels: set[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the class names in order, and the number of every label as it is written."""
     if listed.is_file():
@@ -203,10 +203,10 @@ def _number_classes(
     elif all(label.isdecimal() and label == str(int(label)) for label in labels):
         largest = max(map(int, labels), default=-1)
         if largest >= MAX_CLASSES:
-            raise ValueError(f"{place}: {largest} is not a class number; labels count from 0")
+            raise ValueError(f"{path}: {largest} is not a class number; labels count from 0")
         own = tuple(str(number) for number in range(largest + 1))
     elif odd := sorted(label for label in labels if re.fullmatch(r"-\d+|-?\d+\.0*", label)):
-        raise ValueError(f"{place}: {odd[0]} is not a class number; they are written 0, 1, 2, ...")
+        raise ValueError(f"{path}: {odd[0]} is not a class number; they are written 0, 1, 2, ...")
     else:
         own = tuple(sorted(labels))
     name_of = {str(number): name for number, name in enumerate(own)} | {name: name for name in own}
@@ -214,7 +214,7 @@ def _number_classes(
     number_of = {name: number for number, name in enumerate(known)}
     if unknown := sorted(label for label in labels if name_of.get(label) not in number_of):
         raise ValueError(
-            f"{place}: {abbreviate(unknown)} not among the {len(known)} classes expected: {abbreviate(known)}"
+            f"{path}: {abbreviate(unknown)} not among the {len(known)} classes expected: {abbreviate(known)}"
         )
     return known, {label: number_of[name_of[label]] for label in labels}
 
@@ -243,42 +243,42 @@ def find_source(root: Path, name: str) -> Path | Member:
 def list_members(shard: Path, kind: str) -> list[Member]:
     """List the images or videos of one shard, labeled or not; raises ValueError as `read_shards`."""
     index = _index(shard, kind=kind)
-    places = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
-    return [Member(shard, os.fsdecode(name), *place) for name, place in zip(index.names.tolist(), places, strict=True)]
+    spans = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
+    return [Member(shard, os.fsdecode(name), *span) for name, span in zip(index.names.tolist(), spans, strict=True)]
 
 
 def _index(shard: Path, *, kind: str, label_column: str | None = None, labeled: bool = False) -> _Index:
     """Tell what a shard holds, from an earlier reading if it has not changed since; see `read_shards`."""
     stat = shard.stat()
     stamp = np.array([str(part) for part in (_INDEX_VERSION, stat.st_size, stat.st_mtime_ns, kind, label_column)])
-    place = shard.with_name(f".{shard.name}.index.npz")
+    path = shard.with_name(f".{shard.name}.index.npz")
     index = None
-    if place.is_file():
+    if path.is_file():
         try:
-            with np.load(place) as kept:
+            with np.load(path) as kept:
                 if np.array_equal(kept["stamp"], stamp):
                     index = _Index(*(kept[name] for name in _Index._fields))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            logger.warning("%s: does not read (%s); the shard's headers are read again", place, error)
+            logger.warning("%s: does not read (%s); the shard's headers are read again", path, error)
     is_new = index is None
     index = index or _read_headers(shard, kind, label_column)
     if labeled and len(bare := index.names[index.labels == b""]):
-        wanted = "`.cls` or `.json`" if label_column is None else f"the key {label_column} of `.json`"
+        needed = "`.cls` or `.json`" if label_column is None else f"the key {label_column} of `.json`"
         names = [os.fsdecode(name) for name in bare.tolist()]
-        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label, {wanted}: {abbreviate(names, 3)}")
+        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label, {needed}: {abbreviate(names, 3)}")
     if is_new and len(index.names):
-        _keep(index, shard, place, stamp)
+        _keep(index, shard, path, stamp)
     return index
 
 
-def _keep(index: _Index, shard: Path, place: Path, stamp: np.ndarray) -> None:
+def _keep(index: _Index, shard: Path, path: Path, stamp: np.ndarray) -> None:
     part = shard.with_name(f".{shard.name}.{uuid4().hex}.part")  # another process may be at it, too
     try:
         with part.open("wb") as file:
             np.savez(file, stamp=stamp, **index._asdict())
-        part.replace(place)
+        part.replace(path)
     except OSError as error:
-        logger.info("%s: cannot be written (%s); the shard's headers are read at every start", place, error)
+        logger.info("%s: cannot be written (%s); the shard's headers are read at every start", path, error)
         part.unlink(missing_ok=True)
 
 
@@ -343,16 +343,16 @@ def _members(shard: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                     )
                 if end > size:
                     raise ValueError(
-                        f"{shard}: is torn in {printable_path(member.name)}: the file ends at byte {size}, before the"
-                        f" {end} that it takes; {_ADVICE}"
+                        f"{shard}: is truncated in {printable_path(member.name)}: the file ends at byte {size}, before"
+                        f" the {end} that it takes; {_ADVICE}"
                     )
                 yield member
     except tarfile.TarError as error:
-        raise ValueError(f"{shard}: is torn or no tar file ({error} at byte {end}); {_ADVICE}") from error
+        raise ValueError(f"{shard}: is truncated, or not a tar file ({error} at byte {end}); {_ADVICE}") from error
     # A damaged header ends tarfile's reading in silence, as does the end of a tar file that another is joined to.
     file.seek(end)
     if size == end:
-        raise ValueError(f"{shard}: is torn: it ends at byte {end} without a tar file's end; {_ADVICE}")
+        raise ValueError(f"{shard}: is truncated: it ends at byte {end} without a tar file's end; {_ADVICE}")
     while block := file.read(2**20):
         if block.strip(b"\0"):
             raise ValueError(f"{shard}: is damaged behind byte {end}, or another tar file is joined to it; {_ADVICE}")
@@ -392,6 +392,6 @@ def _label(shard: Path, key: str, sample: dict[str, Any], column: str | None) ->
         if value is None:
             return ""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        wanted = "a number or a name" if kind == ".cls" else f'{{"{column or "label"}": a number or a name}}'
-        raise ValueError(f"{shard}: {printable_path(key)}{kind} holds no label; it wants {wanted}")
+        expected = "a number or a name" if kind == ".cls" else f'{{"{column or "label"}": a number or a name}}'
+        raise ValueError(f"{shard}: {printable_path(key)}{kind} holds no label; it must hold {expected}")
     return str(value)

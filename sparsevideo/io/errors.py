@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import av
 
-ADVICE = "remove it or make it anew"
+ADVICE = "remove it or make it again"
 
 
 class DecodeError(ValueError):

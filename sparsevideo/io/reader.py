@@ -166,7 +166,7 @@ class Video:
 
     @property
     def table(self) -> FrameTable | None:
-        """What `open_video` may be told the next time; None where times are irregular, so must be listed anew."""
+        """What `open_video` may be told the next time; None where times are irregular, so must be listed again."""
         if self._times is None:
             return FrameTable(self.num_frames, 0, 0, np.zeros(1, np.int32))
         if isinstance(self._times, range):
@@ -414,7 +414,7 @@ class Video:
 
     def _first_frames(self) -> Iterator[av.VideoFrame]:
         """Decode from the very start, all that there is."""
-        self.close()  # opening anew is the one sure way back to the start
+        self.close()  # opening again is the one sure way back to the start
         self._open()
         for packet in self._container.demux(self._stream):
             if packet.size:  # to the decoder, an empty packet would mean the end

@@ -36,7 +36,7 @@ class LoadReport:
         matched: Names that were loaded, those of `reshaped` included.
         missing: Names of the model that the file lacks; they keep their values.
         unexpected: Names of the file that the model lacks; they are ignored.
-        reshaped: Names to (file's shape, model's shape) of tensors that were viewed anew to fit.
+        reshaped: Names to (file's shape, model's shape) of tensors that were viewed again to fit.
         replaced: Names to (file's shape, model's shape) of head tensors that keep their fresh values.
     """
 

@@ -68,7 +68,7 @@ def answers(predictions: Predictions) -> Answers:
 def accuracies(labels: np.ndarray, given: Answers, num_classes: int, *, seed: int = 0) -> Numbers:
     """Top-1, top-5 and mean class accuracy, each with its bootstrap percentile interval over files.
 
-    Files that are drawn anew enter these numbers only as counts: of each class, how many were right at once, among
+    Files that are drawn again enter these numbers only as counts: of each class, how many were right at once, among
     five, or not. So the counts are drawn, which is the same distribution at a thousandth of the cost.
 
     Args:
@@ -107,7 +107,7 @@ def _rates(counts: np.ndarray) -> np.ndarray:
 
 
 def resampled(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Draw anew, with replacement, the files that were counted.
+    """Draw again, with replacement, the files that were counted.
 
     Args:
         counts: Of files, in any shape.

@@ -355,7 +355,7 @@ def test_workers_that_die_are_told_by_the_files_they_read(dangerous: Path) -> No
     ends = ("crash", "killed outside", "killed inside", "hang")
     error = end_of(Dangerous(dangerous / "fine", *(dangerous / end for end in ends)))
     assert isinstance(error, ChildProcessError)  # no matter how slow the disk is
-    first, second = str(error).split(" make it anew; ")
+    first, second = str(error).split(" make it again; ")
     assert first.startswith(f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); `sparsevideo")
     assert second.startswith("a loader worker died between two files (SIGKILL); the memory or /dev/shm may be full")
     assert f"; {dangerous / 'killed inside'}: a loader worker died while reading it (SIGKILL); the memory" in second

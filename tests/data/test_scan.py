@@ -442,7 +442,7 @@ def test_videos_in_tar_shards_are_scanned(video: bytes, tmp_path: Path, capsys: 
     assert found["train/a.tar/a/0.mp4"]["num_frames"] == found["train/a.tar/1.mkv"]["num_frames"] == 30
     lines = (tmp_path / "sparsevideo-index.bad.txt").read_text().splitlines()
     assert lines[0].startswith("train/b.tar/2.mp4\tdoes not decode (")
-    assert lines[1].startswith("train/torn.tar\tis torn or no tar file")
+    assert lines[1].startswith("train/torn.tar\tis truncated, or not a tar file")
     records = read_shards(tmp_path, "train/[ab].tar", kind="video")
     index = read_index(tmp_path / INDEX, map(records.name, range(3)))
     table = index.look(0, records.source(0))

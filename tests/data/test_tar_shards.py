@@ -257,7 +257,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     for text, field in [("", "cls"), ("\udce9", "cls"), *((text, "json") for text in wrong_json)]:
         members = [("x.jpg", b""), (f"x.{field}", text.encode(errors="surrogateescape"))]
         write_tar(tmp_path / "a.tar", members)
-        with pytest.raises(ValueError, match=rf"a\.tar: x\.{field} holds no label; it wants"):
+        with pytest.raises(ValueError, match=rf"a\.tar: x\.{field} holds no label; it must hold"):
             read_shards(tmp_path, "a.tar")
     labelled(tmp_path, "1700000000")
     with pytest.raises(ValueError, match="1700000000 is not a class number"):
@@ -320,16 +320,16 @@ def test_torn_shards(tmp_path: Path) -> None:
     assert image.name == "2.jpg"
     no_header = b"?" * 512
     for content, message in [
-        (whole[: image.offset_data + 100], rf"is torn in 2\.jpg: the file ends at byte {image.offset_data + 100}"),
-        (whole[: image.offset_data], r"is torn in 2\.jpg"),
+        (whole[: image.offset_data + 100], rf"is truncated in 2\.jpg: the file ends at byte {image.offset_data + 100}"),
+        (whole[: image.offset_data], r"is truncated in 2\.jpg"),
         (whole[: image.offset + 100], rf"is damaged behind byte {image.offset}"),
-        (whole[: image.offset], rf"is torn: it ends at byte {image.offset} without"),
-        (whole[:end], rf"is torn: it ends at byte {end} without"),
+        (whole[: image.offset], rf"is truncated: it ends at byte {image.offset} without"),
+        (whole[:end], rf"is truncated: it ends at byte {end} without"),
         (whole[: image.offset] + no_header + whole[image.offset_data :], rf"is damaged behind byte {image.offset}"),
-        (no_header + whole[512:], "is torn or no tar file"),
+        (no_header + whole[512:], "is truncated, or not a tar file"),
         (whole + whole, rf"is damaged behind byte {end}, or another tar file is joined"),
-        (b"PK\3\4 no tar file", "is torn or no tar file"),
-        (b"", "is torn or no tar file"),
+        (b"PK\3\4 no tar file", "is truncated, or not a tar file"),
+        (b"", "is truncated, or not a tar file"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"a\.tar: {message}"):
@@ -523,7 +523,7 @@ def test_the_label_is_the_chosen_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 images without a label, the key verb of `\.json`: 2\.jpg$"):
         read_shards(tmp_path, "a.tar", label_column="verb")
     labelled(tmp_path, '{"verb": 1.5}', field="json")
-    with pytest.raises(ValueError, match=r'0\.json holds no label; it wants \{"verb": a number or a name\}'):
+    with pytest.raises(ValueError, match=r'0\.json holds no label; it must hold \{"verb": a number or a name\}'):
         read_shards(tmp_path, "a.tar", label_column="verb")
 
 

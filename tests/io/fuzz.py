@@ -319,7 +319,7 @@ def faults(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _forget_peak() -> None:
-    """Let the kernel's high-water mark of memory start anew, where there is one."""
+    """Let the kernel's high-water mark of memory start again, where there is one."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 

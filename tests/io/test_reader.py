@@ -423,7 +423,7 @@ def test_a_start_cut_away_by_an_edit_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("libx264", ".mkv"), ("mpeg4", ".mp4")])
 def test_times_of_decoding_in_the_place_of_times(codec: str, suffix: str, decoder: str, tmp_path: Path) -> None:
-    """What is left of avi's times in a copy that was not encoded anew."""
+    """What is left of avi's times in a copy that was not encoded again."""
 
     def decoding_times(packets: list[av.Packet]) -> list[av.Packet]:
         for number, packet in enumerate(packets):
@@ -518,7 +518,7 @@ def test_damage_in_the_middle_stops_the_reads_that_need_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_up_to_damage_every_frame_is_the_one_it_says(decoder: str, tmp_path: Path) -> None:
-    """Also where the decoder has given some already, and another could begin anew."""
+    """Also where the decoder has given some already, and another could begin again."""
     write_damaged(tmp_path / "video.mp4")
     with open_video(tmp_path / "video.mp4", needs(decoder)) as video, pytest.raises(DecodeError, match=r"video\.mp4"):
         for number, frame in video.frames(range(60)):

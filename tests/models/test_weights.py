@@ -184,7 +184,7 @@ def test_image_weights_are_refused_by_a_video_model(source):
 
 
 def test_a_transposed_matrix_is_refused(source, target):
-    """As many values in another order are other weights, not the same ones viewed anew."""
+    """As many values in another order are other weights, not the same ones viewed again."""
     name = "cortex.1.mlp.fc1.weight"
     state = source.state_dict()
     state[name] = state[name].T.contiguous()
