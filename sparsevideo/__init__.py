@@ -22,7 +22,7 @@ _PUBLIC = {
     "load_weights": "sparsevideo.models.weights",
     "with_budget": "sparsevideo.models.elastic",
 }
-_SUBMODULES = {"data", "models"}
+_SUBMODULES = {"data", "io", "models"}
 __all__ = ["SparseFormer", "__version__", "create_model", "inflate", "list_models", "load_weights", "with_budget"]
 
 

@@ -237,7 +237,7 @@ class _DecordVideo(_OtherVideo):
         return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
-        # Decord takes no part of a file.
+        # Decord cannot open a part of a file, so it gets the bytes.
         source = BytesIO(self.path.read()) if isinstance(self.path, Member) else str(self.path)
         reader = library.VideoReader(source, num_threads=1)  # never kept beyond a read: it leaks
 
