@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-REAL = Path(__file__).parents[3] / "shared" / "data"  # real files, where there are any
+REAL = Path(__file__).parents[2] / "shared" / "data"  # real files, where there are any
 BITS = 9
 
 
