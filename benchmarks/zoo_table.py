@@ -14,7 +14,15 @@ from sparsevideo.reports.profile import count_macs, count_parameters
 
 # By ndim: on which data set the paper's numbers were measured, and how, in the words of results.json. The images' are
 # those of Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
-_ONE_VIEW = {"split": "val", "still": False, "size": 224, "num_frames": 1, "frame_stride": None, "clips": 1, "crops": 1}
+_ONE_VIEW = {
+    "split": "val",
+    "repeat_middle_frame": False,
+    "size": 224,
+    "num_frames": 1,
+    "frame_stride": None,
+    "clips": 1,
+    "crops": 1,
+}
 _PROTOCOLS: dict[int, tuple[str, dict[str, Any]]] = {
     2: ("ImageNet-1K", _ONE_VIEW),
     3: ("Kinetics-400", {**_ONE_VIEW, "num_frames": 32, "frame_stride": 2, "clips": 4, "crops": 3}),
@@ -172,7 +180,7 @@ def _whole_frames(told: Mapping[str, Any]) -> list[str]:
 def _row(model: str, item: Measured, reported: str = "") -> list[str]:
     """The cells of one row; those of what `item` does not tell are empty."""
     told, network = item.results, _network(item.results["hparams"])
-    still = "one frame repeated" if told.get("still") else None
+    still = "one frame repeated" if told.get("repeat_middle_frame") else None
     dataset = ", ".join(filter(None, (item.dataset, told.get("split"), still)))
     top1, *measured = _scores(told) if "top1" in told else [""] * 5
     return [

@@ -80,17 +80,18 @@ def build_train_loader(
     """This process' share of endless training batches, and what chooses them."""
     data, seed = config.data, config.train.seed
     check_classes(records)
-    files, rest = divmod(config.train.batch_size, data.repeats)
+    files, rest = divmod(config.train.batch_size, data.num_repeats)
     if rest:
         raise ValueError(
-            f"train.batch_size is {config.train.batch_size}; it must be a multiple of data.repeats {data.repeats}"
+            f"train.batch_size is {config.train.batch_size}; it must be a multiple of"
+            f" data.num_repeats {data.num_repeats}"
         )
     transform = transforms.TrainTransform(
         data.size,
         scale=data.crop_scale,
         ratio=data.crop_ratio,
         jitter=data.short_side_jitter,
-        flip=data.flip,
+        flip_prob=data.flip_prob,
         flip_labels=transforms.flip_table(data.flip_labels, records.classes),
         rand_augment=data.rand_augment,
         rand_augment_layers=data.rand_augment_layers,
@@ -99,7 +100,7 @@ def build_train_loader(
         fill=data.mean,
     )
     build_test_transform(config)  # impossible test views stop before the first step, not at the first validation
-    dataset = _dataset(data, records, ndim, transform=transform, seed=seed, repeats=data.repeats)
+    dataset = _dataset(data, records, ndim, transform=transform, seed=seed, num_repeats=data.num_repeats)
     if isinstance(dataset, VideoDataset):
         _check_bad(dataset, data.max_bad_fraction)
     sampler = samplers.EpochSampler(
@@ -133,7 +134,7 @@ def build_test_loader(
     transform = build_test_transform(config)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
-        views |= {"num_clips": test.clips, "convention": test.convention, "still": test.still}
+        views |= {"num_clips": test.clips, "protocol": test.protocol, "repeat_middle_frame": test.repeat_middle_frame}
         views |= {"with_clip_spans": with_clip_spans}
     dataset = _dataset(config.data, records, ndim, transform=transform, **views)
     # Whole frames differ in shape from file to file.
@@ -157,7 +158,7 @@ def build_test_transform(config: Config) -> transforms.TestTransform:
         test.crops,
         full_frame=test.full_frame,
         short_side=test.short_side,
-        convention=test.convention,
+        protocol=test.protocol,
     )
 
 
@@ -223,10 +224,12 @@ def build_batch_transform(
     With `train_classes`, their number, inputs are erased and mixed as the settings say; labels are (B, K) where mixed.
     """
     normalize = transforms.Normalize(config.mean, config.std).to(device)
-    erase = batch_augment.Erase(config.erase, config.erase_mode) if train_classes and config.erase else None
+    erase = None
+    if train_classes and config.erase_prob:
+        erase = batch_augment.RandomErasing(config.erase_prob, config.erase_mode)
     mix = None
     if train_classes and (config.mixup or config.cutmix):
-        mix = batch_augment.Mix(
+        mix = batch_augment.MixupCutmix(
             train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob
         )
 
@@ -282,7 +285,7 @@ def build_train_state(
         network=network,
         model=model,
         optimizer=cast(_FabricOptimizer, fabric.setup_optimizers(build_optimizer(config.optim, network))),
-        schedule=build_schedule(config.optim, steps, sampler.global_batch * config.data.repeats),
+        schedule=build_schedule(config.optim, steps, sampler.global_batch * config.data.num_repeats),
         sampler=sampler,
         total_steps=steps,
         bad_files=BadFiles(len(records), config.data.max_bad_fraction),

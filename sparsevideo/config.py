@@ -67,7 +67,7 @@ class DataConfig:
     class_balance: float = 0.0
     """Draws files of rare classes more often in training: from 0 (as listed) to 1 (all classes equally often); 0.5 is
     square-root sampling. An epoch has as many draws as there are files, so it leaves out files of frequent classes."""
-    repeats: int = 1
+    num_repeats: int = 1
     """Samples that a training batch takes from each file, in one reading (repeated augmentation)."""
     size: int = 224
     """Height and width of the network's input, in pixels."""
@@ -83,7 +83,7 @@ class DataConfig:
     short_side_jitter: tuple[int, int] | None = None
     """Training crops are squares of `size` from frames whose short side is drawn from this range, in pixels; replaces
     `crop_scale` and `crop_ratio`."""
-    flip: float = 0.5
+    flip_prob: float = 0.5
     """Probability of mirroring a training sample left to right."""
     flip_labels: dict[str, str | None] = field(default_factory=dict)
     """What a mirrored class shows, such as `left: right`, both ways; null for a class that must not be mirrored."""
@@ -95,7 +95,7 @@ class DataConfig:
     """Probability of each of them."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Strengths for brightness, contrast, saturation and hue (at most 0.5) of a training sample."""
-    erase: float = 0.0
+    erase_prob: float = 0.0
     """Probability of covering a random box of a training sample, the same in all its frames."""
     erase_mode: str = "pixel"
     """What covers it: pixel (noise) or const (the mean)."""
@@ -122,8 +122,8 @@ class DataConfig:
     """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "repeats"), 1.0)
-        shares = ("max_bad_fraction", "class_balance", "flip", "erase", "mix_prob")
+        least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "num_repeats"), 1.0)
+        shares = ("max_bad_fraction", "class_balance", "flip_prob", "erase_prob", "mix_prob")
         least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
         most = dict.fromkeys(shares, 1.0) | {"timeout_s": 1e6, "frame_stride": 1e6, "num_frames": 1e6}
         _check("data", self, least, most)
@@ -177,7 +177,7 @@ class TrainConfig:
     """How long, how often, how exactly."""
 
     epochs: float = 50
-    """Passes over the training list, with `data.repeats` samples of each file in each; fractions of an epoch count."""
+    """Passes over the training list, each with `data.num_repeats` samples of each file; fractions of an epoch count."""
     max_steps: int | None = None
     """Optimizer steps of the whole run, in place of `epochs`."""
     batch_size: int = 8
@@ -239,13 +239,13 @@ class TestConfig:
     """Clips of a video, spread evenly from its first frame to its last."""
     crops: int = 1
     """Square crops of a clip, spread evenly over the longer side."""
-    convention: str = "ends"
+    protocol: str = "ends"
     """Protocol of frames, resize and crops: `ends` reaches both ends of the video, and the others choose as other code
     bases do: slowfast, slowfast-offset, slowfast-pyav, slowfast-pyav-offset, slowfast-pyav-2020, pytorchvideo,
     mmaction2, videomae. See docs/protocols.md."""
     short_side: int | None = None
     """Short side of the frame before the crop, in pixels, at least `data.size`; null takes `data.size`."""
-    still: bool = False
+    repeat_middle_frame: bool = False
     """Repeat the video's middle frame: what a network knows without motion."""
     scores: str = "softmax"
     """A video's scores are the mean of its views' softmax, or of their logits."""
@@ -271,11 +271,11 @@ class TestConfig:
         _check_one_of("test.scores", self.scores, ("softmax", "logits"))
         if self.short_side and (self.full_frame or self.share_stem):
             raise ValueError("test.short_side is for crops; test.full_frame and test.share_stem scale whole frames")
-        if self.share_stem and self.convention != "ends":
-            raise ValueError(f"test.share_stem has crops of its own; test.convention is {self.convention}, not ends")
+        if self.share_stem and self.protocol != "ends":
+            raise ValueError(f"test.share_stem has crops of its own; test.protocol is {self.protocol}, not ends")
         if self.full_frame and self.crops > 1:
             raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
-        _check_one_of("test.convention", self.convention, TEST_PROTOCOLS)
+        _check_one_of("test.protocol", self.protocol, TEST_PROTOCOLS)
         _check_one_of("test.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
 
 

@@ -20,7 +20,7 @@ from sparsevideo.models.weights import load_model, read_weights
 
 BUDGETS = {"num_tubes": [1, 4, 6], "num_frames": [2, 4], "num_points": [2, 3, 4]}
 DRAWN = [*VIDEO, *(f"--train.{name}={counts}" for name, counts in BUDGETS.items())]
-CURVE = [*DRAWN, "--data.flip=0", "--train.max_steps=8", "--train.log_every=1", "--train.validate_every=0"]
+CURVE = [*DRAWN, "--data.flip_prob=0", "--train.max_steps=8", "--train.log_every=1", "--train.validate_every=0"]
 
 
 def losses(run):

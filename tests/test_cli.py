@@ -211,7 +211,7 @@ def test_eight_clips_are_learnt_by_heart_in_fifty_steps(digits, tmp_path):
         "".join(f"{sorted(folder.iterdir())[0]},{folder.name}\n" for folder in (digits / "videos" / "train").iterdir())
     )
     args = ["--config", "quickstart/video_nano.yaml", f"--data.root={tmp_path}", "--data.list=eight.csv"]
-    args += ["--data.num_workers=0", "--data.flip=0", "--data.crop_scale=[1,1]", "--data.crop_ratio=[1,1]"]
+    args += ["--data.num_workers=0", "--data.flip_prob=0", "--data.crop_scale=[1,1]", "--data.crop_ratio=[1,1]"]
     args += ["--model.args.cortex_depth=2", "--model.args.focus_repeats=2"]
     args += ["--train.batch_size=8", "--train.max_steps=50", "--train.log_every=8", "--optim.lr=2e-3"]
     assert main(["train", *args, f"--out={tmp_path / 'run'}"]) == OK
@@ -223,7 +223,7 @@ def test_eight_clips_are_learnt_by_heart_in_fifty_steps(digits, tmp_path):
 def test_a_compiled_network_trains_as_it_is(digits, tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile wants a C++ compiler")
-    args = ["train", *VIDEO, f"--data.root={digits}", "--data.flip=0"]
+    args = ["train", *VIDEO, f"--data.root={digits}", "--data.flip_prob=0"]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         assert main([*args, f"--out={tmp_path / name}", f"--train.compile={compiled}", "--train.log_every=1"]) == OK
     plain, compiled = (
@@ -484,9 +484,9 @@ def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
         (["--train.log_every=0"], "train.log_every"),
         (["--train.label_smoothing=2"], "train.label_smoothing"),
         (["--optim.clip_grad=0"], "optim.clip_grad"),
-        (["--test.convention=middle"], "ends, slowfast"),
+        (["--test.protocol=middle"], "ends, slowfast"),
         (["--test.short_side=8"], "test.short_side is 8; it must be at least data.size"),
-        (["--test.convention=slowfast", "--test.crops=2"], "slowfast has 1 or 3 crops, got 2"),
+        (["--test.protocol=slowfast", "--test.crops=2"], "slowfast has 1 or 3 crops, got 2"),
         (["--train.precision=16-mixed"], "16-mixed"),
         (["--data.decoder=vlc"], "vlc"),
     ],

@@ -142,7 +142,11 @@ def shrunk(name, digits):
     """Options that make a run small, and leave its recipe as it is."""
     config, kind = settings(name), "videos" if "video_" in settings(name).model.name else "images"
     args = [*NANO_ARGS, "--data.size=32", "--data.num_workers=0", "--train.max_steps=2"]
-    args += [f"--train.batch_size={2 * config.data.repeats}", f"--data.root={digits}", f"--data.list={kind}/{{split}}"]
+    args += [
+        f"--train.batch_size={2 * config.data.num_repeats}",
+        f"--data.root={digits}",
+        f"--data.list={kind}/{{split}}",
+    ]
     return args + (["--data.num_frames=4", "--model.args.num_tubes=2"] if kind == "videos" else [])
 
 
@@ -179,7 +183,7 @@ def test_a_dry_run_describes_fine_tuning_and_leaves_nothing(digits, tmp_path, mo
 def schedule(name, devices, files):
     """Samples in a global batch, optimizer steps, learning rate by step."""
     config = settings(name)
-    repeats, batch_size = config.data.repeats, config.train.batch_size
+    repeats, batch_size = config.data.num_repeats, config.train.batch_size
     assert batch_size % repeats == 0
     sampler = EpochSampler(files, batch_size // repeats, accumulate=config.train.accumulate, world_size=devices)
     steps = build.total_steps(config, sampler.steps_per_epoch)

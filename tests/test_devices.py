@@ -31,7 +31,7 @@ def pixels(ndim, *leading):
     return torch.zeros(*leading, 3, *([4] if ndim == 3 else []), 32, 48, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("settings", [{}, {"erase": 1.0}, {"erase": 1.0, "erase_mode": "const"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"erase_prob": 1.0}, {"erase_prob": 1.0, "erase_mode": "const"}], ids=str)
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_training_step(ndim, settings):
     batch = {"image" if ndim == 2 else "video": pixels(ndim, 2), "label": torch.tensor([1, 4])}

@@ -31,7 +31,7 @@ def torchrun(processes, *argv, wait=True):
 @pytest.fixture(scope="module")
 def one_process(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "run"
-    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--data.flip=0"]) == OK
+    assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--data.flip_prob=0"]) == OK
     return out
 
 
@@ -98,7 +98,7 @@ def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
     assert "global batch 12 (2 x 1 x 6) -> 6 (1 x 1 x 6)" in done.stderr
 
 
-CURVE = [*VIDEO, "--data.flip=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]
+CURVE = [*VIDEO, "--data.flip_prob=0", "--train.max_steps=20", "--train.log_every=1", "--train.validate_every=10"]
 CURVE += ["--train.ema=0.9"]
 GLOBAL_BATCH = 12
 

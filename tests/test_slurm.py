@@ -202,8 +202,8 @@ def test_the_script_outlives_the_signals_to_its_tasks(name, submit):
 
 def test_the_script_hands_on_what_it_was_given(submit):
     before = 'echo "$SRUN_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads"'
-    done, calls = submit(0, RUNNING, "--out", "a run", "--data.flip=0", before=before, SLURM_CPUS_PER_TASK="6")
-    assert calls[0].endswith("<sparsevideo><train><--out><a run><--data.flip=0><--resume>")
+    done, calls = submit(0, RUNNING, "--out", "a run", "--data.flip_prob=0", before=before, SLURM_CPUS_PER_TASK="6")
+    assert calls[0].endswith("<sparsevideo><train><--out><a run><--data.flip_prob=0><--resume>")
     assert "6 CPUs, 6 threads" in done.stdout
 
 

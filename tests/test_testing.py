@@ -273,13 +273,13 @@ def test_the_results_name_the_protocol(trained, wide, tmp_path):
     found = {}
     options = ["--views=2x3", "--test.short_side=40"]
     for name in ("ends", "slowfast"):
-        probs = scores(trained, wide, tmp_path / name, *options, f"--test.convention={name}").scores
+        probs = scores(trained, wide, tmp_path / name, *options, f"--test.protocol={name}").scores
         results = json.loads((tmp_path / name / "results.json").read_text())
-        assert [results[key] for key in ("convention", "resized_short_side")] == [name, 40]
+        assert [results[key] for key in ("protocol", "resized_short_side")] == [name, 40]
         found[name] = probs, results["target_fps"]
     assert found["ends"][1] is None and found["slowfast"][1] == 30
     assert not np.allclose(found["ends"][0], found["slowfast"][0])
-    assert main(["test", checkpoint(trained), f"--data.root={wide}", *options, "--test.convention=slowfast"]) == OK
+    assert main(["test", checkpoint(trained), f"--data.root={wide}", *options, "--test.protocol=slowfast"]) == OK
     assert (trained / "test-2x3-slowfast-short-side-40" / "results.json").exists()
 
 

@@ -109,7 +109,7 @@ def test_our_number_stands_beside_the_papers_where_the_protocol_is_the_same(unco
         ({"split": "test"}, "data set", "Kinetics-400, test"),
         ({"full_frame": True}, "frames × stride × crop", "32 × 2 × 224, whole frames"),
         ({"share_stem": True}, "frames × stride × crop", "32 × 2 × 224, views that share a stem"),
-        ({"still": True}, "data set", "Kinetics-400, val, one frame repeated"),
+        ({"repeat_middle_frame": True}, "data set", "Kinetics-400, val, one frame repeated"),
     ],
 )
 def test_another_protocol_has_a_row_of_its_own(uncounted, change, cell, shown):
@@ -178,7 +178,11 @@ def test_results_are_named_with_their_data_set_and_key(tmp_path, monkeypatch):
         ("{}", "r.json", "no 'hparams' inside"),
         (json.dumps({"video": VIDEO}), "r.json#image", "no 'image' inside"),
         (json.dumps({"hparams": {"num_tokns": 3}}), "r.json", "num_tokns"),
-        (json.dumps({"hparams": VIDEO["hparams"], **K400}), "r.json", "no still, top1, top5, scored, listed, check"),
+        (
+            json.dumps({"hparams": VIDEO["hparams"], **K400}),
+            "r.json",
+            "no repeat_middle_frame, top1, top5, scored, listed, check",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, monkeypatch, content, told, reason):

@@ -15,7 +15,7 @@ QUICK = [*NANO_ARGS, "--data.num_workers=0", "--data.size=32", "--train.max_step
 VIDEO = ["--config", "configs/quickstart/video_nano.yaml", *QUICK, "--data.num_frames=4"]
 IMAGE = ["--config", "quickstart/image_nano.yaml", *QUICK]
 AUGMENTED = ["--data.short_side_jitter=[40,64]", "--data.rand_augment=9", "--data.color_jitter=[0.4,0.4,0.4,0.1]"]
-AUGMENTED += ["--data.erase=0.5", "--data.mixup=0.8", "--data.cutmix=1.0", "--data.repeats=2"]
+AUGMENTED += ["--data.erase_prob=0.5", "--data.mixup=0.8", "--data.cutmix=1.0", "--data.num_repeats=2"]
 
 
 @contextmanager

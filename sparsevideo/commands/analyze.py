@@ -37,7 +37,17 @@ _MATRIX = 20  # classes: the numbers in a matrix of more are too small on a page
 _THUMBNAIL = 160  # pixels wide
 _ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
 # What results.json, beside the predictions of a test, tells of how they were made.
-_PROTOCOL = ["list", "split", "clips", "crops", "convention", "full_frame", "share_stem", "still", "num_tubes"]
+_PROTOCOL = [
+    "list",
+    "split",
+    "clips",
+    "crops",
+    "protocol",
+    "full_frame",
+    "share_stem",
+    "repeat_middle_frame",
+    "num_tubes",
+]
 _PROTOCOL += ["num_points", "num_frames", "frame_stride", "sampling", "target_fps", "size", "short_side", "decoder"]
 _PROTOCOL += ["resized_short_side", "square_pixels"]
 _PROTOCOL += ["index", "precision", "checkpoint_sha256"]

@@ -76,7 +76,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
     with clock.stage("video test"):
         results["video"] = _test(video_run, clips=CLIPS, crops=CROPS)
         results["video_one_view"] = _test(video_run)
-        results["video_still"] = _test(video_run, still=True)
+        results["video_still"] = _test(video_run, repeat_middle_frame=True)
     with clock.stage("pictures"):
         _draw(out, results)
     results |= {"data": data, "seconds": clock.seconds, "peak_memory_gb": round(peak_memory_gb(torch.device("cpu")), 2)}
@@ -127,10 +127,10 @@ def _best(run_folder: Path) -> Path:
     return run_folder / "checkpoints" / "best.pt"
 
 
-def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, still: bool = False) -> dict[str, Any]:
+def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> dict[str, Any]:
     config = checkpoint_config(_best(run_folder))
     assert config is not None  # of a run
-    config.test.clips, config.test.crops, config.test.still = clips, crops, still
+    config.test.clips, config.test.crops, config.test.repeat_middle_frame = clips, crops, repeat_middle_frame
     return test_run(_best(run_folder), config)
 
 

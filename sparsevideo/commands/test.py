@@ -42,7 +42,7 @@ def one_view(config: Config) -> Config:
     """The settings of a validation: the test at one view, as the network is trained."""
     test = config.test
     return replace(
-        config, test=TestConfig(convention=test.convention, short_side=test.short_side, batch_size=test.batch_size)
+        config, test=TestConfig(protocol=test.protocol, short_side=test.short_side, batch_size=test.batch_size)
     )
 
 
@@ -138,19 +138,19 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> dict[str, A
         {"name": records.name(index), **segment_columns(records.spans, index, records.spans_unit), "reason": reason}
         for index, reason in scores.failures.items()
     ]
-    default_fps = None if uniform else find_protocol(test.convention).default_fps
+    default_fps = None if uniform else find_protocol(test.protocol).default_fps
     sides = Counter(scores.short_sides.tolist())
     ratios = Counter(format_ratio(ratio) for ratio in scores.sample_aspect_ratios.tolist() if ratio)
     results: dict[str, Any] = {
         **summarize(scores, records, test.scores),
         "clips": test.clips,
         "crops": test.crops,
-        "convention": test.convention,
+        "protocol": test.protocol,
         "resized_short_side": test.short_side or data.size,
         "scores": test.scores,
         "full_frame": test.full_frame,
         "share_stem": test.share_stem,
-        "still": test.still,
+        "repeat_middle_frame": test.repeat_middle_frame,
         "split": test.split,
         "root": data.root,
         "list": data.list,
@@ -429,8 +429,8 @@ def _beside(path: Path, name: str) -> Path:
 
 def _folder_name(test: TestConfig) -> str:
     """The split, the views, and whatever is unusual about them."""
-    flags = [name for name in ("still", "full_frame", "share_stem") if getattr(test, name)]
-    flags += [test.convention] if test.convention != "ends" else []
+    flags = [name for name in ("repeat_middle_frame", "full_frame", "share_stem") if getattr(test, name)]
+    flags += [test.protocol] if test.protocol != "ends" else []
     flags += [f"short-side-{test.short_side}"] if test.short_side else []
     flags += ["logits"] if test.scores == "logits" else []
     budget = {"frames": test.num_frames, "tubes": test.num_tubes, "points": test.num_points}

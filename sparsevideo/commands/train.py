@@ -238,7 +238,7 @@ def _check_same_run(path: Path, saved: dict[str, Any], state: TrainState, allow_
 def _described(run: _Run) -> list[str]:
     """What a person wants to know before the first step."""
     state, config = run.state, run.state.config
-    optim, samples = config.optim, state.sampler.global_batch * config.data.repeats
+    optim, samples = config.optim, state.sampler.global_batch * config.data.num_repeats
     total = sum(p.numel() for p in state.network.parameters())
     learning = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
     rule = f" x global batch {samples} / {optim.lr_base_size}" if optim.lr_base_size else ""

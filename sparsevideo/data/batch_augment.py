@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsevideo.data import pytorchvideo as ptv
 
 
-class Erase(nn.Module):
+class RandomErasing(nn.Module):
     """Cover a random box of some samples, the same in all frames: random erasing (Zhong et al., 2017), timm's.
 
     The box has 2 % to a third of the area, and an aspect ratio between 0.3 and its inverse.
@@ -37,7 +37,7 @@ class Erase(nn.Module):
         return planes.view(inputs.shape)
 
 
-class Mix(nn.Module):
+class MixupCutmix(nn.Module):
     """Blend each sample with its counterpart from the batch's other end, or paste a box of it: pytorchvideo's.
 
     Mixup (Zhang et al., 2018) blends, CutMix (Yun et al., 2019) pastes the same box in all frames; where both are
@@ -50,7 +50,7 @@ class Mix(nn.Module):
         prob: Probability for each batch.
 
     Example:
-        >>> mix = Mix(num_classes=3, mixup_alpha=0.8)
+        >>> mix = MixupCutmix(num_classes=3, mixup_alpha=0.8)
         >>> inputs, targets = mix(torch.zeros(2, 3, 8, 8), torch.tensor([0, 2]))
         >>> targets.shape, targets[:, 1].tolist(), round(targets.sum().item(), 3)
         (torch.Size([2, 3]), [0.0, 0.0], 2.0)

@@ -50,18 +50,18 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         transform: TrainTransform | TestTransform,
         *,
         seed: int,
-        repeats: int,
+        num_repeats: int,
         num_clips: int = 1,
         share_stem: bool = False,
     ) -> None:
-        if repeats < 1:
-            raise ValueError(f"a file gives at least one sample, got repeats = {repeats}")
+        if num_repeats < 1:
+            raise ValueError(f"a file gives at least one sample, got num_repeats = {num_repeats}")
         if share_stem and not isinstance(transform, TestTransform):
             raise ValueError("share_stem is for tests: training crops differ from clip to clip")
         if share_stem and isinstance(transform, TestTransform) and transform.rule:
-            raise ValueError("share_stem has crops of its own: the transform's convention must be ends")
+            raise ValueError("share_stem has crops of its own: the transform's protocol must be ends")
         self.records, self.transform, self.seed = records, transform, seed
-        self.repeats, self.num_clips, self.share_stem = repeats, num_clips, share_stem
+        self.num_repeats, self.num_clips, self.share_stem = num_repeats, num_clips, share_stem
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,7 +73,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         if isinstance(self.transform, TestTransform):
             return self._test_item(index)
         items = self._training_items(epoch, index, self.transform)
-        return items if self.repeats > 1 else items[0]
+        return items if self.num_repeats > 1 else items[0]
 
     @abstractmethod
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
@@ -112,7 +112,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
         failures: list[tuple[int, str, str]] = []
         for number in range(index, index + min(len(self), _MAX_BAD_IN_A_ROW)):
             place = number % len(self)
-            rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.repeats)]
+            rngs = [np.random.default_rng((self.seed, epoch, index, r)) for r in range(self.num_repeats)]
             try:
                 with reading(self._segment_path(place)):
                     read = self._read(place, rngs)[0]
@@ -163,7 +163,7 @@ class _LabelledFiles(Dataset[Item | list[Item]]):
 class VideoDataset(_LabelledFiles):
     """Clips of videos. The index is a video's number, or (epoch, number).
 
-    In training an item is one random clip: `video` (3, T, S, S) uint8; with `repeats` above 1 it is a list of so many,
+    In training an item is one random clip: `video` (3, T, S, S) uint8; a list of `num_repeats` if above 1,
     from one opening of the file. A file that does not decode is replaced by the next in the list, and told in
     `failures`: a list of (video_index, name, reason).
 
@@ -185,17 +185,17 @@ class VideoDataset(_LabelledFiles):
         frame_stride: Take every n-th frame.
         transform: A `TrainTransform` without `num_clips`, a `TestTransform` with it.
         num_clips: Clips of each video in a test; None in training.
-        convention: Protocol that chooses the frames of test clips, a name in `protocols.PROTOCOLS`.
+        protocol: Protocol that chooses the frames of test clips, a name in `protocols.PROTOCOLS`.
         sampling: "consecutive": every n-th frame from a start on; "uniform": one frame from each of T equal parts of
-            the whole video, see `clip_sampling.uniform_clips`. The stride and the convention do not matter then.
+            the whole video, see `clip_sampling.uniform_clips`. The stride and the protocol do not matter then.
         target_fps: Frames per second that the stride counts in, whatever the video's own; None takes those it has, or
             the default of the test protocol.
-        repeats: Clips of each video in training.
+        num_repeats: Clips of each video in training.
         seed: Of the random choices in training.
         decoder: See `resolve_decoder`.
         short_side: Scale frames to this short side while decoding; None keeps their size.
         square_pixels: Scale frames whose pixels are not square while decoding, see `Video.read`.
-        still: Repeat the video's middle frame instead, to see what motion is worth.
+        repeat_middle_frame: Repeat the video's middle frame instead, to see what motion is worth.
         share_stem: In a test, give whole frames once instead of cutting views out of them.
         with_clip_spans: In a test, give `clip_spans` (num_clips, 2) float64 too: the seconds that each clip covers, see
             `clip_sampling.clip_spans`.
@@ -210,30 +210,36 @@ class VideoDataset(_LabelledFiles):
         frame_stride: int,
         transform: TrainTransform | TestTransform,
         num_clips: int | None = None,
-        convention: str = "ends",
+        protocol: str = "ends",
         sampling: str = "consecutive",
         target_fps: float | None = None,
-        repeats: int = 1,
+        num_repeats: int = 1,
         seed: int = 0,
         decoder: str = "auto",
         short_side: int | None = None,
         square_pixels: bool = False,
-        still: bool = False,
+        repeat_middle_frame: bool = False,
         share_stem: bool = False,
         with_clip_spans: bool = False,
         index: Index | None = None,
     ) -> None:
         clips_each = 1 if num_clips is None else num_clips
-        super().__init__(records, transform, seed=seed, repeats=repeats, num_clips=clips_each, share_stem=share_stem)
+        super().__init__(
+            records, transform, seed=seed, num_repeats=num_repeats, num_clips=clips_each, share_stem=share_stem
+        )
         if isinstance(transform, TestTransform) != (num_clips is not None):
             raise ValueError(f"num_clips and TestTransform go together; got {num_clips} and {type(transform).__name__}")
         if sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {sampling!r}; it is one of {', '.join(SAMPLINGS)}")
-        self.num_frames, self.frame_stride, self.convention = num_frames, frame_stride, convention
+        self.num_frames, self.frame_stride, self.protocol = num_frames, frame_stride, protocol
         self.sampling, self.target_fps = sampling, target_fps
         consecutive_test = num_clips is not None and sampling == "consecutive"
-        self._scales_span = protocols.find_protocol(convention).scales_span and consecutive_test
-        self.decoder, self.short_side, self.still = resolve_decoder(decoder), short_side, still
+        self._scales_span = protocols.find_protocol(protocol).scales_span and consecutive_test
+        self.decoder, self.short_side, self.repeat_middle_frame = (
+            resolve_decoder(decoder),
+            short_side,
+            repeat_middle_frame,
+        )
         self.index, self.with_clip_spans, self.square_pixels = index, with_clip_spans, square_pixels
         self._choose(1, [])  # impossible numbers stop here rather than in a worker
 
@@ -278,7 +284,7 @@ class VideoDataset(_LabelledFiles):
     def _header(self, video: Video, total: int) -> protocols.Header:
         """Return the times of the `total` frames that clips are taken from."""
         if video.frame_rate is None:
-            raise DecodeError(f"{video.path}: states no frame rate, which test protocol {self.convention} needs")
+            raise DecodeError(f"{video.path}: states no frame rate, which test protocol {self.protocol} needs")
         duration = video.header_times[1]
         if total < video.num_frames or duration is None:
             return protocols.Header.usual(total, float(video.frame_rate))
@@ -297,8 +303,8 @@ class VideoDataset(_LabelledFiles):
             places = np.stack([clip_sampling.random_clip(total, *size, rng) for rng in rngs])
         else:
             args = (*size, self.num_clips, header, self.target_fps)
-            places = protocols.protocol_clips(self.convention, total, *args)
-        return np.full_like(places, clip_sampling.middle_frame(total)) if self.still else places
+            places = protocols.protocol_clips(self.protocol, total, *args)
+        return np.full_like(places, clip_sampling.middle_frame(total)) if self.repeat_middle_frame else places
 
     def _pixels(self, views: Tensor) -> Item:
         return {"video": views}
@@ -312,7 +318,7 @@ class ImageDataset(_LabelledFiles):
     Args:
         records: The images: files, or members of tar shards.
         transform: What happens to their pixels.
-        repeats: Samples of each image in training.
+        num_repeats: Samples of each image in training.
         seed: Of the random choices in training.
         share_stem: As in `VideoDataset`.
     """
@@ -322,11 +328,11 @@ class ImageDataset(_LabelledFiles):
         records: Records,
         *,
         transform: TrainTransform | TestTransform,
-        repeats: int = 1,
+        num_repeats: int = 1,
         seed: int = 0,
         share_stem: bool = False,
     ) -> None:
-        super().__init__(records, transform, seed=seed, repeats=repeats, share_stem=share_stem)
+        super().__init__(records, transform, seed=seed, num_repeats=num_repeats, share_stem=share_stem)
 
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
         image = read_image(self.records.open(index), str(self.records.path(index)))

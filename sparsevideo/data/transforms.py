@@ -34,7 +34,7 @@ class TrainTransform:
         scale: Least and largest share of the area.
         ratio: Least and largest width / height, drawn evenly in its logarithm.
         jitter: Least and largest short side, in pixels, neither below `size`; replaces `scale` and `ratio`.
-        flip: Probability of mirroring left and right.
+        flip_prob: Probability of mirroring left and right.
         flip_labels: For each class the label of a mirrored clip, -1 where clips are never mirrored (see
             `flip_table`); None: mirroring changes no label.
         rand_augment: Magnitude of `rand_augment`, 0 to 10; None leaves it out.
@@ -51,7 +51,7 @@ class TrainTransform:
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         jitter: tuple[int, int] | None = None,
-        flip: float = 0.5,
+        flip_prob: float = 0.5,
         flip_labels: Sequence[int] | None = None,
         rand_augment: int | None = None,
         rand_augment_layers: int = 2,
@@ -59,10 +59,10 @@ class TrainTransform:
         color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
         fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip_prob <= 1:
             raise ValueError(
-                "a crop wants 0 < scale <= 1 and 0 < ratio, smallest first, and flip in [0, 1]; "
-                f"got scale {scale}, ratio {ratio}, flip {flip}"
+                "a crop wants 0 < scale <= 1 and 0 < ratio, smallest first, and flip_prob in [0, 1]; "
+                f"got scale {scale}, ratio {ratio}, flip_prob {flip_prob}"
             )
         if jitter is not None and not size <= jitter[0] <= jitter[1]:
             raise ValueError(f"short-side jitter wants {size} <= least <= largest, {size} being the crop; got {jitter}")
@@ -76,7 +76,7 @@ class TrainTransform:
         if min(color_jitter) < 0 or color_jitter[3] > 0.5:
             raise ValueError(f"colour jitter wants strengths from 0, the hue's up to 0.5; got {color_jitter}")
         self.size, self.scale, self.ratio, self.jitter = size, scale, ratio, jitter
-        self.flip, self.flip_labels = flip, flip_labels
+        self.flip_prob, self.flip_labels = flip_prob, flip_labels
         self.rand_augment, self.color_jitter = rand_augment, color_jitter
         self.rand_augment_layers, self.rand_augment_prob, self.fill = rand_augment_layers, rand_augment_prob, fill
 
@@ -126,7 +126,7 @@ class TrainTransform:
             (3, T, S, S) uint8 and the label, which mirroring may have changed.
         """
         video = clip.transpose(0, 1)  # (T, 3, S, S)
-        mirror = rng.random() < self.flip
+        mirror = rng.random() < self.flip_prob
         mirrored_label = label if self.flip_labels is None else self.flip_labels[label]
         if mirror and mirrored_label >= 0:
             video, label = video.flip(-1), mirrored_label
@@ -145,7 +145,7 @@ class TestTransform:
         crops: 1 takes the center; more reach from one end of the long side to the other.
         full_frame: Take the whole frame, of any aspect ratio, instead of crops.
         short_side: Pixels along the short side before the crop, at least `size`; None: `size`.
-        convention: Protocol of the resize and of the crops, a name in `protocols.PROTOCOLS`.
+        protocol: Protocol of the resize and of the crops, a name in `protocols.PROTOCOLS`.
     """
 
     __test__ = False  # no test, whatever pytest makes of the name
@@ -157,13 +157,13 @@ class TestTransform:
         *,
         full_frame: bool = False,
         short_side: int | None = None,
-        convention: str = "ends",
+        protocol: str = "ends",
     ) -> None:
         if crops < 1 or (full_frame and crops > 1):
             raise ValueError(f"a test needs at least one crop, and one only of full frames, got {crops}")
-        self.rule = None if full_frame else find_protocol(convention).crop_rule
+        self.rule = None if full_frame else find_protocol(protocol).crop_rule
         if self.rule and not self.rule.any_number and crops not in (1, 3):
-            raise ValueError(f"test protocol {convention} has 1 or 3 crops, got {crops}")
+            raise ValueError(f"test protocol {protocol} has 1 or 3 crops, got {crops}")
         self.size, self.crops, self.full_frame = size, crops, full_frame
         self.short_side = short_side or size
         if full_frame and short_side:

@@ -105,7 +105,7 @@ class RunLog:
             logger.warning(
                 "%.0f %% of the time goes into waiting for data: raise data.num_workers, `sparsevideo data scan` the"
                 " videos, store them at a smaller size (tools/prepare_kinetics.py), or take several samples from each"
-                " reading (data.repeats)",
+                " reading (data.num_repeats)",
                 100 * data_s / iter_s,
             )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevideo.data.batch_augment import Erase, Mix
+from sparsevideo.data.batch_augment import MixupCutmix, RandomErasing
 
 SHAPES = [(3, 16, 16), (3, 4, 16, 16)]  # an image and a clip
 
@@ -41,7 +41,7 @@ def test_mixup_blends_what_its_targets_say(shape: tuple[int, ...], batch: int) -
     before, shares = inputs.clone(), []
     for seed in range(20):
         torch.manual_seed(seed)
-        mixed, targets = Mix(7, mixup_alpha=0.8)(inputs, labels)
+        mixed, targets = MixupCutmix(7, mixup_alpha=0.8)(inputs, labels)
         assert torch.equal(inputs, before) and torch.equal(labels, torch.arange(batch))  # pytorchvideo's writes there
         assert targets.shape == (batch, 7) and targets.dtype == torch.float32
         share = targets[0, 0].item()
@@ -56,7 +56,7 @@ def test_mixup_blends_what_its_targets_say(shape: tuple[int, ...], batch: int) -
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
 def test_a_large_alpha_leaves_every_sample_its_half(kind: str) -> None:
     torch.manual_seed(0)
-    mix = Mix(2, **{kind: 1000.0})
+    mix = MixupCutmix(2, **{kind: 1000.0})
     assert all(mix(torch.zeros(2, 3, 32, 32), torch.arange(2))[1][0, 0] > 0.45 for _ in range(50))
 
 
@@ -71,7 +71,7 @@ def test_cutmix_pastes_what_its_targets_say(shape: tuple[int, ...], batch: int) 
     before, shares = inputs.clone(), []
     for seed in range(20):
         torch.manual_seed(seed)
-        mixed, targets = Mix(7, cutmix_alpha=1.0)(inputs, labels)
+        mixed, targets = MixupCutmix(7, cutmix_alpha=1.0)(inputs, labels)
         assert torch.equal(inputs, before)
         pasted = mixed[0] != inputs[0]
         if not pasted.any():
@@ -89,7 +89,7 @@ def test_cutmix_pastes_what_its_targets_say(shape: tuple[int, ...], batch: int) 
 
 def test_each_batch_gets_one_of_both() -> None:
     inputs, kinds = distinct(2, (3, 8, 8)), []
-    mix = Mix(2, mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8)
+    mix = MixupCutmix(2, mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.8)
     for seed in range(300):
         torch.manual_seed(seed)
         mixed, targets = mix(inputs, torch.tensor([0, 1]))
@@ -104,15 +104,15 @@ def test_each_batch_gets_one_of_both() -> None:
 
 def test_one_sample_stays_itself() -> None:
     inputs = distinct(1, (3, 4, 8, 8))
-    mixed, targets = Mix(7, mixup_alpha=0.8, cutmix_alpha=1.0)(inputs, torch.tensor([3]))
+    mixed, targets = MixupCutmix(7, mixup_alpha=0.8, cutmix_alpha=1.0)(inputs, torch.tensor([3]))
     assert torch.equal(mixed, inputs) and torch.equal(targets[0], one_hot(3))
-    mixed, _ = Mix(7, mixup_alpha=0.8, prob=0.0)(distinct(4, (3, 8, 8)), torch.arange(4))
+    mixed, _ = MixupCutmix(7, mixup_alpha=0.8, prob=0.0)(distinct(4, (3, 8, 8)), torch.arange(4))
     assert torch.equal(mixed, distinct(4, (3, 8, 8)))
 
 
 def test_smoothing_is_left_to_the_loss() -> None:
     logits, labels = torch.randn(1, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([3])
-    _, targets = Mix(7, mixup_alpha=0.8)(distinct(1, (3, 8, 8)), labels)
+    _, targets = MixupCutmix(7, mixup_alpha=0.8)(distinct(1, (3, 8, 8)), labels)
     plain = F.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(F.cross_entropy(logits, targets, label_smoothing=0.1), plain)
 
@@ -120,16 +120,16 @@ def test_smoothing_is_left_to_the_loss() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_floats_stay_short(dtype: torch.dtype) -> None:
     inputs = distinct(3, (3, 4, 8, 8)).to(dtype)
-    for mix in (Mix(7, mixup_alpha=0.8), Mix(7, cutmix_alpha=1.0)):
+    for mix in (MixupCutmix(7, mixup_alpha=0.8), MixupCutmix(7, cutmix_alpha=1.0)):
         mixed, targets = mix(inputs, torch.arange(3))
         assert mixed.dtype == dtype and targets.dtype == torch.float32
         torch.testing.assert_close(targets.sum(1), torch.ones(3))
-    assert Erase(1.0)(inputs).dtype == dtype
+    assert RandomErasing(1.0)(inputs).dtype == dtype
 
 
 def test_torchs_seed_alone_decides() -> None:
     inputs, labels = distinct(4, (3, 4, 16, 16)), torch.arange(4)
-    erase, mix, results = Erase(0.5), Mix(7, mixup_alpha=0.8, cutmix_alpha=1.0), []
+    erase, mix, results = RandomErasing(0.5), MixupCutmix(7, mixup_alpha=0.8, cutmix_alpha=1.0), []
     for seed in range(10):
         for world in (1, 2):
             torch.manual_seed(seed), np.random.seed(world), random.seed(world)
@@ -146,7 +146,7 @@ def test_erasing_covers_a_box_in_all_frames(shape: tuple[int, ...], mode: str) -
     inputs = distinct(40, (*shape[:-2], 32, 32))
     before = inputs.clone()
     torch.manual_seed(0)
-    erased = Erase(0.6, mode)(inputs)
+    erased = RandomErasing(0.6, mode)(inputs)
     assert torch.equal(inputs, before)
     boxes, covers = [], []
     for sample, original in zip(erased, inputs, strict=True):
@@ -173,14 +173,14 @@ def test_erasing_in_any_layout() -> None:
     results = []
     for pixels in (inputs, scattered):
         torch.manual_seed(0)
-        results.append(Erase(1.0)(pixels))
+        results.append(RandomErasing(1.0)(pixels))
     assert torch.equal(*results) and torch.equal(scattered, inputs) and not torch.equal(results[0], inputs)
 
 
 def test_impossible_settings() -> None:
     for arguments in [{}, {"mixup_alpha": 0.8, "cutmix_alpha": -1.0}, {"mixup_alpha": 0.8, "prob": 1.5}]:
         with pytest.raises(ValueError, match="mixing wants an alpha above 0"):
-            Mix(7, **arguments)
+            MixupCutmix(7, **arguments)
     for arguments in [(1.5,), (0.5, "rand")]:
         with pytest.raises(ValueError, match="erasing wants"):
-            Erase(*arguments)
+            RandomErasing(*arguments)

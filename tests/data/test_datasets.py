@@ -23,7 +23,7 @@ from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.reader import Video
 
 LENGTHS = {"a/0.mp4": 40, "a/1.mp4": 16, "b/2.mp4": 25, "b/3.mp4": 5}
-WHOLE = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+WHOLE = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_prob=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,13 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(records: Records) -> None
     assert torch.equal(reading(records)[1]["video"], reading(records)[0, 1]["video"])  # a plain index is of epoch 0
 
 
-@pytest.mark.parametrize("convention", PROTOCOLS)
-def test_test_views_are_clips_by_crops(records: Records, convention: str) -> None:
-    item = viewing(records, crops=3, convention=convention)[0]
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_test_views_are_clips_by_crops(records: Records, protocol: str) -> None:
+    item = viewing(records, crops=3, protocol=protocol)[0]
     assert item["video"].shape == (12, 3, 6, 48, 48)
     assert item["clip_index"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert item["aug_index"].tolist() == [0, 1, 2] * 4
-    clips = protocol_clips(convention, 40, 6, 3, 4, Header.usual(40, 25))
+    clips = protocol_clips(protocol, 40, 6, 3, 4, Header.usual(40, 25))
     assert [frame_numbers(view) for view in item["video"]] == clips.repeat(3, axis=0).tolist()
     assert (item["label"], item["video_index"], item["video_name"], item["failures"]) == (0, 0, "a/0.mp4", [])
 
@@ -137,8 +137,8 @@ def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_still_clips_repeat_the_middle_frame(records: Records) -> None:
-    assert frame_numbers(reading(records, still=True)[0, 2]["video"]) == [12] * 6
-    for view in viewing(records, still=True)[0]["video"]:
+    assert frame_numbers(reading(records, repeat_middle_frame=True)[0, 2]["video"]) == [12] * 6
+    for view in viewing(records, repeat_middle_frame=True)[0]["video"]:
         assert frame_numbers(view) == [20] * 6
 
 
@@ -149,7 +149,7 @@ def test_repeats_are_clips_of_their_own_from_one_opening(records: Records, monke
         opened.append(path)
         return open_video(path, *args, **named)
 
-    dataset = reading(records, transform=TrainTransform(48), repeats=3)
+    dataset = reading(records, transform=TrainTransform(48), num_repeats=3)
     once = reading(records, transform=TrainTransform(48))[5, 0]
     monkeypatch.setattr(datasets, "open_video", counted)
     items = dataset[5, 0]
@@ -163,7 +163,7 @@ def test_repeats_are_clips_of_their_own_from_one_opening(records: Records, monke
 
 
 def test_failures_of_repeated_clips_are_told_once(damaged: Records) -> None:
-    items = reading(damaged, repeats=2)[5, 1]
+    items = reading(damaged, num_repeats=2)[5, 1]
     assert [item["video_index"] for item in items] == [3, 3]
     assert [len(item["failures"]) for item in items] == [2, 0]
 
@@ -335,7 +335,7 @@ def test_in_a_test_bad_files_are_not_replaced(damaged: Records) -> None:
 
 
 def test_mirroring_changes_the_label(records: Records) -> None:
-    mirrored = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0, flip_labels=[1, 0])
+    mirrored = TrainTransform(48, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_prob=1.0, flip_labels=[1, 0])
     item, plain = reading(records, transform=mirrored)[0], reading(records)[0]
     assert (plain["label"], item["label"]) == (0, 1)
     assert torch.equal(item["video"], plain["video"].flip(-1))
@@ -348,11 +348,11 @@ def test_impossible_settings_stop_at_construction(records: Records) -> None:
         reading(records, num_clips=4)
     for changes, message in [
         ({"num_clips": 0}, "at least one clip"),
-        ({"convention": "middle"}, "'middle'"),
+        ({"protocol": "middle"}, "'middle'"),
         ({"frame_stride": 0}, "frame_stride"),
         ({"decoder": "gstreamer"}, "'gstreamer'"),
         ({"sampling": "dense"}, "'dense'"),
-        ({"repeats": 0}, "repeats"),
+        ({"num_repeats": 0}, "num_repeats"),
     ]:
         with pytest.raises(ValueError, match=message):
             viewing(records, **changes)
@@ -386,22 +386,22 @@ def test_images(tmp_path: Path) -> None:
 def test_a_protocol_scales_its_span_where_ends_resamples(records: Records) -> None:
     """Videos of 25 frames per second: PySlowFast counts strides at 30 unless told otherwise."""
     clip = {"num_frames": 4, "frame_stride": 3, "num_clips": 1}
-    assert frame_numbers(viewing(records, convention="slowfast", **clip)[0]["video"][0]) == [0, 3, 6, 9]
-    assert frame_numbers(viewing(records, convention="slowfast", target_fps=10, **clip)[0]["video"][0]) == [
+    assert frame_numbers(viewing(records, protocol="slowfast", **clip)[0]["video"][0]) == [0, 3, 6, 9]
+    assert frame_numbers(viewing(records, protocol="slowfast", target_fps=10, **clip)[0]["video"][0]) == [
         0,
         9,
         19,
         29,
     ]
     assert frame_numbers(viewing(records, target_fps=12.5, **clip)[0]["video"][0]) == [10, 16, 22, 28]
-    training = reading(records, convention="slowfast", target_fps=12.5, num_frames=4, frame_stride=3)
+    training = reading(records, protocol="slowfast", target_fps=12.5, num_frames=4, frame_stride=3)
     numbers = frame_numbers(training[0]["video"])
     assert numbers == list(range(numbers[0], numbers[0] + 19, 6))
 
 
 def test_a_protocol_needs_the_frame_rate(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Video, "frame_rate", None)
-    ((_, _, reason),) = viewing(records, convention="pytorchvideo")[0]["failures"]
+    ((_, _, reason),) = viewing(records, protocol="pytorchvideo")[0]["failures"]
     assert reason.endswith("a/0.mp4: states no frame rate, which test protocol pytorchvideo needs")
     assert "video" in viewing(records)[0]
 
@@ -411,14 +411,14 @@ def test_a_protocol_resizes_whole_frames_before_it_crops(tmp_path: Path) -> None
     write_numbered(tmp_path / "a/wide.mp4", 12, height=48, width=146)
     noise = np.random.default_rng(0).integers(256, size=(48, 146, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a/image.png")
-    transform = TestTransform(30, 3, short_side=36, convention="slowfast")
+    transform = TestTransform(30, 3, short_side=36, protocol="slowfast")
     clip = {"num_frames": 2, "frame_stride": 1, "num_clips": 1, "transform": transform}
     videos, images = (read_records(tmp_path, kind=kind) for kind in ("video", "image"))
     for item, frames in [
-        (VideoDataset(videos, convention="slowfast", **clip)[0], read_frames(videos.path(0), [0, 0])),
+        (VideoDataset(videos, protocol="slowfast", **clip)[0], read_frames(videos.path(0), [0, 0])),
         (ImageDataset(images, transform=transform)[0], noise[None]),
     ]:
         assert torch.equal(item["video" if "video" in item else "image"].reshape(3, 3, -1, 30, 30), transform(frames))
         assert item["short_side"] == 48  # as it is stored
-    with pytest.raises(ValueError, match="convention must be ends"):
+    with pytest.raises(ValueError, match="protocol must be ends"):
         ImageDataset(images, transform=transform, share_stem=True)

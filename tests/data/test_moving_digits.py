@@ -259,7 +259,7 @@ def test_a_network_of_random_single_decoded_frames_stays_under_40_percent(tmp_pa
     make_moving_digits(tmp_path)
     train, test = (read_records(tmp_path, f"videos/{split}", kind="video") for split in ("train", "test"))
     one_frame = {"num_frames": 1, "frame_stride": 1}
-    training = VideoDataset(train, **one_frame, transform=TrainTransform(64, scale=(0.64, 1), flip=0))
+    training = VideoDataset(train, **one_frame, transform=TrainTransform(64, scale=(0.64, 1), flip_prob=0))
     torch.manual_seed(0)
     model, normalize, steps = create_model("sparseformer_nano", num_classes=len(MOTIONS)), Normalize(), 400
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)

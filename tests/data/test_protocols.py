@@ -44,8 +44,8 @@ def test_a_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
     records = read_records(tmp_path, "list.csv", kind="video")
     settings = {"num_frames": 4, "frame_stride": 6, "num_clips": 3, "target_fps": target_fps}
 
-    def choose(convention: str, index: int) -> list[list[int]]:
-        dataset = VideoDataset(records, transform=TestTransform(64), convention=convention, **settings)
+    def choose(protocol: str, index: int) -> list[list[int]]:
+        dataset = VideoDataset(records, transform=TestTransform(64), protocol=protocol, **settings)
         views = dataset[index]["video"].permute(0, 2, 3, 4, 1).numpy()  # (clips, T, H, W, 3)
         return [[read_number(frame) for frame in view] for view in views]
 
@@ -91,7 +91,7 @@ def test_resize_and_crops_are_those_of_the_code_base(protocol: str) -> None:
     rows = [row[1:] for row in CROPS["rows"] if row[0] == protocol]
     assert len(rows) >= 40
     for height, width, short_side, size, crops, resized, offsets, pixels in rows:
-        transform = TestTransform(size, crops, short_side=short_side, convention=protocol)
+        transform = TestTransform(size, crops, short_side=short_side, protocol=protocol)
         frame = picture(height, width)
         assert list(transform.resize(frame).shape[:2]) == resized
         assert transform.boxes(*resized) == [(top, left, size, size) for top, left in offsets]
@@ -109,17 +109,17 @@ def test_the_short_side_before_our_own_crop() -> None:
 
 
 def test_impossible_crops() -> None:
-    for convention in ("slowfast", "pytorchvideo", "mmaction2"):
-        with pytest.raises(ValueError, match=f"test protocol {convention} has 1 or 3 crops, got 2"):
-            TestTransform(224, 2, convention=convention)
+    for protocol in ("slowfast", "pytorchvideo", "mmaction2"):
+        with pytest.raises(ValueError, match=f"test protocol {protocol} has 1 or 3 crops, got 2"):
+            TestTransform(224, 2, protocol=protocol)
     with pytest.raises(ValueError, match="unknown test protocol 'slow'"):
-        TestTransform(224, convention="slow")
+        TestTransform(224, protocol="slow")
     with pytest.raises(ValueError, match="short side must be at least the crop, 224, got 200"):
         TestTransform(224, short_side=200)
     with pytest.raises(ValueError, match="full frames have no short side before the crop, got 256"):
         TestTransform(224, full_frame=True, short_side=256)
-    with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.convention is slowfast, not ends"):
-        config.TestConfig(share_stem=True, convention="slowfast")
+    with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.protocol is slowfast, not ends"):
+        config.TestConfig(share_stem=True, protocol="slowfast")
     with pytest.raises(ValueError, match=r"test\.short_side is for crops"):
         config.TestConfig(share_stem=True, short_side=256)
 

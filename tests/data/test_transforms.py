@@ -52,7 +52,7 @@ def states() -> tuple[bytes, ...]:
 
 
 def test_a_crop_is_one_box_for_all_frames() -> None:
-    transform = TrainTransform(32, scale=(0.2, 0.9), flip=0.0)
+    transform = TrainTransform(32, scale=(0.2, 0.9), flip_prob=0.0)
     frames = ramp(5, 90, 120)
     for seed in range(50):
         clip, label = transform(frames, 7, np.random.default_rng(seed))
@@ -108,7 +108,7 @@ def test_jittered_boxes() -> None:
 def test_jitter_is_scaling_the_frame_then_cropping() -> None:
     frames = noise(2, 120, 160, 3)
     whole = tv.resize(torch.from_numpy(frames).permute(3, 0, 1, 2), [96, 128])
-    transform = TrainTransform(48, jitter=(96, 96), flip=0.0)
+    transform = TrainTransform(48, jitter=(96, 96), flip_prob=0.0)
     compared = 0
     for seed in range(200):
         top, left, side, _ = transform.boxes(120, 160, np.random.default_rng(seed))[0]
@@ -175,7 +175,7 @@ def test_frames_may_be_cut_one_by_one() -> None:
 
 def test_the_whole_frame_is_the_plain_resize() -> None:
     frames = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
-    clip, _ = TrainTransform(24, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)(frames, 0, np.random.default_rng(0))
+    clip, _ = TrainTransform(24, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_prob=0.0)(frames, 0, np.random.default_rng(0))
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     plain = F.interpolate(pixels, (24, 24), mode="bilinear", antialias=True).transpose(0, 1)
     assert (clip.float() - plain).abs().max() <= 1  # rounding
@@ -184,7 +184,7 @@ def test_the_whole_frame_is_the_plain_resize() -> None:
 def test_mirroring_follows_the_label() -> None:
     classes = ["left", "right", "text", "up"]
     table = flip_table({"left": "right", "text": None}, classes)
-    transform = TrainTransform(60, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0, flip_labels=table)
+    transform = TrainTransform(60, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_prob=1.0, flip_labels=table)
     frames = ramp(3, 60, 60)
     plain = torch.from_numpy(frames).permute(3, 0, 1, 2)
     for label, (expected, mirrored) in enumerate([(1, True), (0, True), (2, False), (3, True)]):
@@ -194,7 +194,7 @@ def test_mirroring_follows_the_label() -> None:
 
 
 def test_mirroring_is_as_frequent_as_asked() -> None:
-    transform = TrainTransform(8, flip=0.3, flip_labels=[1, 0])
+    transform = TrainTransform(8, flip_prob=0.3, flip_labels=[1, 0])
     frames = ramp(1, 16, 16)
     labels = [transform(frames, 0, np.random.default_rng(seed))[1] for seed in range(1000)]
     assert 250 < sum(labels) < 350
@@ -410,7 +410,7 @@ def test_impossible_settings() -> None:
     for arguments in [
         *({"scale": scale} for scale in [(0.5, 0.1), (0.0, 1.0), (0.5, 1.5)]),
         *({"ratio": ratio} for ratio in [(2.0, 0.5), (0.0, 1.0)]),
-        {"flip": 1.5},
+        {"flip_prob": 1.5},
     ]:
         with pytest.raises(ValueError, match="got scale"):
             TrainTransform(32, **arguments)
