@@ -42,7 +42,7 @@ def main() -> None:
     (old_commits, old), (new_commits, new) = gather(args.before), gather(args.after)
     print(f"| | before, {', '.join(old_commits)} | after, {', '.join(new_commits)} | after / before |")
     print("|---|--:|--:|--:|")
-    for name in old.keys() & new.keys():
+    for name in (name for name in old if name in new):
         pair = median(old[name]), median(new[name])
         print(f"| {name} | {pair[0]:.4g} | {pair[1]:.4g} | {pair[1] / pair[0]:.2f} |")
 
