@@ -20,17 +20,28 @@ PAGES = [
 CODE.remove(Path(__file__).resolve())
 
 # Parts of identifiers, between underscores and capitals.
-RETIRED_IDENTIFIERS = set(
-    """
-    told said seen mine place places look looks gaze torn anew twin obituary colour centre verb wants
-    """.split()
-)
+RETIRED_IDENTIFIERS = {
+    *("told", "said", "seen", "mine", "place", "places", "look", "looks", "gaze", "torn", "anew", "twin", "obituary"),
+    *("colour", "centre", "verb", "wants"),
+}
 # Words of comments, docstrings, messages and pages.
-RETIRED_WORDS = set(
-    """
-    told said torn anew twin twins obituary colour colours coloured centre centred centres wants gaze legible
-    """.split()
-)
+RETIRED_WORDS = {
+    *(
+        "told",
+        "said",
+        "torn",
+        "anew",
+        "twin",
+        "twins",
+        "obituary",
+        "colour",
+        "colours",
+        "coloured",
+        "centre",
+        "centred",
+    ),
+    *("centres", "wants", "gaze", "legible"),
+}
 QUESTION = re.compile(r"(What|Where|Whether|Which|How|Who|When|Why)\b")
 
 
