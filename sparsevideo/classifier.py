@@ -14,6 +14,7 @@ from typing import TypeAlias, overload
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from PIL import Image
 from torch import Tensor
 
@@ -111,6 +112,7 @@ class Classifier:
             accelerator=kind,
             devices=[int(index)] if index else 1,
             precision=config.test.precision,  # type: ignore[arg-type]  # a string that config.py has checked
+            plugins=[LightningEnvironment()],  # within a job of Slurm, Fabric would insist on all tasks of the job
         )
         self.model, self.classes, self.config = model.eval(), tuple(classes), config
         self._fabric.setup_module(model)  # moves and converts it in place

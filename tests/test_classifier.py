@@ -160,7 +160,7 @@ def test_load_says_what_is_missing(tmp_path):
         sparsevideo.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such checkpoint$"):
         sparsevideo.load("nowhere.pt")
-    with pytest.raises(FileNotFoundError, match="sparseformer_tiny: .* download published weights from https://"):
+    with pytest.raises(FileNotFoundError, match=r"sparseformer_tiny: .* download published weights from https://"):
         sparsevideo.load("sparseformer_tiny")
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"bad\.pt: not a readable weights file"):
@@ -173,6 +173,14 @@ def test_load_of_a_run_of_another_version_names_the_file(trained, tmp_path):
     torch.save(content, tmp_path / "old.pt")
     with pytest.raises(ValueError, match=r"old\.pt: the settings are not those of this version \(.*frames"):
         sparsevideo.load(tmp_path / "old.pt")
+
+
+def test_load_works_inside_a_job_of_several_tasks(trained, files, classifier, monkeypatch):
+    for name, value in {"JOB_ID": "7", "JOB_NAME": "j", "NTASKS": "8", "NTASKS_PER_NODE": "8", "PROCID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sparsevideo.load(trained, device="cpu").predict(files[0]) == classifier.predict(files[0])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
