@@ -118,7 +118,7 @@ class Classifier:
         self._fabric.setup_module(model)  # moves and converts it in place
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str
         self, inputs: Source | Pixels, *, views: str | None = None, topk: int = 5, fps: float | None = None
     ) -> Prediction: ...
 
