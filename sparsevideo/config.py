@@ -293,3 +293,22 @@ class Config:
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return all settings as plain values: tuples become lists, as YAML and torch's safe loading need them."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def config_from_dict(settings: dict[str, Any]) -> Config:
+    """Return what `config_to_dict` was called with.
+
+    Raises:
+        ValueError: A section or a setting is missing, unknown or out of range.
+    """
+    sections = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "optim": OptimConfig,
+        "train": TrainConfig,
+        "test": TestConfig,
+    }
+    try:
+        return Config(**{name: section(**settings[name]) for name, section in sections.items()})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the settings are not those of this version ({error})") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+from sparsevideo.config import Config, config_from_dict
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model, read_weights, save_weights
@@ -62,19 +62,11 @@ def _check_file(out: Path, source: Path) -> None:
 
 def checkpoint_config(path: Path) -> Config | None:
     """The settings that a checkpoint of a run carries; None for weights without any."""
-    told = read_weights(path).get("config")
-    if told is None:
-        return None
+    settings = read_weights(path).get("config")
     try:
-        return Config(
-            ModelConfig(**told["model"]),
-            DataConfig(**told["data"]),
-            OptimConfig(**told["optim"]),
-            TrainConfig(**told["train"]),
-            TestConfig(**told["test"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its settings are not those of this version ({error})") from error
+        return None if settings is None else config_from_dict(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsevideo.io.memory import MemoryVideo
 from sparsevideo.io.packets import FrameTable
 from sparsevideo.io.pyav import PYAV_ADVICE, warn_of_untested_pyav
 from sparsevideo.io.reader import Video, VideoInfo, display_matrix
@@ -108,12 +109,16 @@ def read_frames(
 
 @contextmanager
 def open_video(
-    path: str | Path | Member, decoder: str = "auto", *, verify: bool = False, table: FrameTable | None = None
+    path: str | Path | Member | MemoryVideo,
+    decoder: str = "auto",
+    *,
+    verify: bool = False,
+    table: FrameTable | None = None,
 ) -> Iterator["Video"]:
     """Open a video file for counting and reading; it is closed when the block ends, whatever happens.
 
     Args:
-        path: The file, or one inside a tar file.
+        path: The file, one inside a tar file, or frames in memory, which are returned as they are.
         decoder: See `resolve_decoder`. All decoders number the frames alike.
         verify: Count frames by decoding all of them up to the first that does not decode, even where the packets
             tell frames apart (see `Video`).
@@ -124,6 +129,9 @@ def open_video(
         FileNotFoundError: There is no such file.
         DecodeError: The file is no video, or not one frame decodes.
     """
+    if isinstance(path, MemoryVideo):
+        yield path
+        return
     with _opened(_DECODERS[resolve_decoder(decoder)][0], path, verify, table) as video:
         yield video
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+WEIGHTS_URL = "https://github.com/showlab/sparseformer/releases/tag/v2.0.0-refactor"
+
 # First generation -> second. Applied in order, each to the whole name.
 _FIRST_GENERATION = [
     (r"^token_roi\.", "initial_roi."),

@@ -15,10 +15,6 @@ def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
         path: The file to write. Its folder must exist. An older file stays until the new one is complete.
         unique: Use another temporary name in each call, for a file that several processes may write at once. Without
             it, the remains of a killed process are overwritten by the next call.
-
-    Example:
-        >>> with atomic_path(Path("scores.json")) as unfinished:  # doctest: +SKIP
-        ...     unfinished.write_text("{}", encoding="utf-8")
     """
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp" if unique else f".{path.name}.tmp")
     try:

@@ -1,0 +1,262 @@
+"""A trained network ready for use: `sparsevideo.load` and what it returns.
+
+Letters: T frames, H W height and width, K classes.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from PIL import Image
+from torch import Tensor
+
+from sparsevideo import build
+from sparsevideo.config import Config, config_from_dict
+from sparsevideo.data.records import UNLABELED, Records
+from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.memory import MemoryVideo
+from sparsevideo.models.presets import list_models
+from sparsevideo.models.published import WEIGHTS_URL
+from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.weights import load_model
+
+Source: TypeAlias = str | os.PathLike[str]
+Pixels: TypeAlias = np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one video or image.
+
+    Attributes:
+        labels: Names of the best classes, best first.
+        scores: Their scores, the mean over the views: of probabilities, or of logits if `test.scores` is "logits".
+        views: Number of clips and crops, such as "4x3".
+        path: The file; None for pixels in memory.
+    """
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    views: str
+    path: str | None
+
+    def __str__(self) -> str:
+        ranked = ", ".join(f"{label} {score:.3f}" for label, score in zip(self.labels, self.scores, strict=True))
+        return f"{self.path}: {ranked}" if self.path else ranked
+
+
+class Predictions(list[Prediction]):
+    """Predictions of the files that could be read, in the order in which they were passed.
+
+    Attributes:
+        failures: Path of each other file -> the reason.
+    """
+
+    def __init__(self, predictions: Sequence[Prediction], failures: dict[str, str]) -> None:
+        super().__init__(predictions)
+        self.failures = failures
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs(Records):
+    """Files without labels, or pixels in memory in place of the first one."""
+
+    pixels: np.ndarray | None = None
+    fps: float | None = None
+
+    def source(self, index: int) -> Path | MemoryVideo:  # type: ignore[override]
+        return self.path(index) if self.pixels is None else MemoryVideo(self.pixels, self.fps)
+
+    def open(self, index: int) -> BytesIO:
+        if self.pixels is None:
+            return BytesIO(self.path(index).read_bytes())
+        file = BytesIO()
+        Image.fromarray(self.pixels).save(file, "png", compress_level=0)
+        file.seek(0)
+        return file
+
+
+class Classifier:
+    """A network, the names of its classes and the preprocessing that it was trained with.
+
+    Args:
+        model: The network.
+        classes: Class names in label order.
+        config: Settings: `data` and `test` decide clips, crops, resolution, normalization and decoder.
+        device: Such as "cpu" or "cuda:1"; None takes an accelerator if there is one.
+
+    Attributes:
+        model: The network, on its device and in evaluation mode.
+        classes: (K,) class names.
+        config: The settings.
+
+    Raises:
+        ValueError: The number of names is not the network's number of classes.
+    """
+
+    def __init__(
+        self, model: SparseFormer, classes: Sequence[str], config: Config, *, device: str | None = None
+    ) -> None:
+        if len(classes) != model.num_classes:
+            raise ValueError(f"got {len(classes)} class names for {model.num_classes} classes; pass one for each class")
+        kind, _, index = (device or "auto").partition(":")
+        self._fabric = Fabric(
+            accelerator=kind,
+            devices=[int(index)] if index else 1,
+            precision=config.test.precision,  # type: ignore[arg-type]  # a string that config.py has checked
+            plugins=[LightningEnvironment()],  # within a job of Slurm, Fabric would insist on all tasks of the job
+        )
+        self.model, self.classes, self.config = model.eval(), tuple(classes), config
+        self._fabric.setup_module(model)  # moves and converts it in place
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str
+        self, inputs: Source | Pixels, *, views: str | None = None, topk: int = 5, fps: float | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, inputs: Sequence[Source], *, views: str | None = None, topk: int = 5, num_workers: int = 0
+    ) -> Predictions: ...
+
+    def predict(
+        self,
+        inputs: Source | Pixels | Sequence[Source],
+        *,
+        views: str | None = None,
+        topk: int = 5,
+        fps: float | None = None,
+        num_workers: int = 0,
+    ) -> Prediction | Predictions:
+        """Classify a file, files, or pixels, as `sparsevideo test` does.
+
+        Args:
+            inputs: A path, a list of paths, or (T, H, W, 3) uint8 RGB frames. Image networks take image files, and
+                (H, W, 3) uint8 pixels.
+            views: Clips x crops, such as "4x3"; None takes `test.clips` and `test.crops` of `config`.
+            topk: Number of classes in a prediction, at most K.
+            fps: Frames per second of frames in memory, if `data.target_fps` or the test protocol counts in seconds.
+            num_workers: Processes that decode a list of files; 0 decodes in this one.
+
+        Returns:
+            The prediction; for a list, those of all files that could be read, with the other files in `failures`.
+
+        Raises:
+            FileNotFoundError: There is no such file. (A list goes on.)
+            DecodeError: The file does not decode. (A list goes on.)
+            ValueError: Pixels of another shape or type, or impossible `views`.
+
+        Example:
+            >>> import sparsevideo
+            >>> model = sparsevideo.create_model("video_sparseformer_nano", num_classes=2)
+            >>> classifier = Classifier(model, ["left", "right"], Config(), device="cpu")
+            >>> frames = np.zeros((64, 48, 64, 3), np.uint8)
+            >>> sorted(classifier.predict(frames, views="1x1").labels)
+            ['left', 'right']
+        """
+        if topk < 1:
+            raise ValueError(f"topk must be >= 1, got {topk}")
+        config = self._config(views, num_workers)
+        if isinstance(inputs, Tensor | np.ndarray):
+            records = self._records(["pixels in memory"], self._checked(inputs), fps)
+            if self.model.ndim == 3:
+                records.source(0)  # wrong pixels stop here, with their own message
+        elif isinstance(inputs, str | os.PathLike):
+            if not Path(inputs).exists():
+                raise FileNotFoundError(f"{inputs}: no such file")
+            records = self._records([os.fspath(inputs)])
+        else:
+            records = self._records([os.fspath(path) for path in inputs])
+        scores, failures = self._score(config, records)
+        best = scores.argsort(dim=-1, descending=True, stable=True)[:, :topk]
+        predictions = [
+            Prediction(
+                tuple(self.classes[label] for label in best[index].tolist()),
+                tuple(scores[index, best[index]].tolist()),
+                f"{config.test.clips}x{config.test.crops}",
+                None if records.pixels is not None else records.name(index),
+            )
+            for index in range(len(records))
+            if index not in failures
+        ]
+        if not isinstance(inputs, str | os.PathLike | Tensor | np.ndarray):
+            return Predictions(predictions, {records.name(index): reason for index, reason in failures.items()})
+        if failures:
+            raise DecodeError(failures[0])
+        return predictions[0]
+
+    @torch.inference_mode()
+    def _score(self, config: Config, records: Records) -> tuple[Tensor, dict[int, str]]:
+        """Return (n, K) mean scores over the views, and the reason of each file that could not be read."""
+        scores, failures = torch.zeros(len(records), self.model.num_classes), dict[int, str]()
+        predictor = build.build_predictor(config, self.model, self._fabric)
+        for batch in build.build_test_loader(config, records, self.model.ndim, range(len(records))):
+            failures |= {index: reason for index, _, reason in batch["failures"]}
+            if len(batch["video_index"]):
+                scores[batch["video_index"]] = predictor(batch).mean(1).cpu()  # (B, V, K) -> (B, K)
+        return scores, failures
+
+    def _config(self, views: str | None, num_workers: int) -> Config:
+        test = self.config.test
+        if views is not None:
+            match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", views)
+            if not match:
+                raise ValueError(f"views is {views!r}; write clips x crops, such as 4x3")
+            test = replace(test, clips=int(match[1]), crops=int(match[2]))
+        if self.model.ndim == 2:
+            test = replace(test, clips=1)
+        data = replace(self.config.data, root=".", index=None, num_workers=num_workers)
+        return replace(self.config, data=data, test=test)
+
+    def _records(self, names: list[str], pixels: np.ndarray | None = None, fps: float | None = None) -> "_Inputs":
+        records = _Inputs.build(Path(), self.classes, names, [UNLABELED] * len(names))
+        assert isinstance(records, _Inputs)
+        return replace(records, pixels=pixels, fps=fps)
+
+    def _checked(self, pixels: Pixels) -> np.ndarray:
+        array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
+        if self.model.ndim == 2 and (array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8):
+            raise ValueError(f"pixels must be (H, W, 3) uint8 for an image network, got {array.shape} {array.dtype}")
+        return array
+
+
+def load(source: Source, *, classes: Sequence[str] | None = None, device: str | None = None) -> Classifier:
+    """Load a trained network with its class names and preprocessing.
+
+    Args:
+        source: A checkpoint, the folder of a run, which stands for its `checkpoints/best.pt`, or a file that
+            `save_weights` or `sparsevideo convert` wrote, or published weights.
+        classes: Class names in label order, for files without; None takes those in the file.
+        device: Such as "cpu" or "cuda:1"; None takes an accelerator if there is one.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or the folder holds no weights.
+        ValueError: The file does not say which network it holds, or what its classes are called.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / ".metadata").exists():
+        folder, path = path, path / "checkpoints" / "best.pt"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder}: no weights in this folder; pass a checkpoint, or a folder of a run")
+    elif not path.exists():
+        advice = ""
+        if str(source) in list_models():
+            advice = f"; download published weights from {WEIGHTS_URL} and pass that file, or pass your own checkpoint"
+        raise FileNotFoundError(f"{source}: no such checkpoint{advice}")
+    model, content = load_model(path)
+    classes = classes or content.get("classes")
+    if not classes:
+        raise ValueError(f"{path}: holds no class names; pass classes=[...], {model.num_classes} names in label order")
+    try:
+        config = config_from_dict(content["config"]) if "config" in content else Config()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Classifier(model, classes, config, device=device)
