@@ -708,7 +708,7 @@ def test_an_unreadable_image_is_named(digits, tmp_path, capsys):
     broken.write_bytes(b"torn")
     args = ["train", *IMAGE, f"--data.root={tmp_path}", "--train.max_steps=20", f"--out={tmp_path / 'run'}"]
     assert main([*args, "--data.max_bad_fraction=0"]) == FAILED
-    assert f"{broken}: does not decode (no known kind of image)" in error(capsys)
+    assert f"{broken}: does not decode (unknown image format)" in error(capsys)
 
 
 def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
