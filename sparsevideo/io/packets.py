@@ -95,8 +95,8 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream) 
         keyframes=keyframes,
         has_open_gop=any(index < keyframe for (index, _), keyframe in zip(order, last_keyframes, strict=True)),
         reorders_late=is_late and codec.name == "h264",
-        # B-frames in the order of their time stamps: either the codec announces B-frames and uses none, or this is a copy of
-        # an avi file, which has decoding times instead.
+        # If no frame is delayed, but the codec announces B-frames, either it uses none, or this is a copy of an avi
+        # file, which stores decoding times instead of presentation times.
         is_certain=any(delays) or not codec.has_b_frames,
     )
 
