@@ -93,16 +93,10 @@ def remux(
     filters: str = "",
     **options: str,
 ) -> None:
-    """Copy a video's packets, changed, into a new file.
+    """Copy a video's packets into a new file.
 
-    Args:
-        source: The video.
-        target: The new file.
-        change: Function of the packets.
-        rotation: Rotation that the new file states, in degrees counterclockwise.
-        matrix: Display matrix that the new file states.
-        filters: Bitstream filters for the changed packets.
-        **options: Options of the container.
+    `change` and the bitstream `filters` change the packets; `rotation` is in degrees counterclockwise; `options` are
+    those of the container.
     """
     with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
         original = reader.streams.video[0]
@@ -125,3 +119,13 @@ def zero_third_quarter(path: Path) -> bytes:
     content[start:end] = bytes(end - start)
     path.write_bytes(content)
     return bytes(content)
+
+
+def mp4_boxes(data: bytes | bytearray, start: int, end: int) -> list[tuple[bytes, int, int]]:
+    """List an mp4 file's boxes from `start` to `end`: type, first byte, the byte after the last."""
+    boxes = []
+    while start + 8 <= end:
+        size = max(int.from_bytes(data[start : start + 4], "big"), 8)
+        boxes.append((bytes(data[start + 4 : start + 8]), start, min(start + size, end)))
+        start += size
+    return boxes

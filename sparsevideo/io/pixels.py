@@ -22,8 +22,8 @@ _NEAREST_MATRIX: dict[int, dict[int, int]] = {
     12: _OF_PRIMARIES,
     13: _OF_PRIMARIES,
 }
-# Swscale ignores the range of gray images: limited levels (16 to 235) -> full levels.
-_FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
+# Swscale ignores the range of gray images: table from limited levels (16 to 235) to full levels.
+FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 
 # Sample aspect ratios beyond 4:1 or 1:4 are damage: the tables of H.264 and HEVC end at 32:11.
 _MAX_RATIO = 4
@@ -150,8 +150,3 @@ def nearest_matrix(matrix: int, primaries: int) -> int:
 @cache
 def _warn_of_matrix(matrix: int, nearest: int) -> None:
     logger.warning("some videos have matrix coefficients %d (ITU-T H.273); they are converted as %d", matrix, nearest)
-
-
-def expand_range(image: np.ndarray) -> np.ndarray:
-    """Expand the limited levels 16 to 235 of a uint8 image of any shape to 0 to 255."""
-    return _FULL_RANGE[image]

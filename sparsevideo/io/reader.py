@@ -19,9 +19,9 @@ from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_of
 from sparsevideo.io.packets import FrameTable, list_frames
 from sparsevideo.io.pixels import (
+    FULL_RANGE,
     apply_display_matrix,
     display_matrix,
-    expand_range,
     is_quarter_turn,
     nearest_matrix,
     output_size,
@@ -240,7 +240,7 @@ class Video:
             rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
             image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
             assert self._matrix is not None  # a frame has been decoded
-            yield apply_display_matrix(expand_range(image) if expands else image, self._matrix)
+            yield apply_display_matrix(FULL_RANGE[image] if expands else image, self._matrix)
 
     def _open(self) -> None:
         with as_decode_error(self.path):

@@ -245,14 +245,14 @@ def end_with_parent() -> None:
     Children of a fork server would otherwise continue: to the system the fork server is their parent, and it lives as
     long as they do.
     """
-    Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
     parent = parent_process()
     assert parent is not None  # this is a child
-    parent.join()
-    os._exit(1)
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _call(function: Callable[..., Any], item: tuple[Any, ...]) -> tuple[Any, str | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from numbered_videos import write_numbered
+from numbered_videos import mp4_boxes, write_numbered
 
 from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.loader import test_loader
@@ -116,26 +116,16 @@ def _flip_in_tail(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return data[:-tail] + _flip(data[-tail:], other, rng)
 
 
-def _garble(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """Overwrite a block with noise."""
+def _replace_block(data: bytes, rng: np.random.Generator, replace: Callable[[int], bytes]) -> bytes:
+    """Replace a block of 1 to 4096 bytes by a function of its size."""
     start, end = _block(data, rng)
-    return data[:start] + rng.bytes(end - start) + data[end:]
-
-
-def _zero(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    start, end = _block(data, rng)
-    return data[:start] + bytes(end - start) + data[end:]
+    return data[:start] + replace(end - start) + data[end:]
 
 
 def _repeat(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     start, end = _block(data, rng)
     position = rng.integers(len(data) + 1)
     return data[:position] + data[start:end] + data[position:]
-
-
-def _remove(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    start, end = _block(data, rng)
-    return data[:start] + data[end:]
 
 
 def _swap(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
@@ -185,13 +175,13 @@ def _claim_size(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 def _rearrange(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     """Swap, drop or double the boxes of an mp4 file, or replace one by that of another file."""
-    boxes, start, end = _boxes(data, 0, len(data)), 0, len(data)
+    boxes, start, end = mp4_boxes(data, 0, len(data)), 0, len(data)
     while inner := [box for box in boxes if box[0] in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")]:
         if rng.random() < 0.2:
             break
         _, start, end = inner[rng.integers(len(inner))]
         start += 8
-        boxes = _boxes(data, start, end)
+        boxes = mp4_boxes(data, start, end)
     parts = [data[first:last] for _, first, last in boxes]
     i, j = rng.integers(len(parts), size=2)
     match rng.integers(4):
@@ -207,16 +197,6 @@ def _rearrange(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return data[:start] + b"".join(parts) + data[end:]
 
 
-def _boxes(data: bytes, start: int, end: int) -> list[tuple[bytes, int, int]]:
-    """List an mp4 file's boxes from `start` to `end`: type, first byte, the byte after the last."""
-    boxes = []
-    while start + 8 <= end:
-        size = max(int.from_bytes(data[start : start + 4], "big"), 8)
-        boxes.append((data[start + 4 : start + 8], start, min(start + size, end)))
-        start += size
-    return boxes
-
-
 def _block(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
     """Choose a block of 1 to 4096 bytes."""
     start = int(rng.integers(len(data)))
@@ -227,10 +207,10 @@ MUTATIONS: dict[str, Mutation] = {
     "flip": _flip,
     "flip-in-head": _flip_in_head,
     "flip-in-tail": _flip_in_tail,
-    "garble": _garble,
-    "zero": _zero,
+    "garble": lambda data, other, rng: _replace_block(data, rng, rng.bytes),
+    "zero": lambda data, other, rng: _replace_block(data, rng, bytes),
     "repeat": _repeat,
-    "remove": _remove,
+    "remove": lambda data, other, rng: _replace_block(data, rng, lambda size: b""),
     "swap": _swap,
     "cut": _cut,
     "behead": _behead,

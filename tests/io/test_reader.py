@@ -294,33 +294,31 @@ def test_implausible_ratios_are_ignored(stated: tuple[int, int], ratio: float, t
         assert video.read([0], square_pixels=True).shape == (1, 48, round(80 * ratio), 3)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("angle", [90, 180, 270])
-def test_rotation_in_the_file_is_undone(angle: int, decoder: str, tmp_path: Path) -> None:
-    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
-    write_numbered(plain, 5, height=48, width=96)
-    remux(plain, turned, rotation=angle)
-    expected = np.rot90(read_frames(plain, range(5)), angle // 90, axes=(1, 2))
-    np.testing.assert_array_equal(read_frames(turned, range(5), decoder=needs(decoder)), expected)
-    info = probe(turned)
-    assert (info.height, info.width) == expected.shape[1:3]
+# Arguments of `remux`, and the function from frames (T, H, W, 3) as stored to frames as shown
+ORIENTATIONS = {
+    "90 degrees": ({"rotation": 90}, lambda stored: np.rot90(stored, 1, axes=(1, 2))),
+    "180 degrees": ({"rotation": 180}, lambda stored: np.rot90(stored, 2, axes=(1, 2))),
+    "270 degrees": ({"rotation": 270}, lambda stored: np.rot90(stored, 3, axes=(1, 2))),
+    "left and right": ({"matrix": (-1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)}, lambda stored: stored[:, :, ::-1]),
+    "top and bottom": ({"matrix": (1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)}, lambda stored: stored[:, ::-1]),
+    "transposed": ({"matrix": (0, 1 << 16, 0, 1 << 16, 0, 0, 0, 0, 1 << 30)}, lambda stored: stored.swapaxes(1, 2)),
+}
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize(
-    ("matrix", "axes"),
-    [((-1, 0, 0, 1), [2]), ((1, 0, 0, -1), [1]), ((0, 1, 1, 0), None)],
-    ids=["left and right", "top and bottom", "rows and columns"],
-)
-def test_mirroring_in_the_file_is_undone(matrix, axes, decoder: str, tmp_path: Path) -> None:
-    """Front cameras write mirrored video."""
-    plain, mirrored = tmp_path / "plain.mp4", tmp_path / "mirrored.mp4"
-    write_numbered(plain, 5, height=48, width=96)
-    a, b, c, d = (one << 16 for one in matrix)
-    remux(plain, mirrored, matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
-    frames = read_frames(plain, range(5))
-    expected = frames.swapaxes(1, 2) if axes is None else np.flip(frames, axes)
-    np.testing.assert_array_equal(read_frames(mirrored, range(5), decoder=needs(decoder)), expected)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_frames_are_rotated_and_mirrored(orientation: str, decoder: str, tmp_path: Path) -> None:
+    """Phones write rotated video, and front cameras mirrored video."""
+    how, show = ORIENTATIONS[orientation]
+    plain, changed = tmp_path / "plain.mp4", tmp_path / "changed.mp4"
+    write_numbered(plain, 30, options={"g": "12"}, height=48, width=96)
+    remux(plain, changed, **how)
+    expected = show(read_frames(plain, range(30)))
+    with open_video(changed, needs(decoder)) as video:
+        np.testing.assert_array_equal(video.read(range(30)), expected)
+        assert (video.info.height, video.info.width) == expected.shape[1:3]
+        for index in (0, 29, 12, 13):
+            np.testing.assert_array_equal(video.read([index])[0], expected[index])
 
 
 def test_ten_bits(tmp_path: Path) -> None:
