@@ -146,9 +146,7 @@ def test_invalid_index(content: str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_index(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"index\.jsonl: no such index; `sparsevideo data scan ROOT` writes one"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"index\.jsonl: no such index; `sparsevideo data scan ROOT` writes"):
         read_index(tmp_path / "index.jsonl", ["a.mp4"])
 
 

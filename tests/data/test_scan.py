@@ -149,11 +149,8 @@ def test_non_square_pixels_are_counted(video: bytes, tmp_path: Path, capsys: pyt
     assert output.split(line)[1].split(";")[0] in ("a/3.mp4", "b/4.mkv", "b/5.mov")
     index = tmp_path / INDEX
     found = rows(index)
-    assert [found[name]["sample_aspect_ratio"] for name in ("a/1.mp4", "a/3.mp4", "b/4.mkv")] == [
-        "1:1",
-        "16:15",
-        "64:45",
-    ]
+    for name, ratio in (("a/1.mp4", "1:1"), ("a/3.mp4", "16:15"), ("b/4.mkv", "64:45")):
+        assert found[name]["sample_aspect_ratio"] == ratio
     assert [found["a/3.mp4"][key] for key in ("height", "width")] == [64, 64]  # as stored
     index.write_text("".join(line.replace(', "sample_aspect_ratio": "64:45"', "") for line in index.open()))
     assert scan(tmp_path, "--json") == OK  # a row of an earlier version
@@ -187,14 +184,8 @@ def test_second_scan_decodes_new_and_changed_files(
     put(tmp_path, "c/bad.mp4", "c/mended.mp4", content=bytes(len(video)))
     assert scan(tmp_path) == INCOMPLETE
     assert "3 good, 2 bad" in capsys.readouterr().out
-
-    def replace(name: str, content: bytes) -> None:
-        then = (tmp_path / name).stat().st_mtime_ns
-        (tmp_path / name).write_bytes(content)
-        os.utime(tmp_path / name, ns=(then, then))
-
-    replace("c/same.mp4", bytes(len(video)))
-    replace("c/mended.mp4", video)
+    replace(tmp_path / "c/same.mp4", bytes(len(video)))
+    replace(tmp_path / "c/mended.mp4", video)
     put(tmp_path, "c/changed.mp4", content=video[:1000])
     put(tmp_path, "c/new.mp4", content=video)
     (tmp_path / "c" / "gone.mp4").unlink()
@@ -211,6 +202,13 @@ def test_second_scan_decodes_new_and_changed_files(
     assert scan(tmp_path) == OK
     assert capsys.readouterr().out.startswith(f"{tmp_path}: 3 videos, 3 good, 0 bad\n")
     assert (tmp_path / "sparsevideo-index.bad.txt").read_bytes() == b""
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace the content of a file, but not its modification time."""
+    mtime_ns = path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
 @contextmanager
@@ -255,9 +253,7 @@ def test_killed_scan_is_continued(video: bytes, tmp_path: Path) -> None:
     whole = (tmp_path / INDEX).read_bytes()
     (tmp_path / INDEX).write_bytes(whole[:-30])
     for number in range(4):  # three are known, and one has to be decoded
-        then = size_and_mtime(tmp_path / f"c/{number}.mp4")[1]
-        put(tmp_path, f"c/{number}.mp4", content=bytes(len(video)))
-        os.utime(tmp_path / f"c/{number}.mp4", ns=(then, then))
+        replace(tmp_path / f"c/{number}.mp4", bytes(len(video)))
     assert scan(tmp_path) == INCOMPLETE
     assert sorted("error" in row for row in rows(tmp_path / INDEX).values()) == [False, False, False, True]
 
@@ -306,10 +302,8 @@ def test_read_only_folder(video: bytes, tmp_path: Path) -> None:
     root.chmod(0o555)
     command = [sys.executable, "-m", "sparsevideo", "data", "scan", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=without_privileges)
-    assert done.returncode == FAILED
-    assert done.stderr == (
-        f"error: {root / INDEX}: cannot be written (Permission denied); choose another path with --index\n"
-    )
+    reason = "cannot be written (Permission denied); choose another path with --index"
+    assert (done.returncode, done.stderr) == (FAILED, f"error: {root / INDEX}: {reason}\n")
     assert scan(root, "--index", tmp_path / "elsewhere.jsonl") == OK
     assert rows(tmp_path / "elsewhere.jsonl").keys() == {"c/a.mp4"}
     assert (tmp_path / "elsewhere.summary.json").exists()
@@ -404,20 +398,17 @@ def test_a_link_to_itself_is_one_bad_file(video: bytes, tmp_path: Path) -> None:
     put(tmp_path, "a/good.mp4", content=video)
     (tmp_path / "a/x.mp4").symlink_to("x.mp4")
     assert scan(tmp_path) == INCOMPLETE
-    assert {name: "error" in row for name, row in rows(tmp_path / INDEX).items()} == {
-        "a/good.mp4": False,
-        "a/x.mp4": True,
-    }
+    errors = {name: "error" in row for name, row in rows(tmp_path / INDEX).items()}
+    assert errors == {"a/good.mp4": False, "a/x.mp4": True}
 
 
 def test_other_files_given_as_index_are_not_changed(video: bytes, tmp_path: Path) -> None:
     put(tmp_path, "a/good.mp4", content=video)
-    for name in ("notes.txt", "notes.summary.json", "notes.bad.txt"):
-        (tmp_path / name).write_text("precious")
+    paths = [tmp_path / f"notes{suffix}" for suffix in (".txt", ".summary.json", ".bad.txt")]
+    for path in paths:
+        path.write_text("precious")
     assert scan(tmp_path, "--index", tmp_path / "notes.txt") == FAILED
-    assert all(
-        (tmp_path / f"notes{ending}").read_text() == "precious" for ending in (".txt", ".summary.json", ".bad.txt")
-    )
+    assert all(path.read_text() == "precious" for path in paths)
 
 
 def test_videos_in_tar_shards_are_scanned(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
