@@ -222,47 +222,46 @@ def _bad_lines(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
-    reasons, short_sides, rates, codecs = Counter[str](), Counter[int](), Counter[float](), Counter[str]()
+    counts: dict[str, Counter[Any]] = defaultdict(Counter)  # value -> number of files, by key of the summary
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     truncated: dict[str, str] = {}
-    ratios, not_square = Counter[str](), ""
     seconds = array("d")
-    num_files = num_frames = 0
+    num_files, num_frames, not_square = 0, 0, ""
     for row in rows:
         num_files += 1
         split, name = posixpath.split(posixpath.dirname(row["path"]))
         if name and not name.endswith(".tar"):
             classes[split or "."][name] += "error" not in row
         if "error" in row:
-            reasons[row["error"]] += 1
+            counts["reasons"][row["error"]] += 1
             continue
         if row["cut_short"]:
             truncated[row["path"]] = f"{row['num_frames']} frames, then {row['cut_short']}"
         num_frames += row["num_frames"]
-        short_sides[min(row["height"], row["width"])] += 1
-        codecs[row["codec"]] += 1
+        counts["short_sides"][min(row["height"], row["width"])] += 1
+        counts["codecs"][row["codec"]] += 1
         if ratio := row.get("sample_aspect_ratio"):  # absent from indexes of earlier versions
-            ratios[ratio] += 1
+            counts["sample_aspect_ratios"][ratio] += 1
             not_square = not_square or (row["path"] if ratio != "1:1" else "")
         if row["fps"] is not None:
-            rates[round(row["fps"], 2)] += 1
+            counts["fps"][round(row["fps"], 2)] += 1
             seconds.append(row["duration_s"])
-    num_bad = reasons.total()
+    num_bad = counts["reasons"].total()
     durations_s = np.quantile(seconds, list(_QUANTILES.values())).tolist() if seconds else ()
     return {
         "files": num_files,
         "good": num_files - num_bad,
         "bad": num_bad,
-        "reasons": dict(reasons.most_common()),
-        "suspicious": num_files == num_bad > 1 and len(reasons) == 1,
+        "reasons": dict(counts["reasons"].most_common()),
+        "suspicious": num_files == num_bad > 1 and len(counts["reasons"]) == 1,
         "cut_short": truncated,
         "hours": sum(seconds) / 3600,
         "frames": num_frames,
-        "short_sides": dict(sorted(short_sides.items())),
+        "short_sides": dict(sorted(counts["short_sides"].items())),
         "durations_s": dict(zip(_QUANTILES, durations_s, strict=False)),
-        "fps": dict(sorted(rates.items())),
-        "codecs": dict(codecs.most_common()),
-        "sample_aspect_ratios": dict(ratios.most_common()),
+        "fps": dict(sorted(counts["fps"].items())),
+        "codecs": dict(counts["codecs"].most_common()),
+        "sample_aspect_ratios": dict(counts["sample_aspect_ratios"].most_common()),
         "not_square": not_square,
         "classes": {split: _count_classes(counts) for split, counts in sorted(classes.items())},
     }

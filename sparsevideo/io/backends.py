@@ -146,11 +146,12 @@ class _LibraryVideo(Video):
         super().__init__(path, verify=verify)  # a table does not say if the library reads the file correctly
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
-        container, num_done = self._container.format.name, 0
+        container, listed, num_done = self._container.format.name, self._list, 0
         is_safe = self.containers is None or container in self.containers
+        if listed is None or listed.has_open_gop or (listed.reorders_late and container not in _STATES_DELAY):
+            is_safe = False
         try:
-            is_safe = is_safe and not self._has_open_gop and (not self._reorders_late or container in _STATES_DELAY)
-            if is_safe and self._listed_pts is not None and self._is_standard and self._keeps_size(wanted):
+            if is_safe and self._is_standard and self._keeps_size(wanted):
                 for image in self.library_images(wanted):
                     yield image
                     num_done += 1
@@ -167,13 +168,14 @@ class _LibraryVideo(Video):
         Libraries rotate frames as the container states. If pictures state their orientation (EXIF, H.264), the second
         frame has none, unless it is a keyframe, too.
         """
-        keyframes = self._keyframes[:2]
+        assert self._list is not None
+        keyframes = self._list.keyframes[:2]
         frames = list(self._decode(sorted({*keyframes, min(1, self.num_frames - 1)})))
         (a, b, c, d), *others = (display_matrix(frame) for frame in frames)
         is_constant = all(matrix == (a, b, c, d) for matrix in others)
         turned_by_container = is_constant and a * d > b * c and not all(frame.key_frame for frame in frames)
         return (
-            keyframes == self._keyframes[:2]
+            keyframes == self._list.keyframes[:2]
             and ((a > 0 and d > 0 and b == c == 0 and is_constant) or turned_by_container)
             and frames[0].format.name in _SAFE_FORMATS
             and frames[0].colorspace in self.matrices
@@ -223,7 +225,8 @@ class _DecordVideo(_LibraryVideo):
         """Return True if no frame has another size than the first, to which decord would resize it."""
         if self._stream.codec_context.name not in _SIZE_OF_KEYFRAMES:
             return False
-        keyframes = sorted({0, *map(self._keyframe_before, wanted)})
+        assert self._list is not None
+        keyframes = sorted({0, *map(self._list.keyframe_before, wanted)})
         return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:

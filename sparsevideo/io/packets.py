@@ -1,5 +1,6 @@
 """List the frames of a video from its packets, without decoding."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,6 +26,13 @@ class FrameTable(NamedTuple):
     step: int
     keyframes: np.ndarray  # (k,) int32 indices of the frames where decoding can start
 
+    def to_list(self) -> "FrameList | None":
+        """Return the list of the frames, None if only their count is known."""
+        if self.step == 0:
+            return None
+        pts = range(self.start, self.start + self.step * self.num_frames, self.step)
+        return FrameList(pts, {}, self.keyframes.tolist(), has_open_gop=False, reorders_late=False, is_certain=True)
+
 
 @dataclass(frozen=True)
 class FrameList:
@@ -32,7 +40,7 @@ class FrameList:
 
     Attributes:
         pts: Rising time stamps of the frames, in the stream's unit; a range if they are regular.
-        index_of: Time stamp of a frame -> its index.
+        index_of: Time stamp of a frame -> its index; may be empty if time stamps are regular.
         keyframes: Rising indices of the frames where decoding can start; 0 is the first.
         has_open_gop: Some frames are shown before a keyframe, but stored after it.
         reorders_late: A decoder may have to hold back more frames than the start of the file shows.
@@ -45,6 +53,22 @@ class FrameList:
     has_open_gop: bool
     reorders_late: bool
     is_certain: bool
+
+    def index_at(self, stamp: int | None) -> int | None:
+        """Return the index of the frame with a time stamp, None if there is none."""
+        if stamp is not None and isinstance(self.pts, range):
+            return self.pts.index(stamp) if stamp in self.pts else None
+        return None if stamp is None else self.index_of.get(stamp)
+
+    def keyframe_before(self, index: int) -> int:
+        """Return the index of the last keyframe up to a frame, which may be the frame itself."""
+        return self.keyframes[bisect_right(self.keyframes, index) - 1]
+
+    def to_table(self) -> FrameTable | None:
+        """Return the table of the frames, None if their time stamps are irregular."""
+        if not isinstance(self.pts, range):
+            return None
+        return FrameTable(len(self.pts), self.pts.start, self.pts.step, np.array(self.keyframes, dtype=np.int32))
 
 
 class _Packet(NamedTuple):

@@ -1,8 +1,7 @@
 """A video file opened with PyAV: its frames are counted, found by their time stamps and decoded on request."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +16,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_of
-from sparsevideo.io.packets import FrameTable, list_frames
+from sparsevideo.io.packets import FrameList, FrameTable, list_frames
 from sparsevideo.io.pixels import (
     FULL_RANGE,
     apply_display_matrix,
@@ -73,16 +72,12 @@ class Video:
         self.path = path
         self._reformatter = VideoReformatter()
         self._matrix: tuple[int, int, int, int] | None = None  # display matrix of the first frame, used for all frames
-        # Time stamps of the listed frames, a range if they are regular; None if frames must be counted by decoding.
-        self._listed_pts: Sequence[int] | None = None
+        self._list: FrameList | None = None  # None if frames must be counted by decoding
         self._decoded_pts: list[int | None] = []  # time stamps of the frames counted by decoding
-        self._index_by_pts: dict[int, int] = {}  # time stamp -> frame index, if time stamps are irregular
-        self._keyframes = [0]  # indices of the frames where decoding can start
-        self._has_open_gop = self._reorders_late = False  # see `FrameList`
         self._open()
         try:
             if table is not None:
-                self._load_table(table)
+                self.num_frames, self._list = table.num_frames, table.to_list()
             elif not self._list_frames() or verify:
                 self._count_frames()
         except BaseException:
@@ -136,8 +131,8 @@ class Video:
     @property
     def pts(self) -> Sequence[int | None]:
         """Presentation time stamps of the frames as stored: not always rising, None for a frame without one."""
-        if self._listed_pts is not None:
-            return self._listed_pts
+        if self._list is not None:
+            return self._list.pts
         if not self._decoded_pts:  # the table holds only the frame count
             self._count_frames()
         return self._decoded_pts
@@ -167,11 +162,9 @@ class Video:
     @property
     def table(self) -> FrameTable | None:
         """Table that lets `open_video` skip the listing next time; None if time stamps are irregular."""
-        if self._listed_pts is None:
+        if self._list is None:
             return FrameTable(self.num_frames, 0, 0, np.zeros(1, np.int32))
-        if isinstance(pts := self._listed_pts, range):
-            return FrameTable(self.num_frames, pts.start, pts.step, np.array(self._keyframes, dtype=np.int32))
-        return None
+        return self._list.to_table()
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None, *, square_pixels: bool = False
@@ -258,21 +251,13 @@ class Video:
         self._stream = stream
         self.time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
 
-    def _load_table(self, table: FrameTable) -> None:
-        self.num_frames = table.num_frames
-        if table.step:
-            self._listed_pts = range(table.start, table.start + table.step * table.num_frames, table.step)
-            self._keyframes = table.keyframes.tolist()
-
     def _list_frames(self) -> bool:
         """List the frames from packets alone; return False if decoding must count them or confirm the list."""
-        listed = list_frames(self._container, self._stream)
-        if listed is None:
+        self._list = list_frames(self._container, self._stream)
+        if self._list is None:
             return False
-        self.num_frames = len(listed.pts)
-        self._listed_pts, self._index_by_pts, self._keyframes = listed.pts, listed.index_of, listed.keyframes
-        self._has_open_gop, self._reorders_late = listed.has_open_gop, listed.reorders_late
-        return listed.is_certain
+        self.num_frames = len(self._list.pts)
+        return self._list.is_certain
 
     def _count_frames(self) -> None:
         """Count frames by decoding, up to the first one that does not decode."""
@@ -283,8 +268,8 @@ class Video:
         except Exception as error:
             self.truncated_because = reason_of(error)
         self.num_frames = len(self._decoded_pts)
-        if self._listed_pts is not None and self._decoded_pts != list(self._listed_pts):
-            self._listed_pts, self._keyframes = None, [0]  # the packets listed other frames
+        if self._list is not None and self._decoded_pts != list(self._list.pts):
+            self._list = None  # the packets listed other frames
         if self.num_frames == 0:
             reason = self.truncated_because or "it has no frame"
             if self._container.format.name == "webp_pipe" and pyav.MAJOR < 19:
@@ -296,30 +281,20 @@ class Video:
         pts = [stamp for stamp in self.pts if stamp is not None]
         return pts if len(pts) == self.num_frames and all(a < b for a, b in pairwise(pts)) else None
 
-    def _index_at(self, stamp: int | None) -> int | None:
-        """Return the index of the frame with a time stamp, None if there is none."""
-        if stamp is not None and isinstance(self._listed_pts, range):
-            return self._listed_pts.index(stamp) if stamp in self._listed_pts else None
-        return None if stamp is None else self._index_by_pts.get(stamp)
-
-    def _keyframe_before(self, index: int) -> int:
-        """Return the index of the last keyframe up to a frame, which may be the frame itself."""
-        return self._keyframes[bisect_right(self._keyframes, index) - 1]
-
     def _decode(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the frames at rising indices."""
-        if self._listed_pts is None:
+        if self._list is None:
             yield from self._select(wanted, enumerate(self._decode_from_start()))
             return
-        if self._matrix is None and self._keyframe_before(wanted[0]) > 0 and self._may_have_orientation():
+        if self._matrix is None and self._list.keyframe_before(wanted[0]) > 0 and self._may_have_orientation():
             next(self._decode_from(0, {0}), None)
         # Each group is decoded in one pass from a keyframe; a new group starts where a seek skips enough frames.
-        keyframes = [self._keyframe_before(index) for index in wanted]
+        keyframes = [self._list.keyframe_before(index) for index in wanted]
         first = 0
         for last, index in enumerate(wanted):
             if last + 1 == len(wanted) or keyframes[last + 1] - index > _MIN_SEEK_GAP:
                 group = wanted[first : last + 1]
-                yield from self._select(group, self._decode_whole(self._keyframe_before(group[0]), set(group)))
+                yield from self._select(group, self._decode_whole(self._list.keyframe_before(group[0]), set(group)))
                 first = last + 1
 
     def _may_have_orientation(self) -> bool:
@@ -355,7 +330,8 @@ class Video:
                 break
             yield index, frame
         if not is_real:
-            self._keyframes = [0]
+            assert self._list is not None
+            self._list = replace(self._list, keyframes=[0])
             yield from self._decode_from(0, wanted)
 
     def _decode_from(self, keyframe: int, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -363,11 +339,12 @@ class Video:
 
         Frames that are not wanted are yielded if the decoder must decode them anyway; it leaves out the others.
         """
+        assert self._list is not None
         context = self._stream.codec_context
         skips = context.name in _CAN_SKIP
         missing = set(wanted)
         for packet in self._packets_from(keyframe):
-            index = self._index_at(packet.pts)
+            index = self._list.index_at(packet.pts)
             if skips:
                 context.skip_frame = "DEFAULT" if index in wanted else "NONREF"
             yield from self._decode_indexed(packet)
@@ -378,17 +355,17 @@ class Video:
 
     def _packets_from(self, keyframe: int) -> Iterator[av.Packet]:
         """Yield packets from a keyframe on, or from an earlier keyframe."""
-        assert self._listed_pts is not None
+        assert self._list is not None
         # With keyframes two or three frames apart, a seek in mp4 may land on the next one: try earlier ones.
-        for target in self._keyframes[bisect_right(self._keyframes, keyframe) - 1 :: -1]:
+        for target in self._list.keyframes[self._list.keyframes.index(keyframe) :: -1]:
             try:
-                self._container.seek(self._listed_pts[target], stream=self._stream)
+                self._container.seek(self._list.pts[target], stream=self._stream)
             except av.FFmpegError:  # some files cannot seek: read all packets from the start
                 self.close()
                 self._open()
             packets = (packet for packet in self._container.demux(self._stream) if packet.size)
             first = next(packets, None)
-            index = None if first is None else self._index_at(first.pts)
+            index = None if first is None else self._list.index_at(first.pts)
             if first is not None and index is not None and index <= keyframe:
                 yield first
                 yield from packets
@@ -396,8 +373,9 @@ class Video:
 
     def _decode_indexed(self, packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (index, frame) of a packet; frames that are not listed are dropped."""
+        assert self._list is not None
         for frame in self._decode_packet(packet):
-            if (index := self._index_at(frame.pts)) is not None:
+            if (index := self._list.index_at(frame.pts)) is not None:
                 yield index, frame
 
     def _decode_packet(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:

@@ -81,10 +81,9 @@ def _add_streams(source: Path, target: Path) -> None:
         copies = 1 if target.suffix == ".flv" else 2
         videos = [writer.add_stream_from_template(reader.streams.video[0]) for _ in range(copies)]
         sound = writer.add_stream("mp2" if target.suffix == ".mpg" else "aac", rate=44100)
-        frame_size = 1152
-        for start in range(0, 44100, frame_size):
-            samples = np.sin(np.arange(start, start + frame_size) / 16).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray((samples[None] * 2**14).astype(np.int16), format="s16", layout="mono")
+        for start in range(0, 44100, 1152):
+            samples = (2**14 * np.sin(np.arange(start, start + 1152) / 16)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts = 44100, start
             writer.mux(sound.encode(frame))
         for packet in reader.demux(video=0):

@@ -3,9 +3,9 @@
 import io
 import re
 import struct
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -364,21 +364,14 @@ def test_default_device_of_torch_does_not_affect_decoders(tmp_path: Path) -> Non
     assert numbers(frames) == [7]
 
 
-def raising(error: Exception) -> Callable[..., None]:
-    def fail(frame: object) -> None:
-        raise error
-
-    return fail
-
-
 def test_all_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lack of memory is the exception."""
     write_numbered(tmp_path / "video.mp4", 10)
     needs("pyav")  # the self-test has run
     for error in (KeyError("some tag"), TypeError("no frame"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start")):
-        monkeypatch.setattr("sparsevideo.io.reader.display_matrix", raising(error))
+        monkeypatch.setattr("sparsevideo.io.reader.display_matrix", Mock(side_effect=error))
         with pytest.raises(DecodeError, match=rf"video\.mp4: does not decode \({type(error).__name__}: "):
             read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
-    monkeypatch.setattr("sparsevideo.io.reader.display_matrix", raising(MemoryError()))
+    monkeypatch.setattr("sparsevideo.io.reader.display_matrix", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         read_frames(tmp_path / "video.mp4", [0], decoder="pyav")

@@ -72,7 +72,7 @@ def test_frames_are_exact_in_any_order(kind: str, decoder: str, tmp_path: Path) 
     rng = np.random.default_rng(0)
     with open_video(path, needs(decoder)) as video:
         assert video.num_frames == 100
-        assert (video._listed_pts is not None) == listed
+        assert (video._list is not None) == listed
         for indices in ([0], [99], [50, 3, 50, 99, 0, 3], range(100), rng.integers(100, size=40), [20, 60, 24]):
             assert numbers(video.read(indices)) == list(indices)
 
@@ -84,7 +84,7 @@ def test_irregular_times_and_short_gops(gop: int, tmp_path: Path) -> None:
     write_numbered(path, 100, options={"g": str(gop), "bf": "2"}, irregular=True)
     indices = np.random.default_rng(0).integers(100, size=60)
     with open_video(path) as video:
-        assert video._listed_pts is not None
+        assert video._list is not None
         assert [numbers(video.read([index]))[0] for index in indices] == indices.tolist()
         assert numbers(video.read(indices)) == indices.tolist()
 

@@ -30,19 +30,15 @@ def times_s(path: Path) -> np.ndarray:
         return video.times_s
 
 
-def test_writing_is_reproducible(tmp_path: Path) -> None:
+def test_written_bytes_are_reproducible(tmp_path: Path) -> None:
     frames = np.stack([numbered_frame(number) for number in range(16)])
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, frames)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert np.abs(read_frames(tmp_path / "a.mp4", range(16)).astype(int) - frames).mean() < 4
-    with pytest.raises(ValueError, match=r"\(16, 63, 64, 3\)"):
-        write_video(tmp_path / "odd.mp4", frames[:, 1:])
-
-
-def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"empty\.mp4: frames must be \(T, H, W, 3\)"):
-        write_video(tmp_path / "empty.mp4", np.zeros((0, 64, 64, 3), np.uint8))
+    for wrong, shape in ((frames[:, 1:], "16, 63, 64, 3"), (frames[:0], "0, 64, 64, 3")):
+        with pytest.raises(ValueError, match=rf"x\.mp4: frames must be \(T, H, W, 3\) .*, got \({shape}\) uint8"):
+            write_video(tmp_path / "x.mp4", wrong)
 
 
 @pytest.mark.parametrize("num_frames", [1, 45])
