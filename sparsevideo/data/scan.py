@@ -263,13 +263,13 @@ def _summarize(rows: Iterable[Row]) -> dict[str, Any]:
         "codecs": dict(counts["codecs"].most_common()),
         "sample_aspect_ratios": dict(counts["sample_aspect_ratios"].most_common()),
         "not_square": not_square,
-        "classes": {split: _count_classes(counts) for split, counts in sorted(classes.items())},
+        "classes": {split: _count_classes(videos) for split, videos in sorted(classes.items())},
     }
 
 
-def _count_classes(counts: Counter[str]) -> dict[str, Any]:
-    order = counts.most_common()
-    return {"fewest": order[-1][0], "most": order[0][0], "videos": dict(sorted(counts.items()))}
+def _count_classes(videos: Counter[str]) -> dict[str, Any]:
+    order = videos.most_common()
+    return {"fewest": order[-1][0], "most": order[0][0], "videos": dict(sorted(videos.items()))}
 
 
 def _most_common(counts: Mapping[Any, int]) -> list[tuple[Any, int]]:
