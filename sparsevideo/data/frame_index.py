@@ -68,7 +68,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[bytes, Row]]:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What a scan knows of the listed videos, in a few arrays that are cheap to copy into loader workers.
+    """Results of a scan for the listed videos, in a few arrays that are cheap to copy into loader workers.
 
     Below, n is the number of listed videos, and r the number of their files; several videos may be parts of one file.
     `path` is the file of the index.

@@ -3,9 +3,7 @@
 import logging
 from fractions import Fraction
 from functools import cache
-from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,15 +26,6 @@ FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.
 # Sample aspect ratios beyond 4:1 or 1:4 are damage: the tables of H.264 and HEVC end at 32:11.
 _MAX_RATIO = 4
 _MAX_DENOMINATOR = 1000  # exact enough for any width, and such ratios differ in float32
-
-
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return the orientation of a frame as (a, b, c, d), see `apply_display_matrix`."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 1, 0, 0, 1
-    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
-    return a, b, c, d
 
 
 def apply_display_matrix(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:

@@ -20,7 +20,6 @@ from sparsevideo.io.packets import FrameList, FrameTable, list_frames
 from sparsevideo.io.pixels import (
     FULL_RANGE,
     apply_display_matrix,
-    display_matrix,
     is_quarter_turn,
     nearest_matrix,
     output_size,
@@ -394,3 +393,12 @@ class Video:
             if packet.size:  # to the decoder, an empty packet means the end
                 yield from self._decode_packet(packet)
         yield from self._decode_packet(None)
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return the orientation of a frame as (a, b, c, d), see `apply_display_matrix`."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    return a, b, c, d

@@ -1,6 +1,8 @@
 """Run tasks in child processes that may hang or crash: each task has a time limit, and the other tasks continue.
 
-The pool is our own code because `concurrent.futures` ends all tasks when one process crashes.
+The pool is our own code. `concurrent.futures` ends all tasks when one process crashes. pebble 5.2.3 has a time limit
+for each task, but it hangs if children do not start, it reports a good file as bad if an earlier file has damaged its
+process, and it does not run the `finally` blocks of a task that it stops, so unfinished files remain.
 """
 
 import logging
