@@ -174,7 +174,7 @@ def main() -> None:
             for pix_fmt in pixel_formats(codec)
         ]
         outcomes = []
-        for case, result in run_all(compare, cases, what="files", workers=args.workers, time_limit=60):
+        for case, result in run_all(compare, cases, description="files", num_workers=args.workers, timeout_s=60):
             codec, pix_fmt, container, _, _, variable = case
             readers = {"any": str(result)} if isinstance(result, ChildError) else result
             rate = "variable" if variable else "constant"

@@ -204,7 +204,7 @@ def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
     for number in range(len(dataset)) if index else ():
         try:
             if index and index.error(number):
-                index.look(number, dataset.records.source(number))  # whether it is the same file still
+                index.checked_table(number, dataset.records.source(number))  # whether it is the same file still
         except DecodeError as error:
             reasons.append(str(error))
     for reason in reasons[:5]:

@@ -399,7 +399,7 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.data.scan import describe
     from sparsevideo.data.scan import scan as run
 
-    summary = run(args.root, args.index, workers=args.workers, time_limit=args.time_limit, retry_bad=args.retry_bad)
+    summary = run(args.root, args.index, num_workers=args.workers, timeout_s=args.time_limit, retry_bad=args.retry_bad)
     print(json.dumps(summary, indent=2) if args.json else describe(summary))
     return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 

@@ -625,7 +625,7 @@ def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_
     assert main(["data", "scan", str(with_a_torn_video)]) == INCOMPLETE
     assert main(test) == INCOMPLETE
     said = capsys.readouterr().err
-    assert "sparsevideo-index.jsonl: knows 24 of 24 files, 1 of them bad" in said
+    assert "sparsevideo-index.jsonl: contains 24 of 24 files, 1 of them bad" in said
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["index"] == str(with_a_torn_video / "sparsevideo-index.jsonl")
     (failed,) = results["failed"]
@@ -640,9 +640,9 @@ def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_
     index = with_a_torn_video / "sparsevideo-index.jsonl"
     index.write_text(index.read_text().replace("videos/", "others/"))
     assert main(test) == INCOMPLETE  # an index that lies about is a help, no condition
-    assert "knows none of the 24 videos listed" in capsys.readouterr().err
+    assert "contains none of the 24 videos listed" in capsys.readouterr().err
     assert main([*test, f"--data.index={index}"]) == FAILED  # one that was asked for is
-    assert "knows none of the 24 videos listed" in error(capsys)
+    assert "contains none of the 24 videos listed" in error(capsys)
 
 
 def test_a_kinetics_csv_is_joined_with_the_files_and_says_what_is_missing(trained, digits, tmp_path, capsys):
@@ -708,7 +708,7 @@ def test_an_unreadable_image_is_named(digits, tmp_path, capsys):
     broken.write_bytes(b"torn")
     args = ["train", *IMAGE, f"--data.root={tmp_path}", "--train.max_steps=20", f"--out={tmp_path / 'run'}"]
     assert main([*args, "--data.max_bad_fraction=0"]) == FAILED
-    assert f"{broken}: does not decode (no known kind of image)" in error(capsys)
+    assert f"{broken}: does not decode (unknown image format)" in error(capsys)
 
 
 def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):

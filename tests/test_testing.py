@@ -23,7 +23,7 @@ from sparsevideo.commands import test as test_command
 from sparsevideo.data import clip_sampling
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.io.backends import read_frames
-from sparsevideo.io.pixels import scaled
+from sparsevideo.io.pixels import resize
 from sparsevideo.io.writer import write_video
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.weights import load_model, read_weights
@@ -136,7 +136,7 @@ def looked_at(run, root, views, **budget):
             logits = []
             for numbers, (top, left, height, width), shape in views:
                 frames = read_frames(path, numbers)[:, top : top + height, left : left + width]
-                clip = torch.from_numpy(scaled(frames, shape)).permute(3, 0, 1, 2)
+                clip = torch.from_numpy(resize(frames, shape)).permute(3, 0, 1, 2)
                 logits.append(model(Normalize()(clip[None]))[0])
             rows.append(torch.stack(logits))
     return torch.stack(rows)
@@ -381,7 +381,7 @@ def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_pa
     model = load_model(checkpoint(trained))[0].eval()
     for row, first, frames in ((0, 0, 10), (1, 10, 10), (3, 20, 10)):
         numbers = first + clip_sampling.spread_clips(frames, 4, 2, 1)[0]
-        pixels = torch.from_numpy(scaled(read_frames(wide / name, numbers)[:, :, 16:64], (SIZE, SIZE)))
+        pixels = torch.from_numpy(resize(read_frames(wide / name, numbers)[:, :, 16:64], (SIZE, SIZE)))
         with torch.no_grad():
             expected = model(Normalize()(pixels.permute(3, 0, 1, 2)[None])).softmax(-1)[0]
         assert np.abs(predictions.scores[row] - expected.numpy()).max() < 1e-6
@@ -434,7 +434,7 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
     seen = []
     for numbers in starts:
         frames = read_frames(wide / features.names[2], numbers)[:, :, 16:64]
-        clip = torch.from_numpy(scaled(frames, (SIZE, SIZE))).permute(3, 0, 1, 2)
+        clip = torch.from_numpy(resize(frames, (SIZE, SIZE))).permute(3, 0, 1, 2)
         with torch.no_grad():
             seen.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
     assert features[features.names[2]] == pytest.approx(torch.stack(seen).mean(0).numpy(), abs=1e-5)
@@ -475,7 +475,7 @@ def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_pat
         frames = read_frames(wide / name, first + 2 * np.arange(4))
         crops = []
         for left in (0, 32):
-            clip = torch.from_numpy(scaled(frames[:, :, left : left + 48], (SIZE, SIZE))).permute(3, 0, 1, 2)
+            clip = torch.from_numpy(resize(frames[:, :, left : left + 48], (SIZE, SIZE))).permute(3, 0, 1, 2)
             with torch.no_grad():
                 crops.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
         assert features.features[row] == pytest.approx(torch.stack(crops).mean(0).numpy(), abs=1e-5), row

@@ -33,8 +33,9 @@ def prepare(args: argparse.Namespace, out: Path, listing: Path, names: list[str]
     copies = {row.path: PurePosixPath(row.path).with_suffix(".mp4") for row in rows if row.path}
     pairs = [(args.videos / old, out / new) for old, new in copies.items()]
     jobs = [(*pair, args.short_side) for pair in pairs if not is_copied(*pair)]
-    kw = {"what": listing.stem, "workers": args.workers, "time_limit": args.time_limit, "done": len(copies) - len(jobs)}
-    lacking = [f"{job[0]}\t{end}\n" for job, end in run_all(resize_video, jobs, **kw) if isinstance(end, ChildError)]
+    kw = {"num_workers": args.workers, "timeout_s": args.time_limit, "num_done": len(copies) - len(jobs)}
+    ends = run_all(resize_video, jobs, description=listing.stem, **kw)
+    lacking = [f"{job[0]}\t{end}\n" for job, end in ends if isinstance(end, ChildError)]
     lines = listing.read_text(encoding="utf-8-sig").split("\n")
     lacking += [f"{lines[row.line - 1]}\tno file\n" for row in rows if not row.path]
     good = [(copies[row.path], row.label) for row in rows if row.path and (out / copies[row.path]).exists()]

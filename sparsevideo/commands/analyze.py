@@ -24,7 +24,7 @@ from sparsevideo.data.tar_shards import find_source
 from sparsevideo.io.backends import open_video
 from sparsevideo.io.errors import ADVICE, DecodeError
 from sparsevideo.io.image import read_image
-from sparsevideo.io.pixels import scaled
+from sparsevideo.io.pixels import resize
 from sparsevideo.io.sources import Member
 from sparsevideo.reports import analysis, calibration, comparison, metrics, page
 from sparsevideo.reports.analysis import Answers, Numbers
@@ -392,7 +392,7 @@ def _thumbnail(
                 raise DecodeError(f"{source}: {error}") from error
             image = video.read([frames[middle_frame(len(frames))]], square_pixels=square_pixels)[0]
     height, width = image.shape[:2]
-    small = scaled(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
+    small = resize(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
     Image.fromarray(small).save(target, quality=85)
 
 

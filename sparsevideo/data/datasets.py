@@ -245,7 +245,7 @@ class VideoDataset(_LabelledFiles):
 
     def _read(self, index: int, rngs: Rngs) -> tuple[_Read, np.ndarray]:
         path = self.records.source(index)
-        table = None if self.index is None else self.index.look(index, path)
+        table = None if self.index is None else self.index.checked_table(index, path)
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)
             header = self._header(video, len(timeline)) if self._scales_span else None

@@ -22,7 +22,7 @@ from sparsevideo.utils.processes import (
     end_with_parent,
     exit_cause,
     handled_stop_signals,
-    sparing_children,
+    ignoring_stop_signals,
     worker_context,
 )
 
@@ -147,7 +147,7 @@ class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         noted = False
         try:
-            with sparing_children():
+            with ignoring_stop_signals():
                 batches = super().__iter__()
             for batch in batches:
                 if isinstance(self.batch_sampler, EpochSampler):

@@ -289,8 +289,8 @@ class _OpenVideo:
         self.name = videos.records.path(index).name
         with ExitStack() as stack:  # closes the file where this fails
             self._video = stack.enter_context(open_video(self._path, videos.decoder))
-            stamps = self._video.stamps
-            self._times = self._video.times if None in stamps else np.asarray(stamps, dtype=np.int64)
+            pts = self._video.pts
+            self._times = self._video.times if None in pts else np.asarray(pts, dtype=np.int64)
             start, duration = self._video.header_times
             self._start = start or 0
             # Pytorchvideo 0.1.5 subtracts the start from the duration, too: files that do not begin at 0 (transport

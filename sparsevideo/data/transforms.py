@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.data.protocols import find_protocol
-from sparsevideo.io.pixels import scaled
+from sparsevideo.io.pixels import resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -192,7 +192,7 @@ class TestTransform:
         height, width = frames.shape[-3:-1]
         long_side = self.rule.long_side(max(height, width), min(height, width), self.short_side)
         shape = (long_side, self.short_side) if height > width else (self.short_side, long_side)
-        return scaled(frames, shape, antialias=False)
+        return resize(frames, shape, antialias=False)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of each view of frames of this size."""
@@ -269,7 +269,7 @@ def resized_crop(frames: np.ndarray, box: Box, shape: tuple[int, int]) -> Tensor
     """
     top, left, height, width = box
     crop = frames[..., top : top + height, left : left + width, :]
-    return torch.from_numpy(scaled(crop, shape)).movedim(-1, 0)
+    return torch.from_numpy(resize(crop, shape)).movedim(-1, 0)
 
 
 def rand_augment(

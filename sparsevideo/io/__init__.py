@@ -1,4 +1,4 @@
-"""Files to pixels and back."""
+"""Read and write video and image files."""
 
 from sparsevideo.io.backends import open_video as open_video
 from sparsevideo.io.backends import probe as probe

@@ -1,4 +1,4 @@
-"""Decoded images: in which colors and which way up they are shown, and at which size."""
+"""Decoded images: color conversion, orientation, aspect ratio and size."""
 
 import logging
 from fractions import Fraction
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 logger = logging.getLogger(__name__)
 
-# Matrix coefficients that swscale refuses -> color primaries -> the nearest that it has. Constant luminance (10, 13) is
-# read as non-constant luminance; 12 and 13 say "that of the primaries". The rest (YCgCo, ICtCp, ...) are no such sums.
+# Matrix coefficients that swscale refuses -> color primaries -> the nearest ones that it has. Constant luminance (10,
+# 13) is read as non-constant luminance; 12 and 13 are derived from the primaries. The rest (YCgCo, ICtCp, ...) have no
+# near equivalent.
 _OF_PRIMARIES = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}
 _NEAREST_MATRIX: dict[int, dict[int, int]] = {
     **{matrix: {} for matrix in (8, 11, 14, 15, 16, 17)},
@@ -19,20 +20,20 @@ _NEAREST_MATRIX: dict[int, dict[int, int]] = {
     12: _OF_PRIMARIES,
     13: _OF_PRIMARIES,
 }
-# Swscale does not look at the range of gray: limited levels (16 to 235) -> full ones.
-_FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
+# Swscale ignores the range of gray images: table from limited levels (16 to 235) to full levels.
+FULL_RANGE = ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8)
 
 # Sample aspect ratios beyond 4:1 or 1:4 are damage: the tables of H.264 and HEVC end at 32:11.
 _MAX_RATIO = 4
-_MAX_DENOMINATOR = 1000  # exact enough for any width, and float32 tells such ratios apart
+_MAX_DENOMINATOR = 1000  # exact enough for any width, and such ratios differ in float32
 
 
-def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror an image for showing, to the nearest quarter turn.
+def apply_display_matrix(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Rotate and mirror an image for display, to the nearest quarter turn.
 
     Args:
-        image: (H, W, 3) as it is stored.
-        matrix: (a, b, c, d): what is stored at (x, y) is to be shown at (a x + c y, b x + d y), scale and shift aside.
+        image: (H, W, 3) as stored.
+        matrix: (a, b, c, d); up to scale and shift, the stored pixel (x, y) is shown at (a x + c y, b x + d y).
 
     Returns:
         (H, W, 3) or (W, H, 3), not copied.
@@ -44,12 +45,12 @@ def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def is_quarter_turn(matrix: tuple[int, int, int, int]) -> bool:
-    """Return whether rows of the stored image are shown as columns; see `upright`."""
+    """Return True if rows of the stored image are shown as columns; see `apply_display_matrix`."""
     return abs(matrix[1]) > abs(matrix[0])
 
 
-def known_ratio(ratio: Fraction) -> Fraction:
-    """Return a sample aspect ratio, rounded to a denominator of at most 1000; 1 if it is no possible one."""
+def plausible_ratio(ratio: Fraction) -> Fraction:
+    """Round a sample aspect ratio to a denominator of at most 1000; return 1 for an implausible one."""
     if not Fraction(1, _MAX_RATIO) <= ratio <= _MAX_RATIO:
         return Fraction(1)
     return ratio.limit_denominator(_MAX_DENOMINATOR)
@@ -66,19 +67,19 @@ def format_ratio(ratio: Fraction | float) -> str:
     return f"{exact.numerator}:{exact.denominator}"
 
 
-def shown_size(
+def output_size(
     size: tuple[int, int], ratio: Fraction, short_side: int | None = None, *, turned: bool = False
 ) -> tuple[int, int]:
-    """Return the height and width at which a frame is handed over.
+    """Return the height and width to which a frame is resized.
 
     Args:
-        size: Height and width of the upright frame.
-        ratio: Width over height of a stored pixel: the stored width is scaled by it. 1 keeps the aspect ratio.
+        size: Height and width of the frame after rotation.
+        ratio: Width over height of a stored pixel; the stored width is multiplied by it. 1 keeps the aspect ratio.
         short_side: Pixels along the shorter side of the result; None keeps the stored height.
-        turned: Whether the stored width is the height of the upright frame.
+        turned: The stored width is the height of the frame after rotation.
 
     Example:
-        >>> shown_size((576, 720), Fraction(16, 15)), shown_size((720, 576), Fraction(16, 15), 288, turned=True)
+        >>> output_size((576, 720), Fraction(16, 15)), output_size((720, 576), Fraction(16, 15), 288, turned=True)
         ((576, 768), (384, 288))
     """
     height, width = map(float, size)
@@ -90,13 +91,13 @@ def shown_size(
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def scaled(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True) -> np.ndarray:
-    """Scale images, smoothly also where they shrink; the same for every decoder, and faster than FFmpeg does it.
+def resize(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True) -> np.ndarray:
+    """Resize images bilinearly, alike for all decoders and faster than FFmpeg.
 
     Args:
         images: (..., H, W, 3) uint8, strides of any sign.
         size: Height and width of the result.
-        antialias: False: pixels may be skipped where images shrink, as several test protocols do.
+        antialias: Average over all pixels where images shrink. Several test protocols need False.
 
     Returns:
         (..., height, width, 3) uint8, a copy.
@@ -105,7 +106,7 @@ def scaled(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True)
         return images.copy()
     # Numpy calls a single pixel contiguous whatever its strides, torch does not.
     dense = np.ascontiguousarray(images) if min(images.strides) > 0 else images.copy()
-    # Four dimensions with the channels last in memory: what torch's fast path for bytes asks for.
+    # Torch's fast path for uint8 needs four dimensions, with the channels last in memory.
     pixels = torch.from_numpy(dense.reshape(-1, *dense.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
     if antialias:
         result = F.interpolate(pixels, size, mode="bilinear", antialias=True)
@@ -123,7 +124,7 @@ def nearest_matrix(matrix: int, primaries: int) -> int:
         primaries: Color primaries of the frame, a number of table 2.
 
     Raises:
-        ValueError: No other matrix comes near.
+        ValueError: Swscale has no near equivalent.
     """
     if matrix not in _NEAREST_MATRIX:
         return matrix
@@ -138,12 +139,3 @@ def nearest_matrix(matrix: int, primaries: int) -> int:
 @cache
 def _warn_of_matrix(matrix: int, nearest: int) -> None:
     logger.warning("some videos have matrix coefficients %d (ITU-T H.273); they are converted as %d", matrix, nearest)
-
-
-def expand_range(image: np.ndarray) -> np.ndarray:
-    """Expand limited levels, 16 to 235, to 0 to 255.
-
-    Args:
-        image: uint8 of any shape.
-    """
-    return _FULL_RANGE[image]

@@ -13,16 +13,16 @@ from av.sidedata.sidedata import Type
 MAJOR = int(av.__version__.split(".")[0])
 # Swscale would start threads for every frame; before version 17 PyAV always used one and had no such argument.
 ONE_THREAD = {"threads": 1} if MAJOR >= 17 else {}
-# A title in another encoding than UTF-8 stops no file: from version 19 PyAV reads any, and has no such argument.
+# Accept titles that are not UTF-8; from version 19 PyAV accepts them always, and has no such argument.
 ANY_METADATA: dict[str, Any] = {"metadata_errors": "ignore"} if MAJOR < 19 else {}
 
-OLDEST_PYAV, NEWEST_PYAV = (17, 1), (19,)  # first and last version that passes the suite, all of 19 in this case
+OLDEST_PYAV, NEWEST_PYAV = (17, 1), (19,)  # first and last version that passes the suite; 19 means 19.*
 PYAV_ADVICE = f"pip install 'av>={OLDEST_PYAV[0]}.{OLDEST_PYAV[1]},<{NEWEST_PYAV[0] + 1}'"
 
 
 @cache
 def warn_of_untested_pyav() -> None:
-    """Log one warning if the suite has not been run with the installed PyAV; child processes stay silent."""
+    """Log one warning if the suite has not been run with the installed PyAV; child processes log nothing."""
     installed = version("av")
     numbers = tuple(map(int, re.findall(r"\d+", installed)[:2]))
     relation = "older" if numbers < OLDEST_PYAV else "newer" if numbers[:1] > NEWEST_PYAV else None
@@ -40,6 +40,6 @@ def _unnamed_side_data(cls: Any, value: int) -> Any:
     return member
 
 
-# FFmpeg attaches side data that PyAV's releases before 19 have no name for (EXIF of motion JPEG, views of 3-D video):
-# asking such a frame for any of its side data, its orientation among them, raised ValueError.
+# FFmpeg attaches side data that PyAV before version 19 has no name for (EXIF of motion JPEG, views of 3-D video).
+# Access to any side data of such a frame, for example its orientation, raised ValueError.
 Type._missing_ = classmethod(_unnamed_side_data)  # type: ignore[assignment, method-assign]

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of video or networks."""
+"""General helpers, independent of video and networks."""

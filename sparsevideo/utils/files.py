@@ -1,4 +1,4 @@
-"""Files that appear whole, and their names in messages."""
+"""Write files atomically, and print file names."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def printable_path(name: str) -> str:
-    r"""Spell a file's name so that it can be printed and saved, also where it is no UTF-8 on the disk.
+    r"""Escape the bytes of a file name that are not UTF-8, so that it can be printed and saved.
 
     Example:
         >>> printable_path("caf\udce9")
@@ -35,6 +35,7 @@ def printable_path(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def abbreviate(names: Sequence[str], most: int = 5) -> str:
-    """Name the first ones, and how many there are if that is not all."""
-    return printable_path(", ".join(names[:most])) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+def abbreviate(names: Sequence[str], max_names: int = 5) -> str:
+    """Join the first names; append their total number if names are left out."""
+    end = f", ... ({len(names)} in all)" if len(names) > max_names else ""
+    return printable_path(", ".join(names[:max_names])) + end

@@ -1,4 +1,4 @@
-"""The nearest known name in messages about unknown ones."""
+"""Suggest the nearest known name in messages about unknown names."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
     Args:
         name: The unknown name.
-        known: The names that would be right.
-        cutoff: Smallest similarity, from 0 to 1, of a name that is offered.
+        known: The valid names.
+        cutoff: Smallest similarity, from 0 to 1, of a name that is suggested.
 
     Example:
         >>> did_you_mean("num_tube", ["num_tubes", "num_points"])

@@ -18,7 +18,7 @@ from sparsevideo.data.frame_index import INDEX, read_index
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, TrainTransform
-from sparsevideo.io.backends import _say_once, open_video, read_frames
+from sparsevideo.io.backends import _warn_of_fallback, open_video, read_frames
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.reader import Video
 
@@ -129,7 +129,7 @@ def test_crops_of_a_wide_video_differ(tmp_path: Path) -> None:
 
 def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("decord")
-    _say_once.cache_clear()
+    _warn_of_fallback.cache_clear()
     (tmp_path / "a").mkdir()
     write_numbered(tmp_path / "a/video.ts", 12)
     assert "video" in viewing(read_records(tmp_path, kind="video"), decoder="decord")[0]

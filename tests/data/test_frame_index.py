@@ -1,4 +1,4 @@
-"""An index says of a file what opening it would, as long as the file is the same."""
+"""An index gives the same results as opening an unchanged file."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numbered_videos import write_numbered
 
-from sparsevideo.data.frame_index import HEADER, VERSION, read_index, stamp
+from sparsevideo.data.frame_index import HEADER, VERSION, read_index, size_and_mtime
 from sparsevideo.data.scan import scan
 from sparsevideo.io.backends import open_video, read_frames
 from sparsevideo.io.errors import DecodeError
@@ -25,12 +25,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scanned folder: a file of every kind, and one that does not decode."""
+    """A scanned folder with a file of each kind and one that does not decode."""
     root = tmp_path_factory.mktemp("scanned")
     for name, how in KINDS.items():
         write_numbered(root / name, 40, **how)
     (root / "bad.mp4").write_bytes(b"no video")
-    scan(root, root / "index.jsonl", workers=1)
+    scan(root, root / "index.jsonl", num_workers=1)
     return root
 
 
@@ -39,65 +39,63 @@ def write_index(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_it_says_what_opening_says(scanned: Path) -> None:
+def test_index_gives_the_tables_of_open_video(scanned: Path) -> None:
     names = ["counted.ts", "regular.mp4", "irregular.mkv", "unknown.mp4", "bad.mp4"]
     index = pickle.loads(pickle.dumps(read_index(scanned / "index.jsonl", iter(names))))
-    for number, name in enumerate(names[:3]):
+    for i, name in enumerate(names[:3]):
         with open_video(scanned / name, verify=True) as video:
-            true, told = video.table, index.look(number, scanned / name)
-        assert (told is None) == (true is None) == (name == "irregular.mkv")
-        if true is not None and told is not None:
-            assert told[:3] == true[:3]
-            assert told.keyframes.dtype == np.int32
-            np.testing.assert_array_equal(told.keyframes, true.keyframes)
-        with open_video(scanned / name, table=told) as video:
+            expected, table = video.table, index.checked_table(i, scanned / name)
+        assert (table is None) == (expected is None) == (name == "irregular.mkv")
+        if expected is not None and table is not None:
+            assert table[:3] == expected[:3]
+            assert table.keyframes.dtype == np.int32
+            np.testing.assert_array_equal(table.keyframes, expected.keyframes)
+        with open_video(scanned / name, table=table) as video:
             np.testing.assert_array_equal(video.read([31, 5]), read_frames(scanned / name, [31, 5]))
-    assert index.look(3, scanned / "unknown.mp4") is None
+    assert index.checked_table(3, scanned / "unknown.mp4") is None
     with pytest.raises(DecodeError, match=r"bad\.mp4: marked bad by the scan \(does not decode \(Invalid data .*again"):
-        index.look(4, scanned / "bad.mp4")
-    assert [bool(index.error(number)) for number in range(5)] == [False, False, False, False, True]
+        index.checked_table(4, scanned / "bad.mp4")
+    assert [bool(index.error(i)) for i in range(5)] == [False, False, False, False, True]
 
 
-def test_a_file_that_has_changed_is_not_known(scanned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_index_is_not_used_for_changed_files(scanned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ["regular.mp4", "bad.mp4"]
     index = read_index(scanned / "index.jsonl", names)
-    for number, name in enumerate(names):
+    for i, name in enumerate(names):
         copy = tmp_path / name
         copy.write_bytes((scanned / name).read_bytes())
         then = (scanned / name).stat().st_mtime_ns
         os.utime(copy, ns=(then, then))
         if name == "regular.mp4":
-            assert index.look(number, copy) is not None  # moved, but the same
+            assert index.checked_table(i, copy) is not None  # moved, but not changed
         os.utime(copy, ns=(then, then + 1))
-        assert index.look(number, copy) is None
+        assert index.checked_table(i, copy) is None
         copy.write_bytes(copy.read_bytes() + b"!")
         os.utime(copy, ns=(then, then))
-        assert index.look(number, copy) is None
+        assert index.checked_table(i, copy) is None
         copy.unlink()
-        assert index.look(number, copy) is None  # whoever opens it says what is wrong
+        assert index.checked_table(i, copy) is None  # opening it raises the error
     assert caplog.text.count("some files have changed") == 1
 
 
-def test_later_rows_count_and_a_torn_last_line_does_not(scanned: Path, tmp_path: Path) -> None:
+def test_last_row_counts_unless_truncated(scanned: Path, tmp_path: Path) -> None:
     content = (scanned / "index.jsonl").read_bytes()
-    size, changed = stamp(scanned / "regular.mp4")
+    size, mtime_ns = size_and_mtime(scanned / "regular.mp4")
     path = tmp_path / "index.jsonl"
-    row = {"path": "regular.mp4", "bytes": size, "mtime_ns": changed, "error": "is odd"}
+    row = {"path": "regular.mp4", "bytes": size, "mtime_ns": mtime_ns, "error": "is odd"}
     good = next(line for line in content.splitlines(keepends=True) if b"regular.mp4" in line)
     bad = content + json.dumps(row).encode() + b"\n"
     path.write_bytes(bad + good[:50])
     with pytest.raises(DecodeError, match="is odd"):
-        read_index(path, ["regular.mp4"]).look(0, scanned / "regular.mp4")
+        read_index(path, ["regular.mp4"]).checked_table(0, scanned / "regular.mp4")
     path.write_bytes(bad + good)
-    assert read_index(path, ["regular.mp4"]).look(0, scanned / "regular.mp4") is not None
+    assert read_index(path, ["regular.mp4"]).checked_table(0, scanned / "regular.mp4") is not None
 
 
-def test_videos_listed_several_times_share_a_row(scanned: Path) -> None:
-    """As parts of one video are."""
+def test_parts_of_one_video_share_a_row(scanned: Path) -> None:
     index = read_index(scanned / "index.jsonl", ["regular.mp4", "regular.mp4", "bad.mp4"])
-    tables = [index.look(number, scanned / "regular.mp4") for number in (0, 1)]
-    assert tables[0] is not None
-    assert tables[1] is not None
+    tables = [index.checked_table(i, scanned / "regular.mp4") for i in (0, 1)]
+    assert tables[0] is not None and tables[1] is not None
     assert tables[0].keyframes.tolist() == tables[1].keyframes.tolist()
     assert index.error(2) and not index.error(1)
 
@@ -130,10 +128,10 @@ def without(key: str, row: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,label\n", "is no index of version 1"),
-        ('{"sparsevideo_index": 99}\n', "is no index of version 1"),
-        ("", "knows none of the 1 videos listed; scan the folder that data.root names"),
-        (f"{BEGIN}{BAD}\n", "knows none of the 1 videos"),
+        ("path,label\n", "is not an index of version 1"),
+        ('{"sparsevideo_index": 99}\n', "is not an index of version 1"),
+        ("", "contains none of the 1 videos listed; scan the folder that data.root names"),
+        (f"{BEGIN}{BAD}\n", "contains none of the 1 videos"),
         (f"{BEGIN}\0\0\0\n{BAD}\n", "line 2: is damaged"),
         (f"{BEGIN}[1]\n", "line 2: is damaged"),
         ('{"sparsevideo_index": 1}\n', "line 1: is damaged"),
@@ -141,20 +139,18 @@ def without(key: str, row: str) -> str:
         *((f"{BEGIN}{GOOD}\n{without(key, GOOD)}\n", "line 3: is damaged") for key in json.loads(GOOD)),
     ],
 )
-def test_what_is_no_index_says_so(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_index(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_text(content)
     with pytest.raises(ValueError, match=rf"index\.jsonl.*{message}"):
         read_index(tmp_path / "index.jsonl", ["a.mp4"])
 
 
-def test_no_index(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"index\.jsonl: no such index; `sparsevideo data scan ROOT` writes one"
-    ):
+def test_missing_index(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"index\.jsonl: no such index; `sparsevideo data scan ROOT` writes"):
         read_index(tmp_path / "index.jsonl", ["a.mp4"])
 
 
-def test_what_is_known_is_counted(scanned: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_number_of_known_files_is_logged(scanned: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         read_index(scanned / "index.jsonl", [*KINDS, "bad.mp4", "unknown.mp4"])
-    assert "knows 4 of 5 files, 1 of them bad" in caplog.text
+    assert "contains 4 of 5 files, 1 of them bad" in caplog.text

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.data.pytorchvideo import kinetics, labeled_video_dataset, make_clip_sampler
 from sparsevideo.data.tar_shards import read_shards
-from sparsevideo.io.backends import _say_once
+from sparsevideo.io.backends import _warn_of_fallback
 
 T = 8
 Item = dict[str, Any]
@@ -350,7 +350,7 @@ def test_a_video_that_has_gone_is_left_out_and_told(tmp_path: Path, caplog: pyte
 
 def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("decord")
-    _say_once.cache_clear()
+    _warn_of_fallback.cache_clear()
     (tmp_path / "a").mkdir()
     write_numbered(tmp_path / "a/video.ts", 12)
     (_,) = kinetics(tmp_path, make_clip_sampler("random", 9.0), num_frames=2, decoder="decord")

@@ -418,7 +418,7 @@ def test_frames_are_those_of_the_extracted_video(video_folders: Records, video_s
             continue
         with open_video(path, decoder) as ours, open_video(source, decoder) as theirs:
             assert theirs.num_frames == ours.num_frames == 20 + int(path.stem)
-            assert theirs.info == ours.info and list(theirs.stamps) == list(ours.stamps)
+            assert theirs.info == ours.info and list(theirs.pts) == list(ours.pts)
             np.testing.assert_array_equal(theirs.read([17, 3]), ours.read([17, 3]))
             assert [read_number(frame) for frame in theirs.read([17, 3])] == [17, 3]
 

@@ -1,6 +1,6 @@
-"""Committed files give the same pixels with every PyAV that we admit: color matrices, ranges, depths and orientations.
+"""Committed files give the same pixels with all supported versions of PyAV: color, bit depth and orientation.
 
-`python tests/io/test_colors.py` writes the files again: H.264 without loss, and PNG of what it decodes to.
+`python tests/io/test_colors.py` writes the files again: lossless H.264, and PNG images of the decoded frames.
 """
 
 import platform
@@ -17,16 +17,16 @@ from sparsevideo.io.backends import read_frames
 from sparsevideo.io.image import read_image
 
 FILES = sorted((Path(__file__).parent / "colors").glob("*.mp4"))
-# Swscale rounds in its own way on each kind of processor.
+# Swscale rounds differently on each kind of processor.
 TOLERANCE = 0 if platform.machine() in ("x86_64", "AMD64") else 2
 
 SIDE = 16  # of a patch, in pixels
 COLORS = [[(20, 200, 40), (200, 30, 40), (30, 40, 220)], [(230, 220, 30), (128, 128, 128), (250, 250, 250)]]
 SCENE = np.array(COLORS, np.uint8).repeat(SIDE, axis=0).repeat(SIDE, axis=1)  # (32, 48, 3)
-# Matrix, primaries and transfer by their numbers in ITU-T H.273; the matrix as swscale numbers it
+# Matrix, primaries and transfer by their numbers in ITU-T H.273; the matrix by its number in swscale
 MATRICES = {"untagged": (2, 2, 2, 5), "bt601": (6, 6, 6, 5), "bt709": (1, 1, 1, 1), "bt2020": (9, 9, 14, 9)}
 RANGES = {"limited": 1, "full": 2}
-# (a, b, c, d) of the display matrix, and how an upright image is to be stored for it
+# (a, b, c, d) of the display matrix, and the function from the image as shown to the image as stored
 ORIENTATIONS = {
     "quarter_turn": ((0, -1, 1, 0), lambda image: np.rot90(image, -1)),
     "half_turn": ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
@@ -36,14 +36,14 @@ ORIENTATIONS = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_every_admitted_pyav_gives_the_committed_pixels(path: Path) -> None:
+def test_pixels_equal_the_committed_ones(path: Path) -> None:
     (frame,) = read_frames(path, [0])
     np.testing.assert_allclose(frame.astype(int), read_image(path.with_suffix(".png")), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_colors_are_those_that_were_encoded_and_upright(path: Path) -> None:
-    """Within what 8 bits of limited range and halved chroma lose; a wrong matrix is 13 levels off, or more."""
+def test_colors_and_orientation_are_those_of_the_scene(path: Path) -> None:
+    """The tolerance covers 8 bits of limited range and halved chroma; a wrong matrix changes 13 levels or more."""
     (frame,) = read_frames(path, [0])
     centers = np.s_[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
     assert frame.shape == SCENE.shape
@@ -51,8 +51,8 @@ def test_colors_are_those_that_were_encoded_and_upright(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_a_gpu_gives_the_colors_of_the_cpu(path: Path) -> None:
-    """In the middle of each patch: between patches, the two interpolate the chroma differently."""
+def test_gpu_gives_the_colors_of_the_cpu(path: Path) -> None:
+    """Pixels in the middle of each patch: between patches, the two interpolate chroma differently."""
     needs("torchcodec-cuda")
     ours, theirs = (read_frames(path, [0], decoder=decoder)[0] for decoder in ("pyav", "torchcodec-cuda"))
     centers = np.s_[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE]
@@ -60,7 +60,7 @@ def test_a_gpu_gives_the_colors_of_the_cpu(path: Path) -> None:
     np.testing.assert_allclose(theirs[centers].astype(int), ours[centers], rtol=0, atol=2)
 
 
-def test_all_kinds_are_there() -> None:
+def test_number_of_files() -> None:
     assert len(FILES) == 14
 
 
