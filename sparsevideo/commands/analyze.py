@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from sparsevideo import __version__
 from sparsevideo.data.clip_sampling import middle_frame, within
-from sparsevideo.data.records import EXTENSIONS
+from sparsevideo.data.folders import EXTENSIONS
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
 from sparsevideo.data.tar_shards import find_source
 from sparsevideo.io.backends import open_video

@@ -15,7 +15,7 @@ from numbered_videos import REAL
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sparsevideo.data.lists import read_class_names
+from sparsevideo.data.classes import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.io.backends import open_video
 

@@ -21,9 +21,10 @@ import torch
 from numbered_videos import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
 
+from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.loader import test_loader, train_loader
-from sparsevideo.data.records import UNLABELED, Records, read_records
+from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.data.tar_shards import Shards, is_shards, read_shards
 from sparsevideo.data.transforms import TestTransform, TrainTransform
