@@ -116,7 +116,7 @@ def train_loader(
 def test_loader(
     dataset: Dataset[Items], indices: Sequence[int], *, batch_size: int, num_workers: int = 0, timeout_s: float = 0
 ) -> DataLoader[Item]:
-    """Load the items with these indices once, in this order; see `shard`, and for the other arguments `train_loader`."""
+    """Load the items with these indices once, in order; see `shard`, and `train_loader` for the limit."""
     return _Loader(dataset, num_workers, timeout_s, (), sampler=indices, batch_size=batch_size)
 
 
@@ -169,9 +169,8 @@ class _Loader(DataLoader[Any]):
             for worker in workers:  # the other workers may hang, too
                 worker.kill()
             kind = TimeoutError if all(code == -_ALARM for code, _ in dead) else ChildProcessError
-            raise kind(
-                "; ".join(dict.fromkeys(self._describe_worker_death(code, file) for code, file in dead))
-            ) from error
+            messages = dict.fromkeys(self._describe_worker_death(code, file) for code, file in dead)
+            raise kind("; ".join(messages)) from error
 
     def _describe_worker_death(self, exitcode: int, file: str) -> str:
         """Return which file a dead worker was reading, and what to do."""
