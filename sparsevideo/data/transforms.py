@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsevideo.data import pytorchvideo as ptv
-from sparsevideo.data.protocols import find_protocol
+from sparsevideo.data.protocols import CropRule, find_protocol
 from sparsevideo.io.pixels import scaled
 from sparsevideo.utils.hints import did_you_mean
 
@@ -160,15 +160,19 @@ class TestTransform:
     ) -> None:
         if crops < 1 or (full_frame and crops > 1):
             raise ValueError(f"crops must be >= 1, and 1 with full_frame, got {crops}")
-        self.rule = None if full_frame else find_protocol(protocol).crop_rule
+        self.size, self.crops, self.full_frame, self.protocol = size, crops, full_frame, protocol
         if self.rule and not self.rule.any_number and crops not in (1, 3):
-            raise ValueError(f"crops must be 1 or 3 in test protocol {protocol}, got {crops}")
+            raise ValueError(f"test protocol {protocol} has 1 or 3 crops, got {crops}")
         if full_frame and short_side:
             raise ValueError(f"short_side must be None with full_frame, which has no crop, got {short_side}")
-        self.size, self.crops, self.full_frame = size, crops, full_frame
         self.short_side = short_side or size
         if self.short_side < size:
             raise ValueError(f"short_side must be at least the crop, {size}, got {short_side}")
+
+    @property
+    def rule(self) -> CropRule | None:
+        """Resize and crops of the protocol; None: crops of the stored frame."""
+        return None if self.full_frame else find_protocol(self.protocol).crop_rule
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Transform frames, of one clip or of several.
