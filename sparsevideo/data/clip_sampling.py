@@ -1,7 +1,8 @@
 """Choose the frames of clips, as indices.
 
 A timeline is a rising array of a video's frame indices: all of them, those of a span of seconds (`within`), or a
-selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames:
+selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames, (..., T) int64 with
+T = `num_frames`. If the timeline is shorter than a clip, its last frame is repeated:
 
     >>> times_s = np.arange(250) / 25
     >>> timeline = within(times_s, 2.0, 4.0)
@@ -35,17 +36,7 @@ def clip_span(num_frames: int, frame_stride: int) -> int:
 
 
 def random_clip(total: int, num_frames: int, frame_stride: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose a clip for training; every start that fits is equally likely.
-
-    Args:
-        total: Frames on the timeline. If it is shorter than the clip, its last frame is repeated.
-        num_frames: T, frames in the clip.
-        frame_stride: Take every n-th frame.
-        rng: Source of the random start.
-
-    Returns:
-        (T,) int64 positions.
-    """
+    """Choose a clip (T,) for training; every start that fits is equally likely."""
     start = rng.integers(_slack(total, num_frames, frame_stride), endpoint=True)
     return _clips(np.array([start]), total, num_frames, frame_stride)[0]
 
@@ -54,12 +45,6 @@ def spread_clips(total: int, num_frames: int, frame_stride: int, num_clips: int)
     """Choose clips for a test, spread evenly from the first frame of the video to the last; a single one is centered.
 
     `protocols` has the choices of other code bases.
-
-    Args:
-        total: Frames on the timeline. If it is shorter than the clip, its last frame is repeated.
-        num_frames: T, frames in a clip.
-        frame_stride: Take every n-th frame.
-        num_clips: Clips to choose.
 
     Returns:
         (num_clips, T) int64 positions.
@@ -78,12 +63,8 @@ def uniform_clip(total: int, num_frames: int, rng: np.random.Generator | None = 
     """Choose a clip over the whole timeline, as TSN does: one frame from each of T equal segments.
 
     A segment may begin and end within a frame; the probability of such a frame is its share of the segment. If the
-    timeline has fewer frames than segments, frames are repeated.
-
-    Args:
-        total: Frames on the timeline.
-        num_frames: T, frames in the clip.
-        rng: Chooses each segment's frame in training. None, for a test: the frame in its middle.
+    timeline has fewer frames than segments, frames are repeated. In training `rng` chooses each segment's frame. In a
+    test, without `rng`, the frame is the one in the middle of the segment.
 
     Returns:
         (T,) int64 positions, never falling.
@@ -105,11 +86,6 @@ def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
     """Choose clips over the whole timeline for a test, each a little later than the one before.
 
     They are `uniform_clip` with num_clips * T segments, dealt out in turn: together they sample the timeline evenly.
-
-    Args:
-        total: Frames on the timeline.
-        num_frames: T, frames in a clip.
-        num_clips: Clips to choose.
 
     Returns:
         (num_clips, T) int64 positions.

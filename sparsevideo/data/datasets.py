@@ -14,7 +14,7 @@ from sparsevideo.data import clip_sampling, protocols
 from sparsevideo.data.frame_index import Index
 from sparsevideo.data.loader import reading
 from sparsevideo.data.records import Records
-from sparsevideo.data.segments import WHOLE
+from sparsevideo.data.segments import WHOLE, frame_range
 from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resized_crop
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import DecodeError
@@ -273,7 +273,7 @@ class VideoDataset(_LabeledFiles):
         target_fps = None if self._scales_span else self.target_fps
         try:
             if self.records.in_frames:  # exact at any rate, and without the times
-                frames, span = frames[self.records.frame_range(index, len(frames))], WHOLE
+                frames, span = frames[frame_range(span, len(frames))], WHOLE
             if span == WHOLE and target_fps is None:
                 return frames  # times may cost the decoding of the whole file
             times_s = video.times_s
@@ -315,14 +315,7 @@ class VideoDataset(_LabeledFiles):
 class ImageDataset(_LabeledFiles):
     """Images: `image` (3, S, S) with a `TrainTransform`, (V, 3, S, S) with a `TestTransform`, V = crops.
 
-    All else is as in `VideoDataset`.
-
-    Args:
-        records: The images: files, or members of tar shards.
-        transform: Transform of their pixels.
-        num_repeats: Samples of each image in training.
-        seed: Seed of the random choices in training.
-        share_stem: As in `VideoDataset`.
+    All else, also the arguments, is as in `VideoDataset`.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import IterableDataset, RandomSampler, Sampler
 
 from sparsevideo.data.records import Records, read_records
-from sparsevideo.data.segments import WHOLE
+from sparsevideo.data.segments import WHOLE, frame_range
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import DecodeError
 
@@ -312,7 +312,7 @@ class _OpenVideo:
         if not records.in_frames or span == WHOLE:
             return span
         try:
-            frames = records.frame_range(self._index, self._video.num_frames)
+            frames = frame_range(span, self._video.num_frames)
         except ValueError as error:
             raise DecodeError(f"{self._path}: {error}") from error
         # Half a unit before a frame's time: rounding must not lose the frame.

@@ -19,7 +19,7 @@ from sparsevideo.data.classes import index_classes
 from sparsevideo.data.folders import EXTENSIONS, find_in_class_folders, walk
 from sparsevideo.data.kinetics import find_kinetics, find_videos
 from sparsevideo.data.lists import Row, read_list, short_messages
-from sparsevideo.data.segments import WHOLE, frame_range, segment_name, span_of
+from sparsevideo.data.segments import WHOLE, segment_name, span_of
 from sparsevideo.io.sources import Member
 from sparsevideo.utils.files import abbreviate, printable_path
 
@@ -113,16 +113,6 @@ class Records:
         """
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return counts[self.labels] ** -float(balance)
-
-    def frame_range(self, index: int, num_frames: int) -> range:
-        """Return the indices of the frames that count of a video of `num_frames`.
-
-        Raises:
-            ValueError: The list gives no frame indices, or none of the frames counts.
-        """
-        if self.spans is None or not self.in_frames:
-            raise ValueError("the list gives no segments in frames")
-        return frame_range(self.span(index), num_frames)
 
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""

@@ -139,11 +139,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def shard(num_samples: int, rank: int, world_size: int, *, pad: bool = False) -> Sequence[int]:
     """Return the indices of a rank's share of a test: each sample belongs to exactly one rank.
 
-    Args:
-        num_samples: Entries in the data set.
-        rank: Rank of this process.
-        world_size: Number of processes.
-        pad: Repeat the first samples so that all shares have one length, for loops whose ranks must stay in step.
+    With `pad` the first samples are repeated so that all shares have one length, for loops whose ranks stay in step.
     """
     if not pad:
         return range(rank, num_samples, world_size)

@@ -114,13 +114,9 @@ def read_shards(
     Only headers and labels are read. They are stored beside each shard in a hidden file, if it can be written, until
     the shard changes.
 
-    Args:
-        root: The data set's folder.
-        pattern: The shards, relative to the root: `train-{000000..000146}.tar`, `train-*.tar`, or a folder.
-        kind: "image" or "video": the members to look for.
-        classes: Class names in order, for example from a checkpoint. None: those of `classes.txt`, or the labels.
-        label_column: The key of `name.json` that holds the labels; `name.cls` does not count then.
-        labeled: Refuse images or videos without a label. If False, they have the label `UNLABELED`.
+    `pattern` names the shards, relative to the root: `train-{000000..000146}.tar`, `train-*.tar`, or a folder. With a
+    `label_column` the labels are that key of `name.json`, and `name.cls` does not count. The other arguments are those
+    of `read_records`.
 
     Raises:
         FileNotFoundError: The root or a shard does not exist.

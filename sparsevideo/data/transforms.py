@@ -83,20 +83,6 @@ class TrainTransform:
         self.rand_augment, self.color_jitter = rand_augment, color_jitter
         self.rand_augment_layers, self.rand_augment_prob, self.fill = rand_augment_layers, rand_augment_prob, fill
 
-    def __call__(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """Transform one clip.
-
-        Args:
-            frames: (T, H, W, 3) uint8.
-            label: Class index.
-            rng: Source of all random choices.
-
-        Returns:
-            (3, T, S, S) uint8 and the label, which a flip may have changed.
-        """
-        (box,) = self.boxes(frames.shape[1], frames.shape[2], rng)
-        return self.finish(resized_crop(frames, box, (self.size, self.size)), label, rng)
-
     def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         """Choose the crop of frames of this size: one box, the first random choice of `rng`."""
         if self.jitter is not None:
@@ -173,20 +159,6 @@ class TestTransform:
     def rule(self) -> CropRule | None:
         """Resize and crops of the protocol; None: crops of the stored frame."""
         return None if self.full_frame else find_protocol(self.protocol).crop_rule
-
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """Transform frames, of one clip or of several.
-
-        Args:
-            frames: (T, H, W, 3) uint8.
-
-        Returns:
-            (crops, 3, T, S, S) uint8, from left to right or from top to bottom.
-        """
-        frames = self.resize(frames)
-        height, width = frames.shape[1:3]
-        shape = self.shape(height, width)
-        return torch.stack([resized_crop(frames, box, shape) for box in self.boxes(height, width)])
 
     def resize(self, frames: np.ndarray) -> np.ndarray:
         """Resize whole frames (..., H, W, 3) if the protocol crops resized frames; else return them."""
@@ -284,22 +256,15 @@ def rand_augment(
     prob: float,
     fill: tuple[float, float, float] = IMAGENET_MEAN,
 ) -> Tensor:
-    """Apply random operations, equal for all frames: pytorchvideo's RandAugment (Cubuk et al., 2020).
+    """Apply random operations to a clip (T, 3, H, W) uint8, equal for all frames: pytorchvideo's RandAugment.
 
-    The operations are brightness, contrast, saturation, sharpness, autocontrast, equalize, invert, rotate, posterize,
-    solarize, and shear and translation along x and y. They measure contrast frame by frame.
-
-    Args:
-        video: (T, 3, H, W) uint8; not modified.
-        rng: Source of all random choices; the global random states are neither used nor changed.
-        magnitude: Mean strength of an operation, 0 to 10; its standard deviation is 0.5. At 10 posterize makes all
-            pixels black.
-        layers: Different operations drawn, 1 to 14.
-        prob: Probability of each of these to be applied.
-        fill: Color outside the frame after it has been moved, for pixels in [0, 1].
+    The operations (Cubuk et al., 2020) are brightness, contrast, saturation, sharpness, autocontrast, equalize, invert,
+    rotate, posterize, solarize, and shear and translation along x and y. They measure contrast frame by frame.
+    `magnitude` is the mean strength of an operation, whose standard deviation is 0.5; at 10 posterize makes all pixels
+    black. The global random states are neither used nor changed.
 
     Returns:
-        (T, 3, H, W) uint8.
+        (T, 3, H, W) uint8; `video` is not modified.
 
     Raises:
         TypeError: The pixels are not uint8. Floats from 0 to 255 would be destroyed without an error.
@@ -327,8 +292,8 @@ def color_jitter(
         video: (T, 3, H, W) uint8; not modified.
         rng: Source of all random choices; not used if all strengths are 0.
         brightness: x for a factor drawn uniformly from [max(0, 1 - x), 1 + x].
-        contrast: x as for the brightness.
-        saturation: x as for the brightness.
+        contrast: As brightness.
+        saturation: As brightness.
         hue: x for a rotation drawn uniformly from [-x, x], at most 0.5; 1 would be a full circle.
 
     Returns:
