@@ -125,8 +125,8 @@ class MovingDigits:
     def scene(self, stream: int, split: str, index: int) -> Scene:
         """Choose a scene at random, independent of the motion.
 
-        The streams of scenes are independent: 0 of the images, 1 to 4 of the videos. The last decimal digit of `index` is
-        the digit shown.
+        Streams of scenes are independent: 0 of the images, 1 to 4 of the videos. The last decimal digit of `index`
+        is the digit shown.
         """
         rng = np.random.default_rng((self.seed, 1 + stream, SPLITS.index(split), index))
         photo = str(rng.choice(list(self.photos)))
