@@ -117,7 +117,7 @@ def test_impossible_crops_are_errors() -> None:
         TestTransform(224, protocol="slow")
     with pytest.raises(ValueError, match="short_side must be at least the crop, 224, got 200"):
         TestTransform(224, short_side=200)
-    with pytest.raises(ValueError, match="short_side must be None with full_frame, .* got 256"):
+    with pytest.raises(ValueError, match=r"short_side must be None with full_frame, .* got 256"):
         TestTransform(224, full_frame=True, short_side=256)
     with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.protocol is slowfast, not ends"):
         config.TestConfig(share_stem=True, protocol="slowfast")

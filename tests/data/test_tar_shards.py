@@ -77,7 +77,7 @@ def table(records: Records) -> list[tuple[str, int]]:
     return [(records.name(i), int(records.labels[i])) for i in range(len(records))]
 
 
-def assert_error(message: str, root: Path, pattern: str, error: Any = ValueError, **settings: Any) -> None:
+def assert_error(message: str, root: Path, pattern: str = "a.tar", error: Any = ValueError, **settings: Any) -> None:
     """Check the error over shards."""
     with pytest.raises(error, match=message):
         read_shards(root, pattern, **settings)
@@ -189,14 +189,12 @@ def test_patterns(tmp_path: Path) -> None:
         assert read_shards(tmp_path, pattern).shards == found
     assert read_shards(tmp_path / "set", str(tmp_path / "set/train-0*.tar")).open(1).read() == jpeg(1)
     assert_error(
-        r"2 of 4 shards are not there: set/train-07\.tar, set/train-11\.tar",
+        r"2 of 4 shards are not there: set/train-07\.tar, set",
         tmp_path,
         "set/train-{07,08,09,11}.tar",
         error=FileNotFoundError,
     )
-    assert_error(
-        r"set/test-\*\.tar: no such tar shards; correct data\.list", tmp_path, "set/test-*.tar", error=FileNotFoundError
-    )
+    assert_error(r"set/test-\*\.tar: no such tar shards; correct", tmp_path, "set/test-*.tar", error=FileNotFoundError)
     assert_error(
         r"nowhere: no such folder; set data\.root", tmp_path / "nowhere", "train-*.tar", error=FileNotFoundError
     )
@@ -235,9 +233,7 @@ def test_labels_are_numbers_or_names(tmp_path: Path) -> None:
     assert read_shards(tmp_path, "a.tar").classes == ("0", "1", "2")
     shards = read_shards(tmp_path, "a.tar", classes=["up", "down", "left"])
     assert shards.classes == ("up", "down", "left") and shards.labels.tolist() == [2, 0]
-    write_labeled(
-        tmp_path, *[json.dumps(content) for content in ({"label": "up"}, {"cls": "down", "x": 1})], field="json"
-    )
+    write_labeled(tmp_path, '{"label": "up"}', '{"cls": "down", "x": 1}', field="json")
     assert (read_shards(tmp_path, "a.tar").classes) == ("down", "up")
     assert read_shards(tmp_path, "a.tar", classes=["up", "down"]).labels.tolist() == [0, 1]
     write_tar(tmp_path / "a.tar", [*samples(1, label="down"), ("1.json", b'{"label": "up"}')])
@@ -254,12 +250,10 @@ def test_class_names_beside_the_shards(tmp_path: Path) -> None:
     assert shards.classes == ("up", "down", "far left") and shards.labels.tolist() == [2, 0, 1]
     known = ["far left", "down", "up", "right"]
     assert read_shards(tmp_path, "a.tar", classes=known).labels.tolist() == [0, 2, 1]
-    assert_error(
-        r"a\.tar: 0, 2 not among the 2 classes expected \(down, right", tmp_path, "a.tar", classes=["down", "right"]
-    )
+    assert_error(r"a\.tar: 0, 2 not among the 2 classes expected", tmp_path, classes=["down", "right"])
     for text in ("up\n\ndown\n", "up\ndown\nup\n"):
         (tmp_path / "classes.txt").write_text(text)
-        assert_error(r"classes\.txt: a name is missing or appears twice; write one class", tmp_path, "a.tar")
+        assert_error(r"classes\.txt: a name is missing or appears twice; write one class", tmp_path)
 
 
 def test_class_names_are_in_the_shards_folder_and_can_be_printed(tmp_path: Path) -> None:
@@ -273,16 +267,14 @@ def test_malformed_labels_are_errors(tmp_path: Path) -> None:
     for text, field in [("", "cls"), ("\udce9", "cls"), *((text, "json") for text in wrong_json)]:
         members = [("x.jpg", b""), (f"x.{field}", text.encode(errors="surrogateescape"))]
         write_tar(tmp_path / "a.tar", members)
-        assert_error(rf"a\.tar: x\.{field} holds no label; write ", tmp_path, "a.tar")
+        assert_error(rf"a\.tar: x\.{field} holds no label; write ", tmp_path)
     write_labeled(tmp_path, "1700000000")
-    assert_error("1700000000 is not a class index", tmp_path, "a.tar")
+    assert_error("1700000000 is not a class index", tmp_path)
     for odd in ("-1", "1.0"):
         write_labeled(tmp_path, odd, "2")
-        assert_error(rf"a\.tar: {odd} is not a class index; write ", tmp_path, "a.tar")
+        assert_error(rf"a\.tar: {odd} is not a class index; write ", tmp_path)
     write_labeled(tmp_path, "-1", "2")
-    assert_error(
-        r"-1 not among the 3 classes expected \(up, down, left", tmp_path, "a.tar", classes=["up", "down", "left"]
-    )
+    assert_error(r"-1 not among the 3 classes expected", tmp_path, classes=["up", "down", "left"])
 
 
 def test_unpaired_members_are_errors(tmp_path: Path) -> None:
@@ -295,7 +287,7 @@ def test_unpaired_members_are_errors(tmp_path: Path) -> None:
         ([], "no image in it"),
     ]:
         path = write_tar(tmp_path / "a.tar", members)
-        assert_error(rf"a\.tar: {message}", tmp_path, "a.tar")
+        assert_error(rf"a\.tar: {message}", tmp_path)
         assert list(tmp_path.iterdir()) == [path]  # no index is stored
 
 
@@ -305,7 +297,7 @@ def test_links_are_errors(tmp_path: Path) -> None:
             entry = tarfile.TarInfo("2.jpg")
             entry.type, entry.linkname = kind, "1.jpg"
             tar.addfile(entry)
-        assert_error(r"a\.tar: 2\.jpg is a link or has holes; .*--dereference", tmp_path, "a.tar")
+        assert_error(r"a\.tar: 2\.jpg is a link or has holes; .*--dereference", tmp_path)
 
 
 def test_compressed_shards_are_errors(tmp_path: Path) -> None:
@@ -343,7 +335,7 @@ def test_truncated_shards_are_errors(tmp_path: Path) -> None:
         (b"", "is truncated, or not a tar file"),
     ]:
         path.write_bytes(content)
-        assert_error(rf"a\.tar: {message}", tmp_path, "a.tar")
+        assert_error(rf"a\.tar: {message}", tmp_path)
     path.write_bytes(whole)
     assert len(read_shards(tmp_path, "a.tar")) == 3
 
@@ -356,16 +348,14 @@ def test_headers_are_read_again_only_if_the_shard_changes(tmp_path: Path) -> Non
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert table(read_shards(tmp_path, "a.tar")) == table(first)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert_error(r"a\.tar: no image in it", tmp_path, "a.tar")
+    assert_error(r"a\.tar: no image in it", tmp_path)
     write_tar(path, samples(*range(9), label="5"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the size has changed
     assert read_shards(tmp_path, "a.tar").labels.tolist() == [5] * 9
     assert names_in(tmp_path) == [".a.tar.index.npz", "a.tar"]
 
 
-def test_index_that_is_damaged_or_cannot_be_written_is_replaced_by_the_headers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_index_that_is_damaged_or_not_writable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     write_tar(tmp_path / "a.tar", samples(1, 2))
     whole = table(read_shards(tmp_path, "a.tar"))
@@ -417,9 +407,7 @@ def video_shards(request: pytest.FixtureRequest, video_folders: Records, tmp_pat
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "torchcodec", "decord"])
-def test_frames_of_shards_are_those_of_the_extracted_videos(
-    video_folders: Records, video_shards: Shards, decoder: str
-) -> None:
+def test_frames_are_those_of_the_extracted_video(video_folders: Records, video_shards: Shards, decoder: str) -> None:
     if decoder != "pyav":
         pytest.importorskip(decoder)
     for index in range(len(video_folders)):
@@ -459,7 +447,7 @@ def test_loaders_of_video_shards_make_the_batches_of_folders(
     assert runs[1][0]["failures"]  # replaced in training, and named
 
 
-def test_relative_folder_may_have_the_name_of_an_ffmpeg_protocol(
+def test_folder_may_be_named_as_a_protocol(
     video_folders: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -468,9 +456,7 @@ def test_relative_folder_may_have_the_name_of_an_ffmpeg_protocol(
     assert read_number(read_frames(shards.source(0), [5])[0]) == 5
 
 
-def test_shards_are_read_for_one_kind_and_the_other_is_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_shards_are_read_for_one_kind_of_media(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     webp = io.BytesIO()
     Image.fromarray(numbered_frame(1)).save(webp, "WEBP")
     members = [
@@ -491,14 +477,14 @@ def test_shards_are_read_for_one_kind_and_the_other_is_counted(
     assert table(read_shards(tmp_path, "a.tar")) == [("a.tar/1.jpg", 0), ("a.tar/2.jpg", 0), ("a.tar/3.webp", 1)]
     assert caplog.messages == [f"{tmp_path}/a.tar: left out 2 files, not a sample's image: 1 .mp4, 1 .caf\\xe9.mkv"]
     write_tar(tmp_path / "a.tar", samples(1, 2))
-    assert_error(r"a\.tar: no video in it \(2 \.jpg\); add files ending in \.3g2 ", tmp_path, "a.tar", kind="video")
+    assert_error(r"a\.tar: no video in it \(2 \.jpg\); add files ending in \.3g2 ", tmp_path, kind="video")
     for extra, message in [
         (("2.cls", b"1"), r"1 labels without a video \(2\)"),
         (("1.mkv", b""), "1 has two members for its video"),
         (("2.mkv", b""), r"1 videos without a label \(2\.mkv\)"),
     ]:
         write_tar(tmp_path / "a.tar", [("1.mp4", b""), ("1.cls", b"0"), extra])
-        assert_error(rf"a\.tar: {message}", tmp_path, "a.tar", kind="video")
+        assert_error(rf"a\.tar: {message}", tmp_path, kind="video")
 
 
 def test_videos_of_a_shard_that_shrinks_or_disappears_are_failures(video_folders: Records, tmp_path: Path) -> None:
@@ -528,20 +514,11 @@ def test_label_column_chooses_the_key(tmp_path: Path) -> None:
     ]:  # the stored index of one column is not used for another
         shards = read_shards(tmp_path, "a.tar", label_column=column)
         assert (shards.classes, shards.labels.tolist()) == (classes, labels)
-    assert_error(
-        r"0\.json has no key verbs; set data\.label_column to one of .*\(label, ve",
-        tmp_path,
-        "a.tar",
-        label_column="verbs",
-    )
+    assert_error(r"0\.json has no key verbs; set data\.label_column to one of", tmp_path, label_column="verbs")
     write_tar(tmp_path / "a.tar", [*members, ("2.jpg", b""), ("2.cls", b"other")])
-    assert_error(
-        r"1 images without a label \(2\.jpg\); add the key verb of `\.json`$", tmp_path, "a.tar", label_column="verb"
-    )
+    assert_error(r"1 images without a label \(2\.jpg\); add the key verb of `\.json`$", tmp_path, label_column="verb")
     write_labeled(tmp_path, '{"verb": 1.5}', field="json")
-    assert_error(
-        r'0\.json holds no label; write \{"verb": a class index or name\}', tmp_path, "a.tar", label_column="verb"
-    )
+    assert_error(r'0\.json holds no label; write \{"verb": a class index or name\}', tmp_path, label_column="verb")
 
 
 def test_images_without_labels(tmp_path: Path) -> None:
@@ -550,7 +527,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
     shards = read_shards(tmp_path, "a.tar", labeled=False)
     assert shards.classes == ("up",) and shards.labels.tolist() == [0, UNLABELED, UNLABELED]
     for _ in range(2):
-        assert_error(r"2 images without a label \(2\.jpg, 3\.jpg\)", tmp_path, "a.tar")
+        assert_error(r"2 images without a label \(2\.jpg, 3\.jpg\)", tmp_path)
     write_tar(tmp_path / "a.tar", [("1.jpg", b"")])
     shards = read_shards(tmp_path, "a.tar", labeled=False)
     assert shards.classes == () and shards.labels.tolist() == [UNLABELED]
