@@ -2,10 +2,10 @@
 
     python tools/prepare_kinetics.py downloads kinetics400 train.csv val.csv; sparsevideo data scan kinetics400/256
 
-`kinetics400/256/` then holds copies with a short side of 256 pixels (published Kinetics-400 scores depend on the size of
-the copies: 256, 320, or 340x256 at any aspect ratio) and for each csv a list of the copies, `train.csv`, and
-`train.lacking.txt`: rows without a file and files that do not decode. If any are lacking, the exit code is 3. A second
-run continues the first one, and copies videos that have changed again.
+`kinetics400/256/` then holds copies with a short side of 256 pixels and for each csv a list of the copies, `train.csv`,
+and `train.lacking.txt`: rows without a file and files that do not decode. If any are lacking, the exit code is 3.
+Published Kinetics-400 scores depend on the size of the copies: 256, 320, or 340x256 at any aspect ratio. A second run
+continues the first one, and copies changed videos again.
 """
 
 import argparse

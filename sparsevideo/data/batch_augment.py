@@ -4,8 +4,6 @@ V2_BATCH
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +33,12 @@ class RandomErasing(nn.Module):
         from timm.data.random_erasing import RandomErasing  # takes a second to import
 
         planes = inputs.flatten(1, -3).clone()  # (B, 3 [* T], H, W): timm erases images, of any number of channels
-        with _python_draws_from_torch():
+        state = random.getstate()
+        random.seed(int(torch.randint(2**62, ())))  # timm draws from Python's generator
+        try:
             RandomErasing(self.prob, mode=self.mode, device=inputs.device)(planes)
+        finally:
+            random.setstate(state)
         return planes.view(inputs.shape)
 
 
@@ -89,14 +91,3 @@ class MixupCutmix(nn.Module):
         if len(inputs) > 1 and torch.rand(()).item() < self.prob:
             return self.mix(inputs.clone(), labels)  # pytorchvideo writes into its input
         return inputs, F.one_hot(labels, self.num_classes).float()
-
-
-@contextmanager
-def _python_draws_from_torch() -> Iterator[None]:
-    """Seed Python's `random`, which timm draws from, with torch's generator; restore its state afterwards."""
-    state = random.getstate()
-    random.seed(int(torch.randint(2**62, ())))
-    try:
-        yield
-    finally:
-        random.setstate(state)

@@ -63,9 +63,7 @@ def find_in_class_folders(root: Path, folder: Path, kind: str, labeled: bool) ->
         empty = [name for name, names in files_of.items() if not names]
         without = f"; folders without any {kind}: {abbreviate(empty)}" if empty else ""
         logger.warning("%s: left out %s%s", folder, described, without)
-    for name in outside:
-        yield Row("", 0, name, "")
-    for label, names in files_of.items():
+    for label, names in [("", outside), *files_of.items()]:
         for name in names:
             yield Row("", 0, name, "" if outside else label)
 

@@ -5,7 +5,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sparsevideo.data.lists import Row
 from sparsevideo.utils.files import abbreviate
@@ -65,7 +65,8 @@ def find_kinetics(list_path: Path, rows: Sequence[Row], files: Iterable[str]) ->
         if not names and num_segments[row.path] == 1:
             names = files_of.get(row.path, [])
         if len(names) > 1:  # a clip that is listed with two labels is in the folders of both
-            names = [name for name in names if _folder_of(name) == row.label.replace(" ", "_")] or names
+            folder = row.label.replace(" ", "_")
+            names = [name for name in names if PurePosixPath(name).parent.name.replace(" ", "_") == folder] or names
         if len(names) > 1:
             raise ValueError(
                 f"{row.location}: {' and '.join(sorted(names)[:2])} are both its file; keep one of them, or "
@@ -83,7 +84,3 @@ def find_kinetics(list_path: Path, rows: Sequence[Row], files: Iterable[str]) ->
         logger.warning(
             "%s: left out %d of %d listed videos: %s", list_path, len(missing), len(rows), abbreviate(missing)
         )
-
-
-def _folder_of(name: str) -> str:
-    return posixpath.basename(posixpath.dirname(name)).replace(" ", "_")

@@ -96,7 +96,7 @@ def test_boxes_hold_the_ink_of_the_decoded_frames(root, videos):
 
 
 def test_motions_have_the_directions_of_their_names(root):
-    """Measured on decoded pixels of ones, whose upper end moves right in a clockwise rotation."""
+    """Measured on decoded pixels of the digit one, whose upper end moves right in a clockwise rotation."""
     for index, (motion, change) in itertools.product(("0001", "0011"), MOTIONS.items()):
         masks = ink(decode(root / "videos/train" / motion / f"{index}.mp4"))[MIDDLE_FRAME - 3 : MIDDLE_FRAME + 4]
         positions = [np.argwhere(mask) for mask in masks]  # (row, column) of the inked pixels
