@@ -2,7 +2,8 @@
 
 A timeline is a rising array of a video's frame indices: all of them, those of a span of seconds (`within`), or a
 selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames, (..., T) int64 with
-T = `num_frames`. If the timeline is shorter than a clip, its last frame is repeated:
+T = `num_frames`. If the timeline is shorter than a clip, its last frame is repeated. `times_s` (n,) are the seconds at
+which the frames of a video are first shown, rising.
 
     >>> times_s = np.arange(250) / 25
     >>> timeline = within(times_s, 2.0, 4.0)
@@ -45,9 +46,6 @@ def spread_clips(total: int, num_frames: int, frame_stride: int, num_clips: int)
     """Choose clips for a test, spread evenly from the first frame of the video to the last; a single one is centered.
 
     `protocols` has the choices of other code bases.
-
-    Returns:
-        (num_clips, T) int64 positions.
 
     Example:
         >>> spread_clips(300, 16, 4, 10)[:, 0].tolist()
@@ -101,11 +99,6 @@ def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
 def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarray:
     """Find the frames whose time is in [start_s, end_s).
 
-    Args:
-        times_s: (n,) seconds at which the frames are first shown, rising.
-        start_s: First second, included.
-        end_s: Last second, not included.
-
     Returns:
         (m,) int64 frame indices, m >= 1.
 
@@ -123,16 +116,12 @@ def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarra
 
 
 def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
-    """Resample to another frame rate: find the frame that is shown at 0, 1 / target_fps, 2 / target_fps, ... seconds.
+    """Resample to another frame rate: find the frames that are shown at 0, 1 / target_fps, 2 / target_fps, ... seconds.
 
     The clock starts with the first frame. It stops when the last frame has been shown for the median time between
     frames. Because times may be rounded to milliseconds, a frame counts 1.1 ms (at most a quarter of the median time)
     before its time. A video that has the target rate keeps each frame once. A jump of the clock, as in recorded
     transport streams, is replaced by the median time.
-
-    Args:
-        times_s: (n,) seconds at which the frames are first shown, rising.
-        target_fps: Frames per second, above 0.
 
     Returns:
         (m,) int64 positions in `times_s`, never falling; m >= 1.
@@ -159,13 +148,9 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
 
 
 def clip_spans(times_s: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Return the seconds that clips cover, from the start of the first frame to the end of the last one.
+    """Return the seconds that clips (k, T) cover, from the start of the first frame to the end of the last one.
 
     The last frame of a video lasts the median time between frames; the only frame of a video lasts no time.
-
-    Args:
-        times_s: (n,) seconds at which the frames are first shown, rising.
-        frames: (k, T) frame indices of each clip.
 
     Returns:
         (k, 2) float64 seconds.
