@@ -21,6 +21,7 @@ import pytest
 import torch
 from numbered_videos import REAL, numbered_frame, read_number, write_numbered
 from PIL import Image
+from torch.utils.data import Dataset
 
 from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
@@ -112,25 +113,31 @@ def test_shards_equal_the_folders(folders: Records, shards: Shards) -> None:
         shards.name(len(folders))
 
 
+def check_loaders(pairs: list[tuple[Dataset, Dataset]], key: str, batch_size: int, count: int, num_workers: int) -> str:
+    """Compare the batches of (training, test) data sets; return the name of the one bad file in the last pair.
+
+    It is replaced in training and reported in a test.
+    """
+    runs = []
+    for train, test in pairs:
+        training = train_loader(train, EpochSampler(len(train), batch_size, seed=5), num_workers=num_workers)
+        runs.append(
+            [*islice(training, count), *test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers)]
+        )
+    for ours, theirs in zip(*runs, strict=True):
+        for name in (key, "label", "video_index"):
+            assert torch.equal(ours[name], theirs[name])
+        assert [failure[0] for failure in ours["failures"]] == [failure[0] for failure in theirs["failures"]]
+    (failure,) = [failure for batch in runs[1][count:] for failure in batch["failures"]]
+    assert failure[1] in failure[2] and any(batch["failures"] for batch in runs[1][:count])
+    return failure[1]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loaders_of_shards_make_the_batches_of_folders(folders: Records, shards: Shards, num_workers: int) -> None:
-    """Training replaces a bad image, a test reports it."""
-    runs = []
-    for records in (folders, shards):
-        train = ImageDataset(records, transform=TrainTransform(24), seed=5)
-        test = ImageDataset(records, transform=TestTransform(24, 3))
-        loaders = (
-            train_loader(train, EpochSampler(len(train), 5, seed=5), num_workers=num_workers),
-            test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers),
-        )
-        runs.append([*islice(loaders[0], 8), *loaders[1]])
-    for ours, theirs in zip(*runs, strict=True):
-        for key in ("image", "label", "video_index"):
-            assert torch.equal(ours[key], theirs[key])
-        assert [failure[0] for failure in ours["failures"]] == [failure[0] for failure in theirs["failures"]]
-    (failure,) = [failure for batch in runs[1][8:] for failure in batch["failures"]]
-    assert failure[1].startswith("train-00000") and failure[1] in failure[2]
-    assert any(batch["failures"] for batch in runs[1][:8])
+    transforms = {"transform": TrainTransform(24), "seed": 5}, {"transform": TestTransform(24, 3)}
+    pairs = [tuple(ImageDataset(records, **how) for how in transforms) for records in (folders, shards)]
+    assert check_loaders(pairs, "image", 5, 8, num_workers).startswith("train-00000")
 
 
 def test_shards_are_read_by_many_threads_at_once(folders: Records, shards: Shards) -> None:
@@ -428,23 +435,13 @@ def test_frames_are_those_of_the_extracted_video(video_folders: Records, video_s
 def test_loaders_of_video_shards_make_the_batches_of_folders(
     video_folders: Records, video_shards: Shards, num_workers: int
 ) -> None:
-    runs = []
-    for records in (video_folders, video_shards):
-        size = {"num_frames": 4, "frame_stride": 2}
-        train = VideoDataset(records, **size, transform=TrainTransform(24), seed=5)
-        test = VideoDataset(records, **size, transform=TestTransform(24, 3), num_clips=2)
-        loaders = (
-            train_loader(train, EpochSampler(len(train), 7, seed=5), num_workers=num_workers),
-            test_loader(test, range(len(test)), batch_size=4, num_workers=num_workers),
-        )
-        runs.append([*islice(loaders[0], 2), *loaders[1]])
-    for ours, theirs in zip(*runs, strict=True):
-        for key in ("video", "label", "video_index"):
-            assert torch.equal(ours[key], theirs[key])
-        assert [failure[0] for failure in ours["failures"]] == [failure[0] for failure in theirs["failures"]]
-    (failure,) = [failure for batch in runs[1][2:] for failure in batch["failures"]]
-    assert failure[1].startswith("train-00000") and failure[1].endswith(".tar/6_6.mp4") and failure[1] in failure[2]
-    assert runs[1][0]["failures"]  # replaced in training, and named
+    transforms = {"transform": TrainTransform(24), "seed": 5}, {"transform": TestTransform(24, 3), "num_clips": 2}
+    pairs = [
+        tuple(VideoDataset(records, num_frames=4, frame_stride=2, **how) for how in transforms)
+        for records in (video_folders, video_shards)
+    ]
+    name = check_loaders(pairs, "video", 7, 2, num_workers)
+    assert name.startswith("train-00000") and name.endswith(".tar/6_6.mp4")
 
 
 def test_folder_may_be_named_as_a_protocol(
