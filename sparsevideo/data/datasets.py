@@ -108,8 +108,8 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
             if isinstance(self.transform, TestTransform):
                 frame = self.transform.resize(frame)
             if views is None:
-                size = frame.shape[:2]
-                boxes, shape = self._plan_crops(*size, rngs)
+                height, width = frame.shape[:2]
+                boxes, shape = self._plan_crops(height, width, rngs)
                 # Channels stay last in memory: frames are decoded so, and the network's convolution reads them so.
                 views = np.empty((len(frame_indices), len(boxes[0]), frame_indices.shape[1], *shape, 3), np.uint8)
             crops: dict[Box, np.ndarray] = {}  # clips may share a frame, and in a test all share their boxes
@@ -119,7 +119,7 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
                         crops[box] = resized_crop(frame, box, shape).permute(1, 2, 0).numpy()  # (S, S, 3)
                     views[clip, crop, position] = crops[box]
         assert views is not None  # `frames` yields at least one frame or raises
-        return rearrange(torch.from_numpy(views), "k a t h w c -> k a c t h w"), size
+        return rearrange(torch.from_numpy(views), "k a t h w c -> k a c t h w"), (height, width)
 
     def _training_items(self, epoch: int, index: int, transform: TrainTransform) -> list[Item]:
         failures: list[tuple[int, str, str]] = []

@@ -1,6 +1,7 @@
 """Test protocols choose the frames and crops that were recorded from the code bases."""
 
 import json
+import pickle
 from fractions import Fraction
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def test_resize_and_crops_are_those_of_the_code_base(protocol: str) -> None:
         probes = np.array([(0, 0, 0), (5, 17, 1), (size // 2, size // 2, 2), (last, last, 0), (last - 2, 2, 1)]).T
         differences = np.abs(views[:, probes[0], probes[1], probes[2]] - pixels)
         assert differences.max() <= (protocol in ("mmaction2", "videomae")), (height, width, short_side, size, crops)
+
+
+def test_transform_with_a_protocol_can_be_sent_to_a_worker() -> None:
+    transform = pickle.loads(pickle.dumps(TestTransform(224, 3, protocol="slowfast")))
+    assert transform.boxes(224, 300) == TestTransform(224, 3, protocol="slowfast").boxes(224, 300)
 
 
 def test_the_short_side_before_our_own_crop() -> None:
