@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig
 from sparsevideo.data import batch_augment, loader, samplers, transforms
+from sparsevideo.data.classes import read_class_names
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.frame_index import INDEX, Index, read_index
-from sparsevideo.data.lists import read_class_names
 from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.tar_shards import is_shards, read_shards
 from sparsevideo.engine import optim

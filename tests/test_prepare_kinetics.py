@@ -1,4 +1,4 @@
-"""From a made Kinetics, with what is wrong with the real one, to lists and copies."""
+"""Lists and copies of a synthetic Kinetics with the faults of the real one."""
 
 import os
 import signal
@@ -23,19 +23,19 @@ TRAIN = [
     "riding a bike,-begins_with,5,15,train",
     "riding a bike,__underscore,10,20,train",
     "riding a bike,neverfetched,0,10,train",
-    '"mixing, stirring",tornontheway,0,10,train',
+    '"mixing, stirring",truncated00,0,10,train',
 ]
 GOOD = {
     "downloads/train/riding a bike/-begins_with_000005_000015.mp4": (64, 96),
     "downloads/train/riding a bike/__underscore.mp4": (96, 64),
     "downloads/val/mixing, stirring/valvalvalval_3_13.mp4": (30, 30),
 }
-TORN = "downloads/train/mixing, stirring/tornontheway_0_10.mp4"
+TRUNCATED = "downloads/train/mixing, stirring/truncated00_0_10.mp4"
 
 
 @contextmanager
 def prepare(root: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
-    """Run the tool; an interrupt reaches it even where this process runs in the background, nothing of it is left."""
+    """Run the tool in its own session: interrupts reach it, and no process of it is left."""
     command = [sys.executable, str(TOOL), "downloads", "small", "official/train.csv", "official/val.csv"]
     command += ["--short-side=32", "--workers=2", *options]
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": root}
@@ -50,12 +50,12 @@ def prepare(root: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
 
 @pytest.fixture
 def kinetics(tmp_path: Path) -> Path:
-    """Landscape, portrait, small, torn and missing files, and official lists."""
-    for number, (name, size) in enumerate(GOOD.items()):
+    """Write landscape, portrait, small and truncated files, and official lists with missing files."""
+    for index, (name, size) in enumerate(GOOD.items()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_video(tmp_path / name, np.full((20, *size, 3), 50 * number, np.uint8), fps=25)
-    (tmp_path / TORN).parent.mkdir()
-    (tmp_path / TORN).write_bytes(bytes(1000))
+        write_video(tmp_path / name, np.full((20, *size, 3), 50 * index, np.uint8), fps=25)
+    (tmp_path / TRUNCATED).parent.mkdir()
+    (tmp_path / TRUNCATED).write_bytes(bytes(1000))
     (tmp_path / "official").mkdir()
     (tmp_path / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN]) + "\n")
     (tmp_path / "official" / "val.csv").write_text(f'{HEADER}\n"mixing, stirring",valvalvalval,3,13,val\n')
@@ -74,10 +74,10 @@ def test_lists_and_copies(kinetics: Path) -> None:
         "train: 2 of 4 listed are there, 2 are lacking",
         "val: 1 of 1 listed are there, 0 are lacking",
     ]
-    assert "train: 3 of 3" in errors  # progress, where there is no terminal
+    assert "train: 3 of 3" in errors  # progress without a terminal
     copies = kinetics / "small" / "32"
     reason = "does not decode (Invalid data found when processing input); remove it or make it again"
-    assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", TORN: f"{TORN}: {reason}"}
+    assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", TRUNCATED: f"{TRUNCATED}: {reason}"}
     assert lacking(copies / "val.lacking.txt") == {}
     train, val = (read_records(copies, f"{split}.csv", kind="video") for split in ("train", "val"))
     assert [train.name(0), train.name(1)] == [name.removeprefix("downloads/") for name in list(GOOD)[:2]]
@@ -120,12 +120,9 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
     assert process.returncode == 3, errors
     assert output.splitlines()[0] == "train: 2 of 5 listed are there, 3 are lacking"
     assert lacking(copies / "train.lacking.txt")[hangs] == "took longer than 2 s"
-    assert {path: path.stat().st_mtime_ns for path in copied} == copied  # what is there is kept
-    assert {path.suffix for path in copies.rglob("*") if path.is_file()} == {
-        ".mp4",
-        ".csv",
-        ".txt",
-    }  # nothing unfinished
+    assert {path: path.stat().st_mtime_ns for path in copied} == copied  # existing copies are kept
+    suffixes = {path.suffix for path in copies.rglob("*") if path.is_file()}
+    assert suffixes == {".mp4", ".csv", ".txt"}  # no unfinished file
 
     (kinetics / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN[:2]]) + "\n")
     with prepare(kinetics) as process:
@@ -135,7 +132,7 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_done(kinetics: Path) -> None:
+def test_errors_of_lists_and_arguments(kinetics: Path) -> None:
     (kinetics / "official" / "val.csv").write_text(f"{HEADER}\nyoga,unknown,0,10,val\n")
     (kinetics / "official" / "train.csv").unlink()
     with prepare(kinetics) as process:
@@ -143,29 +140,23 @@ def test_what_cannot_be_done(kinetics: Path) -> None:
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("FileNotFoundError: ")
     assert "official/train.csv" in errors
-    command = [
-        sys.executable,
-        str(TOOL),
-        str(kinetics),
-        str(kinetics / "small"),
-        str(kinetics / "official" / "val.csv"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, TOOL, kinetics, kinetics / "small", kinetics / "official" / "val.csv"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "where the copies would be taken for videos" in done.stderr
+    assert "so the copies would be taken for videos" in done.stderr
 
 
 @pytest.mark.parametrize("short_side", ["33", "0"])
-def test_a_short_side_that_cannot_be(short_side: str, tmp_path: Path) -> None:
+def test_impossible_short_side_is_an_error(short_side: str, tmp_path: Path) -> None:
     with prepare(tmp_path, f"--short-side={short_side}") as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"--short-side is an even number of pixels, got {short_side}" in errors
+    assert f"--short-side must be an even number of pixels >= 2, got {short_side}" in errors
     assert not (tmp_path / "small").exists()
 
 
-def test_lists_in_any_letters(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the system's own are ASCII, and in a line that other readers take for two."""
+def test_lists_with_any_characters(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in an ASCII locale, and with a line separator of Unicode in a row."""
     for variable, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
         monkeypatch.setenv(variable, value)
     lost, kept = "lost\u2028and,neverfetched,0,10,train", "tr\u00e4l\u00e4,-begins_with,5,15,train"

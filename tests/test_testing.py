@@ -549,7 +549,7 @@ def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, 
     assert main(["probe", f"{tmp_path / 'a.npz'}", f"{tmp_path / 'b.npz'}"]) == FAILED
     assert f"{len(classes)} training files have no label; extract features from a list with labels" in error(capsys)
     assert main(["test", *common, f"--out={tmp_path / 'test'}"]) == FAILED
-    assert "list.txt, line 1: has no label; to train and to test, every file needs one" in error(capsys)
+    assert "list.txt, line 1: has no label; write one for each file" in error(capsys)
 
 
 def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):

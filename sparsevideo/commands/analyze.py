@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsevideo import __version__
-from sparsevideo.data.clip_sampling import middle_frame, within
-from sparsevideo.data.records import EXTENSIONS
+from sparsevideo.data.clip_sampling import within
+from sparsevideo.data.folders import EXTENSIONS
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns, segment_name, span_of
 from sparsevideo.data.tar_shards import find_source
 from sparsevideo.io.backends import open_video
@@ -390,7 +390,7 @@ def _thumbnail(
                 frames = frame_range(span, video.num_frames) if in_frames else within(video.times_s, *span)
             except ValueError as error:
                 raise DecodeError(f"{source}: {error}") from error
-            image = video.read([frames[middle_frame(len(frames))]], square_pixels=square_pixels)[0]
+            image = video.read([frames[len(frames) // 2]], square_pixels=square_pixels)[0]
     height, width = image.shape[:2]
     small = resize(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
     Image.fromarray(small).save(target, quality=85)

@@ -1,7 +1,9 @@
-"""Which frames make a clip. Numbers only; opens nothing.
+"""Choose the frames of clips, as indices.
 
-A timeline is an array of a video's frame numbers, rising: all of them, or those of a span of seconds (`within`), or a
-selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames:
+A timeline is a rising array of a video's frame indices: all of them, those of a span of seconds (`within`), or a
+selection at another rate (`at_fps`). Clips are positions on a timeline of `total` frames, (..., T) int64 with
+T = `num_frames`. If the timeline is shorter than a clip, its last frame is repeated. `times_s` (n,) are the seconds at
+which the frames of a video are first shown, rising.
 
     >>> times_s = np.arange(250) / 25
     >>> timeline = within(times_s, 2.0, 4.0)
@@ -19,7 +21,7 @@ _STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's to
 _FLOAT_S = 1e-6
 # An interval is a jump of the clock if it is longer than both, in seconds and in median intervals.
 _JUMP_S, _JUMP_INTERVALS = 60.0, 100.0
-_MAX_TICKS = 20_000_000  # a week at 30 frames a second; a damaged time stamp may say more than memory holds
+_MAX_TICKS = 20_000_000  # a week at 30 frames a second; a damaged time stamp could ask for more memory than there is
 
 
 def clip_span(num_frames: int, frame_stride: int) -> int:
@@ -35,17 +37,7 @@ def clip_span(num_frames: int, frame_stride: int) -> int:
 
 
 def random_clip(total: int, num_frames: int, frame_stride: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose a clip for training; every start that fits is equally likely.
-
-    Args:
-        total: Frames on the timeline. Where it is shorter than the clip, its last frame is repeated.
-        num_frames: Frames in the clip.
-        frame_stride: Take every n-th frame.
-        rng: Where the choice comes from.
-
-    Returns:
-        (T,) int64 positions, T = num_frames.
-    """
+    """Choose a clip (T,) for training; every start that fits is equally likely."""
     start = rng.integers(_slack(total, num_frames, frame_stride), endpoint=True)
     return _clips(np.array([start]), total, num_frames, frame_stride)[0]
 
@@ -54,15 +46,6 @@ def spread_clips(total: int, num_frames: int, frame_stride: int, num_clips: int)
     """Choose clips for a test, spread evenly from the first frame of the video to the last; a single one is centered.
 
     `protocols` has the choices of other code bases.
-
-    Args:
-        total: Frames on the timeline. Where it is shorter than the clip, its last frame is repeated.
-        num_frames: Frames in a clip.
-        frame_stride: Take every n-th frame.
-        num_clips: Clips to choose.
-
-    Returns:
-        (num_clips, T) int64 positions, T = num_frames.
 
     Example:
         >>> spread_clips(300, 16, 4, 10)[:, 0].tolist()
@@ -77,16 +60,12 @@ def spread_clips(total: int, num_frames: int, frame_stride: int, num_clips: int)
 def uniform_clip(total: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """Choose a clip over the whole timeline, as TSN does: one frame from each of T equal segments.
 
-    Segments may begin and end within a frame, whose chance is its share of the segment; they may also be shorter than
-    a frame: a timeline of fewer frames than segments repeats some.
-
-    Args:
-        total: Frames on the timeline.
-        num_frames: T, frames in the clip.
-        rng: For training, chooses each segment's frame. None, for a test: the frame in its middle.
+    A segment may begin and end within a frame; the probability of such a frame is its share of the segment. If the
+    timeline has fewer frames than segments, frames are repeated. In training `rng` chooses each segment's frame. In a
+    test, without `rng`, the frame is the one in the middle of the segment.
 
     Returns:
-        (T,) int64 positions, none before the one to its left.
+        (T,) int64 positions, never falling.
 
     Example:
         >>> uniform_clip(80, 8).tolist()
@@ -95,8 +74,8 @@ def uniform_clip(total: int, num_frames: int, rng: np.random.Generator | None = 
         [0, 1, 1, 2]
     """
     _check_total(total)
-    clip_span(num_frames, 1)  # checks it
-    # In units of 1 / (2 T) of a frame, where all is whole: segments begin at 2 i * total and are 2 * total long.
+    clip_span(num_frames, 1)  # checks num_frames
+    # In units of 1 / (2 T) of a frame, all numbers are integers: segments begin at 2 i * total and are 2 * total long.
     inside = total if rng is None else 2 * rng.integers(total, size=num_frames)
     return (2 * np.arange(num_frames) * total + inside) // (2 * num_frames)
 
@@ -105,11 +84,6 @@ def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
     """Choose clips over the whole timeline for a test, each a little later than the one before.
 
     They are `uniform_clip` with num_clips * T segments, dealt out in turn: together they sample the timeline evenly.
-
-    Args:
-        total: Frames on the timeline.
-        num_frames: T, frames in a clip.
-        num_clips: Clips to choose.
 
     Returns:
         (num_clips, T) int64 positions.
@@ -125,13 +99,8 @@ def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
 def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarray:
     """Find the frames whose time is in [start_s, end_s).
 
-    Args:
-        times_s: (n,) seconds at which frames come on show, rising.
-        start_s: First second, included.
-        end_s: Last second, not included.
-
     Returns:
-        (m,) int64 frame numbers, m >= 1.
+        (m,) int64 frame indices, m >= 1.
 
     Raises:
         ValueError: There is no frame in the span.
@@ -147,16 +116,12 @@ def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarra
 
 
 def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
-    """Resample to another frame rate: find the frame on show at 0, 1 / target_fps, 2 / target_fps, ... seconds.
+    """Resample to another frame rate: find the frames that are shown at 0, 1 / target_fps, 2 / target_fps, ... seconds.
 
-    The clock starts with the first frame and stops when the last has been on show for the median time between frames.
-    Times may come rounded to milliseconds, so a frame counts as on show 1.1 ms (at most a quarter of the median time)
-    before it is. A video that has the target rate already keeps each frame once. A jump of the clock, as in
-    recorded transport streams, does not count as a still picture: it is replaced by the median time.
-
-    Args:
-        times_s: (n,) seconds at which frames come on show, rising.
-        target_fps: Frames in a second, above 0.
+    The clock starts with the first frame. It stops when the last frame has been shown for the median time between
+    frames. Because times may be rounded to milliseconds, a frame counts 1.1 ms (at most a quarter of the median time)
+    before its time. A video that has the target rate keeps each frame once. A jump of the clock, as in recorded
+    transport streams, is replaced by the median time.
 
     Returns:
         (m,) int64 positions in `times_s`, never falling; m >= 1.
@@ -177,21 +142,15 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     times_s = np.cumsum([0.0, *np.where(jumps, interval_s, intervals_s)])
     end_s = times_s[-1] + interval_s
     if end_s * target_fps > _MAX_TICKS:
-        raise ValueError(
-            f"the time stamps say that it lasts {end_s:.0f} s: too long for {target_fps:g} frames a second"
-        )
+        raise ValueError(f"the time stamps span {end_s:.0f} s, which is too long for {target_fps:g} frames per second")
     ticks_s = np.arange(ceil(end_s * target_fps) + 1) / target_fps * (1 + _SAME_RATE) + min(_STAMP_S, interval_s / 4)
     return np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
 
 
 def clip_spans(times_s: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Return the seconds that clips cover, from the start of the first frame to the end of the last one.
+    """Return the seconds that clips (k, T) cover, from the start of the first frame to the end of the last one.
 
-    The last frame of a video is on show for the median time between frames; the one frame of a video, for no time.
-
-    Args:
-        times_s: (n,) seconds at which frames come on show, rising.
-        frames: (k, T) frame numbers of each clip.
+    The last frame of a video lasts the median time between frames; the only frame of a video lasts no time.
 
     Returns:
         (k, 2) float64 seconds.
@@ -205,16 +164,6 @@ def clip_spans(times_s: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return np.stack([times_s[frames.min(axis=1)], ends_s[frames.max(axis=1)]], axis=1)
 
 
-def middle_frame(total: int) -> int:
-    """Return the number of a video's middle frame.
-
-    Example:
-        >>> middle_frame(5), middle_frame(1)
-        (2, 0)
-    """
-    return total // 2
-
-
 def _check_total(total: int) -> None:
     if total < 1:
         raise ValueError(f"a video needs at least one frame, got {total}")
@@ -226,12 +175,12 @@ def _check_num_clips(num_clips: int) -> None:
 
 
 def _slack(total: int, num_frames: int, frame_stride: int) -> int:
-    """Return the last start at which a clip still fits, 0 where none does."""
+    """Return the last start at which a clip fits, 0 if none does."""
     _check_total(total)
     return max(total - clip_span(num_frames, frame_stride), 0)
 
 
 def _clips(starts: np.ndarray, total: int, num_frames: int, frame_stride: int) -> np.ndarray:
-    """Turn (V,) starts into (V, T) frame numbers."""
-    numbers = starts[:, None] + np.arange(num_frames) * frame_stride  # (V, T)
-    return np.minimum(numbers, total - 1).astype(np.int64)
+    """Turn (V,) starts into (V, T) positions."""
+    positions = starts[:, None] + np.arange(num_frames) * frame_stride  # (V, T)
+    return np.minimum(positions, total - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""From data sets to batches, the same ones whatever the number of workers and ranks."""
+"""Load batches of data sets; they do not depend on the number of workers and ranks."""
 
 import logging
 import os
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 Item = dict[str, Any]
 Items = Item | list[Item]
 
-_CHANNELS = {"video": -4, "image": -3}  # the keys of pixels, and which of their dimensions are the channels
-_MAX_NAME = 4096  # bytes, Linux' longest path
-_STARTING = b"/"  # in place of a file's name: the worker is not there yet
-_ALARM = int(getattr(signal, "SIGALRM", 0))  # 0: Windows, which has no timer
+_CHANNELS = {"video": -4, "image": -3}  # key of the pixels -> dimension of their channels
+_MAX_NAME = 4096  # bytes, the longest path of Linux
+_STARTING = b"/"  # instead of a file's name, until the worker runs
+_ALARM = int(getattr(signal, "SIGALRM", 0))  # 0 on Windows, which has no timer
 
-_row: np.ndarray | None = None  # in a loader worker: where it writes which file it reads
-_limit_s = 0.0  # in a loader worker: how long a file may take
+_row: np.ndarray | None = None  # in a loader worker: its row of the table of files that are being read
+_limit_s = 0.0  # in a loader worker: time limit of one file
 
 
 def collate(items: Sequence[Items]) -> Item:
     """Stack items, or lists of items, into a batch.
 
-    Items without pixels are left out, their `failures` kept: (video_index, name, reason) of all items in one list.
+    Items without pixels are left out. The `failures` of all items, (video_index, name, reason), are kept in one list.
     A batch without any pixels has neither `video` nor `image`, an empty `video_index` and an empty `label`.
     """
     flat = [item for entry in items for item in (entry if isinstance(entry, list) else [entry])]
@@ -58,7 +58,7 @@ def collate(items: Sequence[Items]) -> Item:
 
 
 def _stack(pixels: list[Tensor], channel: int) -> Tensor:
-    """Stack pixels in the layout that they have in memory: nothing is rearranged, and one item stays where it is."""
+    """Stack pixels in the layout that they have in memory; a single item is not copied."""
     if len(pixels) == 1:
         return pixels[0][None]  # all views of a video are tens of megabytes
     if pixels[0].stride(channel) != 1:
@@ -68,17 +68,17 @@ def _stack(pixels: list[Tensor], channel: int) -> Tensor:
 
 @contextmanager
 def reading(file: str | Path) -> Iterator[None]:
-    """Read one file within this block: a loader worker that hangs or dies here is told by the file's name.
+    """Name the file that this block reads, for the error message if a loader worker hangs or dies within the block.
 
-    Outside of loader workers this does nothing. Blocks are not nested.
+    It does nothing outside of loader workers. Blocks must not be nested.
     """
     if _row is None:
         yield
         return
     _row[0] = os.fsencode(file)
     if _ALARM:
-        # The signal ends this process whatever it does: a decoder may hang with Python's lock held. Nor could the main
-        # process look after it: that may wait for this worker itself, to hand over pixels of the batch before.
+        # The signal ends this process even if a decoder hangs with Python's lock held. The main process cannot watch
+        # the time: it may itself wait for this worker, to receive the pixels of an earlier batch.
         signal.setitimer(signal.ITIMER_REAL, _limit_s)
     try:
         yield
@@ -96,19 +96,19 @@ def train_loader(
     timeout_s: float = 0,
     preload: Sequence[str] = (),
 ) -> DataLoader[Item]:
-    """Load training batches, for ever; `sampler.step` counts them as they are handed out.
+    """Load endless training batches; `sampler.step` counts them as they are handed out.
 
     Args:
         dataset: Items, or lists of items, by (epoch, index). It opens files within `reading`.
-        sampler: Chooses them.
-        num_workers: Processes that load; 0 loads in this one.
-        timeout_s: Longest time for one file, in seconds; 0 sets no limit. Without workers, and on Windows, there is
-            none.
-        preload: Modules that the data set imports late; forked workers share what these have loaded.
+        sampler: Chooses the samples of each batch.
+        num_workers: Processes that load; 0 loads in this process.
+        timeout_s: Longest time for one file, in seconds; 0 sets no limit. There is no limit without workers, and on
+            Windows.
+        preload: Modules that the data set imports late, to be shared by forked workers.
 
     Raises:
-        TimeoutError: (While loading.) A file took longer; names it. Its worker is dead already.
-        ChildProcessError: (While loading.) A worker died, of a damaged file or without memory; names the file.
+        TimeoutError: While loading, a file took longer; the message names it. Its worker is dead.
+        ChildProcessError: While loading, a worker died, of a damaged file or a lack of memory; the message names it.
     """
     return _Loader(dataset, num_workers, timeout_s, preload, batch_sampler=sampler)
 
@@ -116,21 +116,21 @@ def train_loader(
 def test_loader(
     dataset: Dataset[Items], indices: Sequence[int], *, batch_size: int, num_workers: int = 0, timeout_s: float = 0
 ) -> DataLoader[Item]:
-    """Load the items with the given indices once, in that order; see `shard`, and `train_loader` for the rest."""
+    """Load the items with these indices once, in order; see `shard`, and `train_loader` for the limit."""
     return _Loader(dataset, num_workers, timeout_s, (), sampler=indices, batch_size=batch_size)
 
 
-test_loader.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
+test_loader.__test__ = False  # type: ignore[attr-defined]  # not a test of pytest
 
 
 class _Loader(DataLoader[Any]):
-    """A loader that counts what it hands out, and names the file where a worker ended."""
+    """A loader that counts the batches it hands out, and names the file that a dead worker was reading."""
 
     def __init__(
         self, dataset: Dataset[Items], num_workers: int, timeout_s: float, preload: Sequence[str], **kwargs: Any
     ) -> None:
         self.timeout_s = timeout_s
-        self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # a row for each worker
+        self.table = torch.zeros(num_workers, _MAX_NAME, dtype=torch.uint8).share_memory_()  # one row per worker
         _files(self.table)[:] = _STARTING
         if num_workers > 0:
             context = worker_context("sparsevideo.data.datasets", *preload)
@@ -145,57 +145,58 @@ class _Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
-        noted = False
+        is_logged = False
         try:
             with ignoring_stop_signals():
                 batches = super().__iter__()
             for batch in batches:
                 if isinstance(self.batch_sampler, EpochSampler):
                     self.batch_sampler.batches += 1
-                    noted = noted or getattr(self.dataset, "square_pixels", True) or _note_pixels(batch)
+                    is_logged = is_logged or getattr(self.dataset, "square_pixels", True) or _log_pixels(batch)
                 yield batch
-        except Exception as error:  # a worker's end shows in many ways: lost connections, broken pipes, ...
+        except Exception as error:  # a dead worker shows in many ways: lost connections, broken pipes, ...
             workers = getattr(self._iterator, "_workers", [])
             if not workers:
                 raise
-            wait([worker.sentinel for worker in workers], timeout=1)  # connections may break before the worker is dead
+            wait(
+                [worker.sentinel for worker in workers], timeout=1
+            )  # connections may break before the worker has ended
             files = [printable_path(os.fsdecode(file)) for file in _files(self.table)[:, 0]]
             ends = [(worker.exitcode, file) for worker, file in zip(workers, files, strict=False)]
             dead = [(code, file) for code, file in ends if code is not None]
             if not dead:
                 raise
-            for worker in workers:  # of no use any more; others may hang, too
+            for worker in workers:  # the other workers may hang, too
                 worker.kill()
             kind = TimeoutError if all(code == -_ALARM for code, _ in dead) else ChildProcessError
-            raise kind("; ".join(dict.fromkeys(self._obituary(code, file) for code, file in dead))) from error
+            messages = dict.fromkeys(self._describe_worker_death(code, file) for code, file in dead)
+            raise kind("; ".join(messages)) from error
 
-    def _obituary(self, exitcode: int, file: str) -> str:
-        """Say what a dead worker was doing, and what to do about it."""
+    def _describe_worker_death(self, exitcode: int, file: str) -> str:
+        """Return which file a dead worker was reading, and what to do."""
+        cause, starting = exit_cause(exitcode), _STARTING.decode()
         if exitcode == -_ALARM and file:
             return (
-                f"{file}: not read within {self.timeout_s:g} s; `sparsevideo data scan` finds such files, remove it, "
-                "or raise data.timeout_s where the disk is that slow"
+                f"{file}: not read within {self.timeout_s:g} s; remove it, or raise data.timeout_s if the disk is slow"
+                " (`sparsevideo data scan` finds such files)"
             )
-        cause, starting = exit_cause(exitcode), file == _STARTING.decode()
-        if starting and exitcode > 0:
+        if file == starting and exitcode > 0:
             return f"a loader worker died at its start ({cause}); it has printed the reason above"
-        what = f"{file}: a loader worker died while reading it" if file else "a loader worker died between two files"
-        what = "a loader worker died at its start" if starting else what
-        advice = (
-            "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch_size"
-            if cause in ("SIGKILL", "SIGBUS") or starting or not file
-            else "`sparsevideo data scan` finds such files, remove it or make it again"
-        )
-        return f"{what} ({cause}); {advice}"
+        events = {"": "a loader worker died between two files", starting: "a loader worker died at its start"}
+        event = events.get(file, f"{file}: a loader worker died while reading it")
+        advice = "remove it or make it again (`sparsevideo data scan` finds such files)"
+        if file in events or cause in ("SIGKILL", "SIGBUS"):
+            advice = "the memory or /dev/shm may be full, try fewer data.num_workers or a smaller batch_size"
+        return f"{event} ({cause}); {advice}"
 
 
-def _note_pixels(batch: Item) -> bool:
-    """Log a video of a batch whose pixels are not square; return whether there is one."""
+def _log_pixels(batch: Item) -> bool:
+    """Log a video of a batch whose pixels are not square; tell whether there is one."""
     for name, ratio in zip(batch["video_name"], batch.get("sample_aspect_ratio", ()), strict=False):
         if ratio != 1:
             logger.warning(
-                "%s: has pixels that are not square (%s), and is read as it is stored, as are all such files;"
-                " data.square_pixels scales them",
+                "%s: its pixels are not square (%s) and are read as they are stored, as in all such files; set"
+                " data.square_pixels to resize them",
                 printable_path(name),
                 format_ratio(float(ratio)),
             )
@@ -208,12 +209,12 @@ def _enter_worker(table: Tensor, limit_s: float, spared: Sequence[int], worker: 
     _row, _limit_s = _files(table)[worker], limit_s
     if _ALARM:
         signal.signal(_ALARM, signal.SIG_DFL)
-    for number in spared:  # torch has given workers a handler that ends them
-        signal.signal(number, signal.SIG_IGN)
+    for signal_number in spared:  # torch has given workers a handler that ends them
+        signal.signal(signal_number, signal.SIG_IGN)
     end_with_parent()
     _row[0] = b""
 
 
 def _files(table: Tensor) -> np.ndarray:
-    """View a loader's table as (workers, 1) file names, empty between two files."""
+    """View a loader's table as (workers, 1) file names; a name is empty between two files."""
     return table.numpy().view(f"S{_MAX_NAME}")

@@ -2,10 +2,10 @@
 
 A pose is a point (x, y, log2 size, angle), and every motion is a straight line through it: the scene, which
 holds the pose of the *middle* frame, is drawn without knowing the motion, and the motion then runs from the middle
-both ways. Opposite motions share their scenes, and for val and test all eight motions do. So, exactly:
+both ways. Opposite motions share their scenes, and for val and test all eight motions do. Therefore:
 
 - the middle frame has the same distribution in every class; in val and test it is even the same picture, so a network
-  that sees nothing else scores 1/8;
+  that gets nothing else scores 1/8;
 - opposite motions show the same frames in opposite order, so no single frame tells left from right, up from down,
   clockwise from counter-clockwise, or growing from shrinking.
 """
@@ -24,9 +24,9 @@ from PIL import Image
 
 from sparsevideo.io.writer import check_codecs, write_video
 
-VERSION = 1  # of the pixels: raise it with every change that moves one
+VERSION = 1  # version of the pixels: raise it with each change of them
 SPLITS = ("train", "val", "test")
-SIDE = 80  # pixels; a random crop of 64 % of the frame still holds the 64 pixels a nano network reads
+SIDE = 80  # pixels; a random crop of 64 % of the frame still has the 64 pixels of a nano network
 NUM_FRAMES = 17  # odd, so that time runs equally far both ways from the middle
 MIDDLE_FRAME = NUM_FRAMES // 2
 FPS = 10
@@ -45,8 +45,8 @@ MOTIONS: dict[str, tuple[float, float, float, float]] = {
 }
 _MAX_SHIFT = max(MOTIONS["right"]) * MIDDLE_FRAME  # from the middle frame to either end, at speed 1
 
-# Which tile of a photograph belongs to which split. Every split has tiles of every height: a split of columns, say,
-# would keep the sky, where strokes stand out least, from some.
+# Split of each tile of a photograph. All splits have tiles of all heights: with a split into columns, some would lack
+# the sky, in which strokes have the lowest contrast.
 _TILES = (
     ("train", "test", "train", "val"),
     ("test", "train", "val", "train"),
@@ -55,9 +55,9 @@ _TILES = (
 _TILE_WIDTH, _TILE_HEIGHT = 160, 142  # pixels of the photographs, which are 640 x 427
 # Share of each digit's scans that a split owns (ends of the intervals).
 _SCAN_SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}
-_BRIGHTNESS = 0.5  # of the photographs, so that every digit outshines them
+_BRIGHTNESS = 0.5  # of the photographs, so that all digits are brighter
 
-_CELL = 4  # pixels of the drawn-out scan per pixel of the scan
+_CELL = 4  # pixels of the mask per pixel of the scan
 _MASK_SIDE = 10 * _CELL  # a scan is 8x8 and gets a margin of one pixel
 _PROTOCOL = (
     "Scans of handwritten digits (scikit-learn load_digits) over crops of photographs (load_sample_images). Video NNNN "
@@ -73,18 +73,18 @@ _CREDITS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is drawn at random; (x, y, size, angle) is the pose in the middle frame.
+    """All random choices of a video or image; (x, y, size, angle) is the pose in the middle frame.
 
     Attributes:
         scan: Index into scikit-learn's digits.
         photo: Name of the photograph.
-        crop: (x0, y0, x1, y1) part of the photograph that fills the frame, in its pixels; ends are excluded.
-        x: Centre of the scan, fraction of the frame.
-        y: The same, downwards.
+        crop: (x0, y0, x1, y1) part of the photograph that fills the frame, in pixels of the photograph; ends excluded.
+        x: Center of the scan from the left, fraction of the frame.
+        y: Center of the scan from the top, fraction of the frame.
         size: Side of the scan, fraction of the frame.
         angle: Degrees, clockwise.
         speed: Factor on the rates in `MOTIONS`.
-        colour: (red, green, blue), 0 to 255.
+        color: (red, green, blue), 0 to 255.
     """
 
     scan: int
@@ -95,29 +95,25 @@ class Scene:
     size: float
     angle: float
     speed: float
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
     @property
     def pose(self) -> tuple[float, float, float, float]:
-        """The middle frame's (x, y, log2 size, angle)."""
+        """Pose (x, y, log2 size, angle) in the middle frame."""
         return self.x, self.y, math.log2(self.size), self.angle
 
 
 class MovingDigits:
-    """What a seed decides: which split owns which scans, what a scene looks like, and its pixels.
-
-    Args:
-        seed: Decides everything; the same seed gives the same files.
-    """
+    """Splits of the scans, random scenes and their pixels, all functions of a seed."""
 
     def __init__(self, seed: int = 0) -> None:
-        from sklearn.datasets import load_digits, load_sample_images  # a second to import, and only needed here
+        from sklearn.datasets import load_digits, load_sample_images  # takes a second to import
 
         digits, photos = load_digits(), load_sample_images()
         self.seed = seed
         self.digits: np.ndarray = digits.target  # (1797,) digit on each scan
         self.photos = {Path(n).name: Image.fromarray(p) for n, p in zip(photos.filenames, photos.images, strict=True)}
-        self._masks = [_draw_out(scan) for scan in digits.images]
+        self._masks = [_make_mask(scan) for scan in digits.images]
         rng = np.random.default_rng((seed, 0))
         by_digit = [rng.permutation(np.flatnonzero(self.digits == digit)) for digit in range(10)]
         # scans[split][digit]: indices of the scans
@@ -127,22 +123,20 @@ class MovingDigits:
         }
 
     def scene(self, stream: int, split: str, index: int) -> Scene:
-        """Draw a scene; nothing here knows the motion.
+        """Choose a scene at random, independent of the motion.
 
-        Args:
-            stream: Which series of scenes, all independent: 0 the images', 1 to 4 the videos'.
-            split: One of `SPLITS`.
-            index: Number of the scene, from 0; its last figure is the digit shown.
+        Streams of scenes are independent: 0 of the images, 1 to 4 of the videos. The last decimal digit of `index`
+        is the digit shown.
         """
         rng = np.random.default_rng((self.seed, 1 + stream, SPLITS.index(split), index))
         photo = str(rng.choice(list(self.photos)))
         side = int(rng.integers(64, 97))
-        places = [(r, c) for r, tiles in enumerate(_TILES) for c, own in enumerate(tiles) if own == split]
-        row, column = places[rng.integers(len(places))]
+        tiles_of_split = [(r, c) for r, tiles in enumerate(_TILES) for c, own in enumerate(tiles) if own == split]
+        row, column = tiles_of_split[rng.integers(len(tiles_of_split))]
         x0 = int(column * _TILE_WIDTH + rng.integers(_TILE_WIDTH - side + 1))
         y0 = int(row * _TILE_HEIGHT + rng.integers(_TILE_HEIGHT - side + 1))
         size, speed = rng.uniform(0.36, 0.48), rng.uniform(0.8, 1.25)
-        # Room for a tilted digit and for the widest motion, whichever will be shown: nothing ever leaves the frame.
+        # A tilted digit with the widest motion stays inside the frame, so the margin does not depend on the motion.
         margin = 0.55 * size + _MAX_SHIFT * speed
         x, y = rng.uniform(margin, 1 - margin, size=2)
         return Scene(
@@ -154,14 +148,14 @@ class MovingDigits:
             size=size,
             angle=rng.uniform(-15, 15),
             speed=speed,
-            colour=_bright_colour(rng.uniform(), rng.uniform(0.7, 0.95)),
+            color=_bright_color(rng.uniform(), rng.uniform(0.7, 0.95)),
         )
 
     def render(self, scene: Scene, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw the scene's digit in each pose.
 
         Args:
-            scene: What to draw.
+            scene: Scene to draw.
             poses: (T, 4) x, y, log2 size, angle; see `trajectory`.
 
         Returns:
@@ -171,16 +165,16 @@ class MovingDigits:
         background = Image.eval(photo, lambda value: round(value * _BRIGHTNESS))
         frames, boxes = [], []
         for pose in poses:
-            ink = _place(self._masks[scene.scan], *pose)
+            ink = _draw_pose(self._masks[scene.scan], *pose)
             frame = background.copy()
-            frame.paste(scene.colour, mask=ink)
+            frame.paste(scene.color, mask=ink)
             frames.append(np.asarray(frame))
             boxes.append(ink.point(lambda value: 255 * (value > 127)).getbbox())
         return np.stack(frames), np.array(boxes) / SIDE
 
 
 def trajectory(scene: Scene, motion: str) -> np.ndarray:
-    """(NUM_FRAMES, 4) poses x, y, log2 size, angle of a scene that moves; row MIDDLE_FRAME is the scene's own.
+    """Return (NUM_FRAMES, 4) poses x, y, log2 size, angle of a scene that moves; row MIDDLE_FRAME is the scene's own.
 
     Example:
         >>> scene = Scene(0, "china.jpg", (0, 0, 64, 64), 0.5, 0.5, 0.25, 0.0, 1.0, (255, 255, 255))
@@ -202,20 +196,20 @@ def make_moving_digits(
     """Write the data set, unless `root` already holds it.
 
     Videos go to `videos/<split>/<motion>/NNNN.mp4`, images to `images/<split>/<digit>/NNNN.jpg`; `videos.json` and
-    `images.json` say what each file shows and where; `dataset.json` comes last and means that all the rest is there.
+    `images.json` describe the content of each file; `dataset.json` is written last and shows that the set is complete.
 
     Args:
         root: Folder to write; made if missing.
-        seed: Decides everything; the same seed gives the same files.
+        seed: Seed of all random choices; equal seeds give equal files.
         videos_per_class: Number of videos of each of the eight motions, for train, val and test.
         images_per_class: Number of images of each of the ten digits, for train, val and test.
         progress: Called with (scenes written, scenes in all) after each scene.
 
     Returns:
-        What `dataset.json` holds: settings, sizes and protocol.
+        The content of `dataset.json`: settings, sizes and protocol.
 
     Raises:
-        ValueError: `root` holds something else, which stays as it is, or videos are not encoded on this machine.
+        ValueError: `root` holds other files, which are not changed, or videos cannot be encoded on this machine.
     """
     root = Path(root)
     summary = {
@@ -236,12 +230,12 @@ def make_moving_digits(
     done, unfinished = root / "dataset.json", root / "dataset.json.unfinished"
     if done.is_file():
         if done.read_text(encoding="utf-8") != summary_json:
-            raise ValueError(f"{root} holds a data set made with other settings (see {done}); choose another folder")
+            raise ValueError(f"{root}: holds a data set made with other settings (see {done}); choose another folder")
         return summary
-    # An interrupted run with these settings left nothing but files that are about to be written again.
+    # An interrupted run with these settings left only files that this run writes again.
     interrupted = unfinished.is_file() and unfinished.read_text(encoding="utf-8") == summary_json
     if root.exists() and not interrupted and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} already exists and is no empty folder; choose another folder")
+        raise ValueError(f"{root}: exists and is not an empty folder; choose another folder")
     check_codecs()
     root.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(summary_json, encoding="utf-8")
@@ -258,11 +252,11 @@ def make_moving_digits(
         ],
     }
     written, total = 0, sum(map(len, jobs.values()))
-    # Two threads: encoding lets go of the interpreter, drawing mostly does not.
+    # Two threads: encoding releases Python's lock, drawing mostly does not.
     with ThreadPoolExecutor(2) as pool:
-        for series, todo in jobs.items():
+        for series, series_jobs in jobs.items():
             lines = []
-            for records in pool.map(lambda job: job[0](source, root, *job[1:]), todo):
+            for records in pool.map(lambda job: job[0](source, root, *job[1:]), series_jobs):
                 lines += [f"{json.dumps(name)}: {json.dumps(record)}" for name, record in records.items()]
                 written += 1
                 if progress:
@@ -273,15 +267,15 @@ def make_moving_digits(
 
 
 def _write_videos(source: MovingDigits, root: Path, split: str, index: int) -> dict[str, Any]:
-    """Write video `index` of every class; return their records, keyed by path."""
+    """Write video `index` of each class; return their records, keyed by path."""
     names, records = list(MOTIONS), {}
     for pair, (motion, opposite) in enumerate(zip(names[::2], names[1::2], strict=True)):
-        # Training is worth four times as many scenes; comparing classes is worth the same scene for all.
+        # Training gets four times as many scenes; for val and test the classes share one scene and can be compared.
         scene = source.scene(1 + pair if split == "train" else 1, split, index)
         frames, boxes = source.render(scene, trajectory(scene, motion))
         for shown, step in ((motion, 1), (opposite, -1)):
             name = f"videos/{split}/{shown}/{index:04d}.mp4"
-            # A keyframe in the middle owes nothing to the frames before it, which differ from class to class.
+            # A keyframe in the middle does not depend on the frames before it, which differ from class to class.
             write_video(root / name, frames[::step], fps=FPS, gop=MIDDLE_FRAME)
             records[name] = {"motion": shown, **_record(source, scene, boxes[::step])}
     return records
@@ -297,12 +291,12 @@ def _write_image(source: MovingDigits, root: Path, split: str, index: int) -> di
 
 
 def _record(source: MovingDigits, scene: Scene, boxes: np.ndarray) -> dict[str, Any]:
-    """What the sidecar says about a file."""
+    """Return a file's record in `videos.json` or `images.json`."""
     return {"digit": int(source.digits[scene.scan]), **asdict(scene), "boxes": boxes.round(4).tolist()}
 
 
-def _bright_colour(hue: float, luma: float) -> tuple[int, int, int]:
-    """A colour of the given hue (0 to 1), whitened until it reaches the luma (0 to 1)."""
+def _bright_color(hue: float, luma: float) -> tuple[int, int, int]:
+    """Return a color of a hue (0 to 1), mixed with white until it has the luma (0 to 1)."""
     rgb = colorsys.hsv_to_rgb(hue, 1, 1)
     pure = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
     white = max(0.0, luma - pure) / (1 - pure)
@@ -310,19 +304,19 @@ def _bright_colour(hue: float, luma: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _draw_out(scan: np.ndarray) -> Image.Image:
-    """Turn a scan (8, 8), 0 to 16, into a mask of _MASK_SIDE pixels with smooth strokes and firm edges."""
+def _make_mask(scan: np.ndarray) -> Image.Image:
+    """Turn a scan (8, 8), 0 to 16, into a mask of _MASK_SIDE pixels with smooth strokes and sharp edges."""
     padded = Image.fromarray(np.pad(scan, 1).astype(np.float32) / 16)
     smooth = np.asarray(padded.resize((_MASK_SIDE, _MASK_SIDE), Image.Resampling.BICUBIC))
     return Image.fromarray((255 * np.clip(2 * smooth - 0.5, 0, 1)).astype(np.uint8))
 
 
-def _place(mask: Image.Image, x: float, y: float, log_size: float, angle: float) -> Image.Image:
-    """Put the mask into a frame, in one pose."""
+def _draw_pose(mask: Image.Image, x: float, y: float, log_size: float, angle: float) -> Image.Image:
+    """Transform the mask into a frame, in one pose."""
     step = 8 * _CELL / (SIDE * 2**log_size)  # mask pixels per frame pixel
     cos, sin = step * math.cos(math.radians(angle)), step * math.sin(math.radians(angle))
-    centre = _MASK_SIDE / 2
-    # From a point of the frame back to the mask: turn the other way about the digit's centre.
-    x0, y0 = centre - SIDE * (cos * x + sin * y), centre - SIDE * (cos * y - sin * x)
+    center = _MASK_SIDE / 2
+    # Maps a point of the frame to the mask: rotated by the negative angle about the digit's center.
+    x0, y0 = center - SIDE * (cos * x + sin * y), center - SIDE * (cos * y - sin * x)
     to_mask = (cos, sin, x0, -sin, cos, y0)
     return mask.transform((SIDE, SIDE), Image.Transform.AFFINE, to_mask, Image.Resampling.BILINEAR)

@@ -1,7 +1,7 @@
-"""Test protocols: frames and crops of a video's test clips, as this package and as other code bases choose them.
+"""Test protocols: the frames and crops of test clips in this package and in other code bases.
 
-Published accuracies were measured with these choices, and differ with them. The functions were written from measured
-results and agree with the code bases frame for frame and crop for crop (`tests/data/protocols.json`, `crops.json`).
+Published accuracies depend on these choices. The functions were written from measured results and agree with the code
+bases frame for frame and crop for crop (`tests/data/protocols.json`, `crops.json`).
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ import torch
 
 from sparsevideo.data.clip_sampling import clip_span, spread_clips, uniform_clips
 
-_MP4_UNITS = 10_000  # FFmpeg writes mp4 files with at least so many units of time per second
+_MP4_UNITS = 10_000  # smallest number of units of time per second in mp4 files of FFmpeg
 
 
 class Header(NamedTuple):
-    """What a video file states about its time: two code bases find frames by it.
+    """Times in a video file's header, from which two code bases compute frames.
 
     Attributes:
         fps: Frames per second, on average.
@@ -46,8 +46,8 @@ class Header(NamedTuple):
         return cls(rate, Fraction(1, units), int(total / rate * units))
 
 
-class Task(NamedTuple):
-    """Clips to choose, as in `protocol_clips`; `target_fps` of 0: the stride counts in the video's own frames."""
+class ClipRequest(NamedTuple):
+    """Arguments of `protocol_clips`; with a `target_fps` of 0 the stride counts in the video's own frames."""
 
     total: int
     num_frames: int
@@ -63,11 +63,11 @@ class Task(NamedTuple):
 
 
 class CropRule(NamedTuple):
-    """The way in which one code base scales whole frames, without antialiasing, and crops squares out of them.
+    """Resize of whole frames, without antialiasing, and square crops of one code base.
 
     Attributes:
         long_side: Function of (long side, short side, new short side) that returns the new long side.
-        offsets: Function of (pixels that a crop leaves over, number of crops) that returns the start of each crop.
+        offsets: Function of (pixels outside the crop, number of crops) that returns the start of each crop.
         any_number: Any number of crops is possible, not only 1 and 3.
     """
 
@@ -77,16 +77,16 @@ class CropRule(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """The way in which one code base chooses test clips.
+    """Choice of test clips of one code base.
 
     Attributes:
         spread: Function that returns frame indices (num_clips, num_frames).
-        scales_span: A clip of a video with another frame rate has a longer or shorter span, in place of resampling.
+        scales_span: The span of a clip follows the video's frame rate; there is no resampling.
         default_fps: Frame rate that `frame_stride` counts in, unless the settings name one; None: the video's own.
         crop_rule: Resize and crops; None: crops of the stored frame, which are then resized with antialiasing.
     """
 
-    spread: Callable[[Task], np.ndarray]
+    spread: Callable[[ClipRequest], np.ndarray]
     scales_span: bool = False
     default_fps: float | None = None
     crop_rule: CropRule | None = None
@@ -129,8 +129,8 @@ def protocol_clips(
     spread_clips(total, num_frames, frame_stride, num_clips)  # checks the counts
     target_fps = target_fps or rule.default_fps
     header = header or Header.usual(total, target_fps or 30.0)
-    task = Task(total, num_frames, frame_stride, num_clips, header, target_fps or 0.0)
-    return rule.spread(task).astype(np.int64)
+    request = ClipRequest(total, num_frames, frame_stride, num_clips, header, target_fps or 0.0)
+    return rule.spread(request).astype(np.int64)
 
 
 def find_protocol(name: str) -> Protocol:
@@ -144,29 +144,29 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _spread_ends(task: Task) -> np.ndarray:
-    return spread_clips(task.total, task.num_frames, task.frame_stride, task.num_clips)
+def _spread_ends(request: ClipRequest) -> np.ndarray:
+    return spread_clips(request.total, request.num_frames, request.frame_stride, request.num_clips)
 
 
-def _spread_slowfast(task: Task, *, offset: bool = False) -> np.ndarray:
+def _spread_slowfast(request: ClipRequest, *, offset: bool = False) -> np.ndarray:
     """PySlowFast's torchvision backend: T frames, evenly over a span of T strides from a fractional start."""
-    span = max(1.0, task.span_s * float(task.header.fps))
-    starts = _slowfast_starts(task.total - span, task.num_clips, offset)
-    return np.stack([_linspace(start, start + span - 1, task.num_frames, task.total) for start in starts])
+    span = max(1.0, request.span_s * float(request.header.fps))
+    starts = _slowfast_starts(request.total - span, request.num_clips, offset)
+    return np.stack([_linspace(start, start + span - 1, request.num_frames, request.total) for start in starts])
 
 
-def _spread_slowfast_pyav(task: Task, *, offset: bool = False, whole_span: bool = False) -> np.ndarray:
+def _spread_slowfast_pyav(request: ClipRequest, *, offset: bool = False, whole_span: bool = False) -> np.ndarray:
     """PySlowFast's PyAV backend: decode part of the video, then sample a span of T strides within that part.
 
-    The part is a frame longer than what is asked for. Usually the span is longer still, and repeats its last frame.
+    The part is a frame longer than requested. Usually the span is even longer, and repeats its last frame.
     """
-    total, num_frames, header = task.total, task.num_frames, task.header
+    total, num_frames, header = request.total, request.num_frames, request.header
     fps, units = float(header.fps), header.duration / total  # units of time per frame
-    span = task.span_s * fps
-    part = span if whole_span else max(1, ceil(task.frame_stride * (num_frames - 1) / task.target_fps * fps))
+    span = request.span_s * fps
+    part = span if whole_span else max(1, ceil(request.frame_stride * (num_frames - 1) / request.target_fps * fps))
     frames = header.time_base * header.fps  # per unit of time
     clips = []
-    for start in _slowfast_starts(total - part, task.num_clips, offset):
+    for start in _slowfast_starts(total - part, request.num_clips, offset):
         first, last = ceil(int(start * units) * frames), floor(int((start + part - 1) * units) * frames) + 1
         clips.append(first + _linspace(0, span - 1, num_frames, min(last + 1, total) - first))
     return np.stack(clips)
@@ -174,28 +174,28 @@ def _spread_slowfast_pyav(task: Task, *, offset: bool = False, whole_span: bool 
 
 def _slowfast_starts(slack: float, num_clips: int, offset: bool) -> list[float]:
     slack = max(slack, 0)
-    if not offset:  # never reaches the end
+    if not offset:  # the last clip ends before the video does
         return [slack * index / num_clips for index in range(num_clips)]
     return [floor(slack / 2)] if num_clips == 1 else [i * floor(slack / (num_clips - 1)) for i in range(num_clips)]
 
 
-def _spread_pytorchvideo(task: Task) -> np.ndarray:
-    """Clips of T strides in seconds, which are a float: T frames, evenly from all whose time is in the clip."""
-    total, header, span_s = task.total, task.header, Fraction(task.span_s)
+def _spread_pytorchvideo(request: ClipRequest) -> np.ndarray:
+    """pytorchvideo: clips of T strides in float seconds; T frames, evenly from those whose time is in the clip."""
+    total, header, span_s = request.total, request.header, Fraction(request.span_s)
     slack_s = max(header.duration * header.time_base - span_s, Fraction(0))
     clips = []
-    for index in range(task.num_clips):
-        start_s = slack_s / task.num_clips * index
+    for index in range(request.num_clips):
+        start_s = slack_s / request.num_clips * index
         end = ceil((start_s + span_s) / header.time_base)  # in units of time
         first = min(ceil(start_s * header.fps), total - 1)
         count = max(min(ceil(end * header.time_base * header.fps), total) - first, 1)
-        clips.append(first + _linspace(0, count - 1, task.num_frames, count))
+        clips.append(first + _linspace(0, count - 1, request.num_frames, count))
     return np.stack(clips)
 
 
-def _spread_mmaction2(task: Task) -> np.ndarray:
-    """mmaction2's `SampleFrames`: whole starts; a short video starts again. Single frames are TSN's."""
-    total, num_frames, frame_stride, num_clips, header, target_fps = task
+def _spread_mmaction2(request: ClipRequest) -> np.ndarray:
+    """mmaction2's `SampleFrames`: integer starts; a short video is repeated. Single frames are those of TSN."""
+    total, num_frames, frame_stride, num_clips, header, target_fps = request
     if num_frames == 1:
         return uniform_clips(total, 1, num_clips)
     span: float = clip_span(num_frames, frame_stride)
@@ -212,11 +212,12 @@ def _spread_mmaction2(task: Task) -> np.ndarray:
     return (starts[:, None].astype(np.int64) + offsets) % total
 
 
-def _spread_videomae(task: Task) -> np.ndarray:
-    """VideoMAE: clips of consecutive frames out of every n-th frame of the video. A single clip comes first."""
-    frames = np.arange(0, task.total, task.frame_stride)
-    step = max((len(frames) - task.num_frames) / max(task.num_clips - 1, 1), 0)
-    positions = np.array([int(index * step) for index in range(task.num_clips)])[:, None] + np.arange(task.num_frames)
+def _spread_videomae(request: ClipRequest) -> np.ndarray:
+    """VideoMAE: clips of consecutive frames among every n-th frame of the video; a single clip is at the start."""
+    num_frames, num_clips = request.num_frames, request.num_clips
+    frames = np.arange(0, request.total, request.frame_stride)
+    step = max((len(frames) - num_frames) / max(num_clips - 1, 1), 0)
+    positions = np.array([int(index * step) for index in range(num_clips)])[:, None] + np.arange(num_frames)
     return frames[np.minimum(positions, len(frames) - 1)]
 
 
@@ -225,21 +226,21 @@ def _linspace(start: float, end: float, num_frames: int, total: int) -> np.ndarr
     return torch.linspace(start, end, num_frames).clamp(0, total - 1).long().numpy()
 
 
-# Offsets of one crop and of three, of a room of pixels.
-def _slowfast_offsets(room: int, crops: int) -> list[int]:
-    return [ceil(room / 2)] if crops == 1 else [0, ceil(room / 2), room]
+# Starts of one crop, and of several.
+def _slowfast_offsets(slack: int, crops: int) -> list[int]:
+    return [ceil(slack / 2)] if crops == 1 else [0, ceil(slack / 2), slack]
 
 
-def _pytorchvideo_offsets(room: int, crops: int) -> list[int]:
-    return [round(room / 2)] if crops == 1 else [0, ceil(room / 2), room]
+def _pytorchvideo_offsets(slack: int, crops: int) -> list[int]:
+    return [round(slack / 2)] if crops == 1 else _slowfast_offsets(slack, crops)
 
 
-def _mmaction2_offsets(room: int, crops: int) -> list[int]:
-    return [room // 2] if crops == 1 else [0, room // 2, room // 2 * 2]
+def _mmaction2_offsets(slack: int, crops: int) -> list[int]:
+    return [slack // 2] if crops == 1 else [0, slack // 2, slack // 2 * 2]
 
 
-def _videomae_offsets(room: int, crops: int) -> list[int]:
-    return [round(room / 2)] if crops == 1 else [int(index * (room / (crops - 1))) for index in range(crops)]
+def _videomae_offsets(slack: int, crops: int) -> list[int]:
+    return [round(slack / 2)] if crops == 1 else [int(index * (slack / (crops - 1))) for index in range(crops)]
 
 
 _SLOWFAST = CropRule(lambda long, short, size: floor(long / short * size), _slowfast_offsets)

@@ -1,7 +1,8 @@
-"""The only importer of pytorchvideo: its names, and its data sets with our reader in them.
+"""The names of pytorchvideo, imported when they are first used, and its data sets with our reader. Its only importer.
 
-pytorchvideo 0.1.5 imports `torchvision.transforms.functional_tensor`, which torchvision 0.17 made private. The old name
-stands in only while pytorchvideo is imported, so nobody else comes to rely on it. Names are imported when asked for.
+pytorchvideo 0.1.5 imports `torchvision.transforms.functional_tensor`, which torchvision 0.17 made private, for its
+`affine` alone. During the import a module with an `affine` made of torchvision's public one replaces it. Its matrices
+were equal in float32 for 10 million random shears.
 """
 
 import logging
@@ -15,6 +16,7 @@ from fractions import Fraction
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,14 @@ import torch
 from torch.utils.data import IterableDataset, RandomSampler, Sampler
 
 from sparsevideo.data.records import Records, read_records
+from sparsevideo.data.segments import WHOLE, frame_range
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import DecodeError
 
 logger = logging.getLogger(__name__)
 
 _OLD_NAME = "torchvision.transforms.functional_tensor"
-# pytorchvideo's modules whose names are offered here
+# Modules of pytorchvideo whose names are offered here.
 _MODULES = (
     *("pytorchvideo.transforms", "pytorchvideo.data.clip_sampling"),
     *("pytorchvideo.data.labeled_video_dataset", "pytorchvideo.data.video", "pytorchvideo.data"),
@@ -39,15 +42,15 @@ def __getattr__(name: str) -> Any:
     """Return any name of pytorchvideo's transforms, clip samplers and data sets.
 
     Those that open video files have our reader. SSv2, Charades, Ava, Domsev and EpicKitchen read folders of frames or
-    manifests of their own, and are pytorchvideo's as they are.
+    manifests of their own; they are unchanged.
     """
-    return _dataset_class() if name == "LabeledVideoDataset" else _theirs(name)
+    return _dataset_class() if name == "LabeledVideoDataset" else _find(name)
 
 
-def _theirs(name: str) -> Any:
+def _find(name: str) -> Any:
     try:
-        with _old_name_present(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of what pytorchvideo's own imports will lose one day
+        with _replaced_module(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about imports of pytorchvideo itself
             for module in () if name.startswith("_") else map(import_module, _MODULES):
                 if hasattr(module, name):
                     return getattr(module, name)
@@ -57,25 +60,32 @@ def _theirs(name: str) -> Any:
 
 
 @contextmanager
-def _old_name_present() -> Iterator[None]:
-    """Let torchvision's private module answer to its old name, where the old name is gone."""
+def _replaced_module() -> Iterator[None]:
+    """Offer the torchvision module that pytorchvideo imports, with the one function that it uses."""
+    module = sys.modules[_OLD_NAME] = ModuleType(_OLD_NAME)
+    module.affine = _affine  # type: ignore[attr-defined]
     try:
-        import_module(_OLD_NAME)
-    except ModuleNotFoundError:
-        sys.modules[_OLD_NAME] = import_module("torchvision.transforms._functional_tensor")
-        try:
-            yield
-        finally:
-            del sys.modules[_OLD_NAME]
-    else:
         yield
+    finally:
+        del sys.modules[_OLD_NAME]
+
+
+def _affine(
+    video: torch.Tensor, matrix: Sequence[float], interpolation: str, fill: Sequence[float] | None
+) -> torch.Tensor:
+    """Apply an affine matrix (6 numbers) that shears along one axis and translates."""
+    from torchvision.transforms import functional as F
+
+    shear = [math.degrees(math.atan(matrix[1])), math.degrees(math.atan(matrix[3]))]
+    offset = [-matrix[2], -matrix[5]]
+    return F.affine(video, 0.0, offset, 1.0, shear, F.InterpolationMode(interpolation), fill)
 
 
 @cache
 def _dataset_class() -> Any:
-    """Derive pytorchvideo's class of labelled videos, which is imported late."""
+    """Derive from pytorchvideo's class of labeled videos, which is imported late."""
 
-    class LabeledVideoDataset(_theirs("LabeledVideoDataset")):  # type: ignore[misc]
+    class LabeledVideoDataset(_find("LabeledVideoDataset")):  # type: ignore[misc]
         """Pytorchvideo's data set of (path, {"label": ...}) pairs, with our reader; see `labeled_video_dataset`."""
 
         def __init__(
@@ -104,15 +114,15 @@ def _dataset_class() -> Any:
             if video_sampler is RandomSampler:
                 self._video_random_generator = self._video_sampler.generator = _Generator()
 
-    LabeledVideoDataset.__qualname__ = "LabeledVideoDataset"  # where it is found when it is unpickled
+    LabeledVideoDataset.__qualname__ = "LabeledVideoDataset"  # its name for pickle
     return LabeledVideoDataset
 
 
 def _check(decode_audio: bool, num_frames: int | None, short_side: int | None) -> None:
     if decode_audio:
-        raise ValueError("this reader gives no sound; pass decode_audio=False, or use pytorchvideo.data itself")
+        raise ValueError("decode_audio must be False, because this reader has no sound; use pytorchvideo.data for it")
     if any(count is not None and count < 1 for count in (num_frames, short_side)):
-        raise ValueError(f"num_frames and short_side must be at least 1, got {num_frames} and {short_side}")
+        raise ValueError(f"num_frames and short_side must be >= 1, got {num_frames} and {short_side}")
 
 
 def labeled_video_dataset(
@@ -127,40 +137,39 @@ def labeled_video_dataset(
     num_frames: int | None = None,
     short_side: int | None = None,
 ) -> IterableDataset[dict[str, Any]]:
-    """Build pytorchvideo's own `LabeledVideoDataset`, with our reader in it: an existing pipeline changes its import.
+    """Build pytorchvideo's own `LabeledVideoDataset` with our reader: an existing pipeline only changes its import.
 
     `kinetics`, `Kinetics` and `Ucf101` are other names of this function, as in pytorchvideo.
 
-    Its clips are `video` (3, T, H, W) uint8: of the same frames, bit for bit, as pytorchvideo's pyav reader gives as
-    floats, followed by its `UniformTemporalSubsample(num_frames)` if there is a `num_frames` (it may stay in
-    `transform`: it changes nothing). Then these frames alone are decoded. The other keys are pytorchvideo's: `label`,
-    `video_index`, `video_name`, `clip_index`, `aug_index`. Like pytorchvideo this believes the file: clips are drawn
-    from the duration that the header claims, and frames are in the order of their time stamps, wrong as they are in
-    DivX avi files with packed B-frames. Frames that pytorchvideo loses by seeking too far (mpeg transport streams, open
-    groups of pictures) are there.
+    Its clips are `video` (3, T, H, W) uint8: the frames of pytorchvideo's pyav reader, bit for bit, which are floats
+    there, followed by `UniformTemporalSubsample(num_frames)` if there is a `num_frames` (a second one in `transform`
+    changes nothing). Only these frames are decoded. The other keys are pytorchvideo's: `label`, `video_index`,
+    `video_name`, `clip_index`, `aug_index`. As in pytorchvideo, clips are drawn from the duration in the file's header,
+    and frames are in the order of their time stamps, which are wrong in DivX avi files with packed B-frames. Frames
+    that pytorchvideo loses by seeking too far (mpeg transport streams, open groups of pictures) are included.
 
-    A video that does not open, or a clip without a frame that decodes, is left out, as pytorchvideo does, but each is
-    logged as a warning with path and reason, and `dataset.video_path_handler.failures` names these videos, those of
-    loader workers included.
+    A video that does not open, or a clip without a frame that decodes, is left out, as in pytorchvideo. Each is logged
+    as a warning with path and reason, and `dataset.video_path_handler.failures` names these videos, those of loader
+    workers included.
 
-    What stays pytorchvideo's: `constant_clips_per_video` of its release 0.1.5 spaces n clips by 1/n of the video, so
-    never reaches its end; the order depends on the number of loader workers; `DistributedSampler` repeats videos to
-    give every rank as many. `VideoDataset` does none of this.
+    Also as in pytorchvideo: `constant_clips_per_video` of its release 0.1.5 spaces n clips by 1/n of the video, so it
+    never reaches the end; the order depends on the number of loader workers; `DistributedSampler` repeats videos so
+    that all ranks have as many. `VideoDataset` does none of this.
 
     Args:
         data_path: A folder with a folder of videos for each class, or any list that `read_records` reads.
         clip_sampler: Chooses the clips of a video, see `make_clip_sampler`.
         video_sampler: A class; chooses the order of the videos.
-        transform: What happens to each item; None keeps it as it is.
+        transform: Applied to each item; None changes nothing.
         video_path_prefix: The folder that paths in a list are relative to.
-        decode_audio: There is no sound here; True is an error.
+        decode_audio: Must be False.
         decoder: See `resolve_decoder`.
-        num_frames: T, frames of a clip; None takes all that the clip has.
-        short_side: Scale frames to this short side while decoding; None keeps their size.
+        num_frames: T, frames of a clip; None takes all frames of the clip.
+        short_side: Resize frames to this short side while decoding; None keeps their size.
 
     Raises:
         FileNotFoundError: The folder, the list or a listed file does not exist.
-        ValueError: `decode_audio`, an impossible number, an unknown decoder, or an unreadable list.
+        ValueError: `decode_audio`, a number below 1, an unknown decoder, or an unreadable list.
 
     Example:
         >>> from sparsevideo.data.pytorchvideo import kinetics, make_clip_sampler
@@ -173,8 +182,9 @@ def labeled_video_dataset(
         records = read_records(data_path, kind="video")
     else:
         records = read_records(video_path_prefix or ".", str(Path(data_path).absolute()), kind="video")
-    how: dict[str, Any] = {"decoder": decoder, "num_frames": num_frames, "short_side": short_side}
-    return _dataset_class()(records, clip_sampler, video_sampler, transform, **how)
+    return _dataset_class()(
+        records, clip_sampler, video_sampler, transform, False, decoder, num_frames=num_frames, short_side=short_side
+    )
 
 
 kinetics = Kinetics = Ucf101 = labeled_video_dataset  # as in pytorchvideo
@@ -194,54 +204,47 @@ def Hmdb51(  # pytorchvideo's name
     num_frames: int | None = None,
     short_side: int | None = None,
 ) -> IterableDataset[dict[str, Any]]:
-    """Build pytorchvideo's data set of HMDB51 with our reader; labels are class names, as pytorchvideo has them.
+    """Build pytorchvideo's data set of HMDB51 with our reader; labels are class names, as in pytorchvideo.
 
-    Args:
-        data_path: The folder of the split files, `<class>_test_split<1, 2 or 3>.txt`.
-        clip_sampler: As for `labeled_video_dataset`.
-        video_sampler: As for `labeled_video_dataset`.
-        transform: As for `labeled_video_dataset`.
-        video_path_prefix: The folder that holds a folder of videos for each class.
-        split_id: 1, 2 or 3.
-        split_type: "train", "test" or "unused".
-        decode_audio: There is no sound here; True is an error.
-        decoder: See `resolve_decoder`.
-        num_frames: As for `labeled_video_dataset`.
-        short_side: As for `labeled_video_dataset`.
+    `data_path` is the folder of the split files, `<class>_test_split<1, 2 or 3>.txt`, and `video_path_prefix` the
+    folder that holds a folder of videos for each class. `split_id` is 1, 2 or 3, and `split_type` "train", "test" or
+    "unused". The other arguments are those of `labeled_video_dataset`.
 
     Raises:
         FileNotFoundError: There is no such folder, or it holds no files of this split.
-        ValueError: No such split, `decode_audio`, an impossible number, or an unknown decoder.
+        ValueError: No such split, `decode_audio`, a number below 1, or an unknown decoder.
     """
     if split_id not in (1, 2, 3) or split_type not in ("train", "test", "unused"):
         raise ValueError(
             f"split_id must be 1, 2 or 3 and split_type train, test or unused, got {split_id}, {split_type}"
         )
     if not any(Path(data_path).glob(f"*_test_split{split_id}*.txt")):
-        raise FileNotFoundError(f"{data_path}: no folder with files <class>_test_split{split_id}.txt")
-    paths = import_module(_theirs("Hmdb51").__module__).Hmdb51LabeledVideoPaths.from_dir(
+        raise FileNotFoundError(
+            f"{data_path}: no files <class>_test_split{split_id}.txt; give the folder that has them"
+        )
+    paths = import_module(_find("Hmdb51").__module__).Hmdb51LabeledVideoPaths.from_dir(
         data_path, split_id=split_id, split_type=split_type
     )
     paths.path_prefix = video_path_prefix
-    how: dict[str, Any] = {"decoder": decoder, "num_frames": num_frames, "short_side": short_side}
-    return _dataset_class()(paths, clip_sampler, video_sampler, transform, decode_audio, **how)
+    args = (paths, clip_sampler, video_sampler, transform, decode_audio, decoder)
+    return _dataset_class()(*args, num_frames=num_frames, short_side=short_side)
 
 
 class _Generator(torch.Generator):
-    """A generator that reaches workers which are no forks: torch's own has its state in shared memory, gone by then."""
+    """A generator that can be sent to spawned workers: the state of torch's own is in shared memory, lost by then."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _generator, (self.get_state().tolist(),)
+        return _restore_generator, (self.get_state().tolist(),)
 
 
-def _generator(state: list[int]) -> _Generator:
+def _restore_generator(state: list[int]) -> _Generator:
     generator = _Generator()
     generator.set_state(torch.tensor(state, dtype=torch.uint8))
     return generator
 
 
 class _Videos:
-    """Pytorchvideo's `LabeledVideoPaths` and `VideoPathHandler` in one; what passes between them is a video's index."""
+    """Pytorchvideo's `LabeledVideoPaths` and `VideoPathHandler` in one; a video's index takes the place of its path."""
 
     def __init__(
         self,
@@ -253,7 +256,7 @@ class _Videos:
     ) -> None:
         self.records, self.infos = records, infos  # None: the records' labels
         self.num_frames, self.short_side, self.decoder = num_frames, short_side, decoder
-        self._failed = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # by the workers, too
+        self._failed = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # shared with the workers
 
     def __len__(self) -> int:
         return len(self.records)
@@ -262,76 +265,80 @@ class _Videos:
         return index, {"label": int(self.records.labels[index])} if self.infos is None else self.infos[index]
 
     def video_from_path(self, index: int, decode_audio: bool = False, decoder: str = "auto") -> "_OpenVideo":
-        _theirs("Video").register(_OpenVideo)
+        _find("Video").register(_OpenVideo)
         try:
             return _OpenVideo(self, index)
         except (DecodeError, OSError) as error:
-            self.tell(index, self.records.reason(index, error))
+            self.report_failure(index, self.records.reason(index, error))
             raise
 
-    def tell(self, index: int, reason: str) -> None:
-        """Say and remember that a video is left out."""
+    def report_failure(self, index: int, reason: str) -> None:
+        """Log and remember that a video is left out."""
         self._failed[index] = True
         logger.warning("left out: %s", reason)
 
     @property
     def failures(self) -> list[str]:
-        """Names, with the seconds where a list gives them, of the videos that were left out so far."""
+        """Names, with the seconds if the list has them, of the videos that were left out so far."""
         return [self.records.segment(index) for index in self._failed.nonzero().ravel().tolist()]
 
 
 class _OpenVideo:
-    """Pytorchvideo's `Video`, which it becomes by registration: its base class is imported late."""
+    """Pytorchvideo's `Video`, by registration: its base class is imported late."""
 
     def __init__(self, videos: _Videos, index: int) -> None:
         self._videos, self._index = videos, index
         self._path = videos.records.source(index)
         self.name = videos.records.path(index).name
-        with ExitStack() as stack:  # closes the file where this fails
+        with ExitStack() as stack:  # closes the file if this fails
             self._video = stack.enter_context(open_video(self._path, videos.decoder))
             pts = self._video.pts
             self._times = self._video.times if None in pts else np.asarray(pts, dtype=np.int64)
             start, duration = self._video.header_times
             self._start = start or 0
             # Pytorchvideo 0.1.5 subtracts the start from the duration, too: files that do not begin at 0 (transport
-            # streams, mp4 with an empty edit) lose as many seconds, or have less than none.
+            # streams, mp4 with an empty edit) lose as many seconds, or have a negative duration.
             length = self._times.max() - self._start if duration is None else duration
             whole: Fraction | float = int(length) * self._video.time_base
-            spans = videos.records.spans
-            span = [0, math.inf] if spans is None else spans[index].tolist()  # a whole 0 keeps times exact
-            if videos.records.in_frames and span != [0, math.inf]:
-                try:
-                    frames = videos.records.frame_range(index, self._video.num_frames)
-                except ValueError as error:
-                    raise DecodeError(f"{self._path}: {error}") from error
-                # Half a unit before a frame is shown: rounding must not lose it.
-                shown = [*(np.sort(self._times) - self._start - 0.5) * float(self._video.time_base), math.inf]
-                span = [shown[frames.start], shown[frames.stop]]
-            self._from_s: float = span[0]
-            self._to_s: float = span[1]
+            self._from_s, self._to_s = self._span_s()
             self.duration = min(whole, self._to_s) - self._from_s
             self._stack = stack.pop_all()
+
+    def _span_s(self) -> tuple[float, float]:
+        """Return the first and last second of the record."""
+        records, span = self._videos.records, self._videos.records.span(self._index)
+        if records.spans is None:
+            return 0, math.inf  # the int 0 keeps times exact
+        if not records.in_frames or span == WHOLE:
+            return span
+        try:
+            frames = frame_range(span, self._video.num_frames)
+        except ValueError as error:
+            raise DecodeError(f"{self._path}: {error}") from error
+        # Half a unit before a frame's time: rounding must not lose the frame.
+        starts = [*(np.sort(self._times) - self._start - 0.5) * float(self._video.time_base), math.inf]
+        return starts[frames.start], starts[frames.stop]
 
     def get_clip(self, start_sec: float | Fraction, end_sec: float | Fraction) -> dict[str, torch.Tensor | None]:
         """Read the clip [start_sec, end_sec), in seconds from the header's start, or from the record's."""
         seconds = self._from_s + start_sec, min(self._from_s + end_sec, self._to_s)
         units = (second / self._video.time_base for second in seconds)
         start, end = (unit if unit == math.inf else math.ceil(unit) + self._start for unit in units)
-        # As in pytorchvideo, the first frame past the end ends the clip, and time stamps are believed. In DivX files
-        # with packed B-frames they are wrong: neighbouring frames change places.
+        # As in pytorchvideo, the first frame past the end ends the clip, and time stamps are not corrected. In DivX
+        # files with packed B-frames they are wrong: neighboring frames are exchanged.
         late = np.flatnonzero(self._times >= end)
-        numbers = np.flatnonzero(self._times[: late[0] if len(late) else None] >= start)
-        numbers = numbers[np.argsort(self._times[numbers], kind="stable")]
+        frame_indices = np.flatnonzero(self._times[: late[0] if len(late) else None] >= start)
+        frame_indices = frame_indices[np.argsort(self._times[frame_indices], kind="stable")]
         frames, reason = None, f"{self._path}: no frame from {float(seconds[0]):g} s to {float(seconds[1]):g} s"
-        if len(numbers):
+        if len(frame_indices):
             if self._videos.num_frames is not None:  # as UniformTemporalSubsample does
-                numbers = numbers[torch.linspace(0, len(numbers) - 1, self._videos.num_frames).long()]
+                frame_indices = frame_indices[torch.linspace(0, len(frame_indices) - 1, self._videos.num_frames).long()]
             try:
-                frames = self._video.read(numbers, self._videos.short_side)
+                frames = self._video.read(frame_indices, self._videos.short_side)
             except (DecodeError, OSError) as error:
                 reason = self._videos.records.reason(self._index, error)
         if frames is None:
-            self._videos.tell(self._index, reason)
+            self._videos.report_failure(self._index, reason)
             return {"video": None, "audio": None}
         return {"video": torch.from_numpy(frames).permute(3, 0, 1, 2), "audio": None}  # (3, T, H, W)
 

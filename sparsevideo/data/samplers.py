@@ -1,4 +1,4 @@
-"""Which files a training batch holds, and which a rank tests: the same for any number of workers and ranks."""
+"""Choose the samples of each training batch and of each rank; independent of the number of workers and ranks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -9,27 +9,27 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for training, for ever.
+    """Endless batches of (epoch, index) for training.
 
-    The order is a function of (seed, epoch). A global batch is the next `world_size * accumulate * batch_size` entries,
-    of which a rank takes its slice, in `accumulate` batches: two ranks with half the batch each, or one that
-    accumulates two halves, see what one rank sees.
+    The order is a function of (seed, epoch). A global batch is the next `world_size * accumulate * batch_size` entries.
+    Each rank takes its slice of it, in `accumulate` batches. Two ranks with half the batch each, or one that
+    accumulates two halves, get the samples of one rank with the whole batch.
 
-    `step` is where the training loop stands: global batches that a loader has handed out, over all epochs. Batches
-    that workers have made ahead of it do not count. A new iteration goes on from there.
+    `step` counts the global batches that a loader has handed out, over all epochs. Batches that workers have prepared
+    in advance do not count. A new iteration continues at `step`.
 
     Args:
         num_samples: Entries in the data set.
-        batch_size: Of one rank, at once.
+        batch_size: Samples of one rank in one batch.
         accumulate: Batches of a rank in one global batch.
         shuffle: False keeps the order of the data set.
-        seed: Of the order.
-        rank: Of this process.
-        world_size: Processes.
-        start_step: Where `step` starts: a resumed run goes on exactly.
-        pad: An epoch's last entries, too few for a global batch, are followed by its first ones; else left out.
-        weights: (num_samples,) positive. Instead of once an epoch, each entry is drawn in proportion to its weight: as
-            often as `num_samples` draws make it on average, rounded up or down at random. None: once. Needs `shuffle`.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        start_step: First value of `step`, to resume a run.
+        pad: Complete the last global batch of an epoch with the epoch's first entries; False drops it.
+        weights: (num_samples,) positive. Draw each entry in proportion to its weight instead of once an epoch: as often
+            as `num_samples` draws make it on average, rounded up or down at random. Needs `shuffle`.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.batches = start_step * accumulate  # handed out to this rank
         if batch_size < 1 or accumulate < 1 or num_samples < (1 if pad else self.global_batch):
             raise ValueError(
-                f"a global batch of {self.split} from {num_samples} samples: train.batch_size and train.accumulate want"
-                " at least 1, and together no more samples than there are"
+                f"a global batch of {self.split} from {num_samples} samples: train.batch_size and train.accumulate must"
+                " be >= 1, and the global batch not larger than the data set; set smaller ones"
             )
 
     @property
@@ -74,7 +74,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def split(self) -> str:
-        """How a global batch is made up, for messages: processes x batches accumulated x samples at once."""
+        """Size of a global batch and its factors, for messages: processes x batches accumulated x batch size."""
         return f"{self.global_batch} ({self.world_size} x {self.accumulate} x {self.batch_size})"
 
     @property
@@ -84,29 +84,29 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return steps + (1 if self.pad and rest else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tell where the training loop stands, and in which stream of batches; the same on all ranks."""
+        """Return the step and the settings that decide the batches; equal on all ranks."""
         names = ("step", "num_samples", "global_batch", "split", "seed", "shuffle", "pad")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where another sampler stood, with any split of the same global batch over ranks.
+        """Continue at the step of another sampler, with any split of its global batch over ranks.
 
         Raises:
-            ValueError: The state belongs to another stream of batches.
+            ValueError: The state belongs to other batches.
         """
         if changed := self.differences(state):
-            raise ValueError(f"the sampler's state belongs to other batches: {', '.join(changed)}")
+            raise ValueError(f"the sampler's state belongs to other batches: {', '.join(changed)}; change them back")
         self.step = state["step"]
 
     def differences(self, state: Mapping[str, Any]) -> list[str]:
-        """Return why a sampler's state belongs to another stream of batches, such as "seed 0 -> 1"; [] if it does not.
+        """Return the settings by which a sampler's state belongs to other batches, such as "seed 0 -> 1".
 
         Raises:
-            ValueError: It is no state of a sampler.
+            ValueError: The state is not that of a sampler.
         """
         current = self.state_dict()
         if absent := current.keys() - state.keys():
-            raise ValueError(f"no state of a sampler: it lacks {', '.join(sorted(absent))}")
+            raise ValueError(f"not the state of a sampler: it lacks {', '.join(sorted(absent))}")
         changed = [
             f"{name} {state[name]} -> {current[name]}"
             for name in ("num_samples", "seed", "shuffle", "pad")
@@ -123,12 +123,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             if self.shuffle:
                 rng = np.random.default_rng((self.seed, epoch))
                 order = rng.permutation(order)
-                if self.weights is not None:  # systematic sampling: with little chance, and `num_samples` in all
+                if self.weights is not None:  # systematic sampling: low variance, and `num_samples` draws in all
                     sums = np.cumsum(self.weights[order])
                     edges = np.floor(sums / sums[-1] * self.num_samples + rng.random()).astype(np.int64)
                     order = rng.permutation(np.repeat(order, np.diff(edges, prepend=0)))
             if self.pad:
-                order = np.resize(order, self.steps_per_epoch * self.global_batch)  # wraps around
+                order = np.resize(order, self.steps_per_epoch * self.global_batch)  # repeats the first entries
             share = self.accumulate * self.batch_size
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
                 first = (step * self.world_size + self.rank) * share
@@ -137,15 +137,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 def shard(num_samples: int, rank: int, world_size: int, *, pad: bool = False) -> Sequence[int]:
-    """Return a rank's share of a test: every sample belongs to exactly one rank.
+    """Return the indices of a rank's share of a test: each sample belongs to exactly one rank.
 
-    Args:
-        num_samples: Entries in the data set.
-        rank: Of this process.
-        world_size: Processes.
-        pad: Repeat the first samples so that all shares are of one length, for loops that must stay in step.
+    With `pad` the first samples are repeated so that all shares have one length, for loops whose ranks stay in step.
     """
     if not pad:
         return range(rank, num_samples, world_size)
     end = -(-num_samples // world_size) * world_size
-    return [number % num_samples for number in range(rank, end, world_size)]
+    return [index % num_samples for index in range(rank, end, world_size)]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from sparsevideo.data.folders import describe_left_out, walk
 from sparsevideo.data.frame_index import HEADER, INDEX, VERSION, Row, read_rows, size_and_mtime
-from sparsevideo.data.records import describe_left_out, walk
 from sparsevideo.data.tar_shards import is_shards, list_members
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import ADVICE

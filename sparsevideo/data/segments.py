@@ -1,4 +1,4 @@
-"""The part of a video that counts, as it stands beside the video's path in messages and results.
+"""The part of a video that counts: its text beside the path in messages, and its columns in results.
 
 Spans are (n, 2) float64: start and end of each part, the end not included; 0 and infinity stand for the whole file. All
 spans of a list have one unit: "s", or "frames" for frame indices.
@@ -13,17 +13,13 @@ COLUMNS = {"s": ("start_s", "end_s"), "frames": ("start_frame", "stop_frame")}  
 
 
 def check_unit(unit: str) -> None:
-    """Check that spans can have a unit.
-
-    Raises:
-        ValueError: They cannot.
-    """
+    """Raise ValueError for an unknown unit of spans."""
     if unit not in COLUMNS:
-        raise ValueError(f"unknown unit of spans {unit!r}; it is one of {', '.join(COLUMNS)}")
+        raise ValueError(f"unknown unit of spans {unit!r}; it must be one of {', '.join(COLUMNS)}")
 
 
 def span_of(spans: np.ndarray | None, row: int) -> tuple[float, float]:
-    """Return the start and end of a row; None stands for a list without segments."""
+    """Return the start and end of a row; None: a list without segments."""
     if spans is None:
         return WHOLE
     start, end = spans[row].tolist()
@@ -41,7 +37,7 @@ def segment_name(name: str, span: tuple[float, float], unit: str = "s") -> str:
     """
     if span == WHOLE:
         return name
-    start, end = (str(number).removesuffix(".0") for number in span)
+    start, end = (str(bound).removesuffix(".0") for bound in span)
     if span[0] != span[0]:  # a segment in frames of a file that could not be read
         return f"{name} [unknown {unit}]"
     if unit == "frames":
@@ -63,10 +59,9 @@ def segment_columns(spans: np.ndarray | None, row: int, unit: str = "s") -> dict
     """
     if spans is None:
         return {}
-    numbers = (number if isfinite(number) else None for number in span_of(spans, row))
-    if unit == "frames":
-        numbers = (None if number is None else int(number) for number in numbers)
-    return dict(zip(COLUMNS[unit], numbers, strict=True))
+    exact = int if unit == "frames" else float
+    bounds = (exact(bound) if isfinite(bound) else None for bound in span_of(spans, row))
+    return dict(zip(COLUMNS[unit], bounds, strict=True))
 
 
 def frame_range(span: tuple[float, float], num_frames: int) -> range:

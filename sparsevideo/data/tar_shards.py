@@ -16,20 +16,22 @@ from glob import glob
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
-from uuid import uuid4
+from unicodedata import normalize
 from zipfile import BadZipFile
 
 import numpy as np
 
-from sparsevideo.data.lists import read_class_names, short_messages
-from sparsevideo.data.records import EXTENSIONS, MAX_CLASSES, MAYBE_STILL, UNLABELED, Records, is_still
+from sparsevideo.data.classes import index_classes, read_class_names
+from sparsevideo.data.folders import EXTENSIONS, MAYBE_STILL, is_still
+from sparsevideo.data.lists import short_messages
+from sparsevideo.data.records import Records
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.sources import Member
-from sparsevideo.utils.files import abbreviate, printable_path
+from sparsevideo.utils.files import abbreviate, atomic_path, printable_path
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_LABELS = (".cls", ".json")  # the first one counts where a key has both
+_LABELS = (".cls", ".json")  # if a sample has both, the first counts
 _MEDIA = tuple({ending for endings in EXTENSIONS.values() for ending in endings})
 _INDEX_VERSION = 2
 _THREADS = 8  # they wait for the disk more than they work
@@ -40,15 +42,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shards(Records):
-    """Labelled images or videos in tar files; a name is `shard.tar/member.jpg`.
+    """Labeled images or videos in tar files; a name is `shard.tar/member.jpg`.
 
     Attributes:
-        shards: The tar files, relative to the root; in this order, each as it is, they hold all images or videos.
+        shards: The tar files, relative to the root, in the order of their images or videos.
     """
 
     shards: tuple[str, ...]
-    _firsts: list[int]  # number of each shard's first image or video
-    _offsets: np.ndarray  # (n,) int64: where in its shard each starts
+    _firsts: list[int]  # index of each shard's first image or video
+    _offsets: np.ndarray  # (n,) int64: first byte in the shard
     _sizes: np.ndarray  # (n,) int64: in bytes
 
     def name(self, index: int) -> str:
@@ -56,14 +58,14 @@ class Shards(Records):
         return f"{self._shard(index)}/{super().name(index)}"
 
     def source(self, index: int) -> Member:
-        """Return where an image or video lies; its text is that of `path`."""
+        """Return what a decoder opens; its text is that of `path`."""
         offset, size = int(self._offsets[index]), int(self._sizes[index])
         return Member(self.root / self._shard(index), super().name(index), offset, size)
 
     def open(self, index: int) -> BinaryIO:
         """Read one image's bytes; raises as `Member.check` does."""
-        # Opened every time, so nothing is shared by processes or threads, and shards may be more than files a process
-        # may hold open.
+        # Opened for each image: processes and threads share nothing, and there may be more shards than a process may
+        # hold open.
         return BytesIO(self.source(index).read())
 
     def _shard(self, index: int) -> str:
@@ -71,7 +73,7 @@ class Shards(Records):
 
 
 class _Index(NamedTuple):
-    """What one shard holds, one image or video after the other."""
+    """Images or videos of one shard, in their order."""
 
     names: np.ndarray  # (n,) bytes, as the tar file spells them
     labels: np.ndarray  # (n,) bytes, as they are written; empty without a label
@@ -88,8 +90,8 @@ def is_shards(root: str | Path, listing: str) -> bool:
     if not path.is_dir():
         return False
     entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-    held = any(entry.is_dir() or entry.name.lower().endswith(_MEDIA) for entry in entries)
-    return not held and any(_TAR.search(entry.name) for entry in entries)
+    has_files = any(entry.is_dir() or entry.name.lower().endswith(_MEDIA) for entry in entries)
+    return not has_files and any(_TAR.search(entry.name) for entry in entries)
 
 
 @short_messages()
@@ -102,23 +104,19 @@ def read_shards(
     label_column: str | None = None,
     labeled: bool = True,
 ) -> Shards:
-    """Read what tar shards hold; nothing is unpacked.
+    """Read the index of tar shards; nothing is unpacked.
 
     Members with the same name up to its first dot belong together: an image or a video, and its label as `name.cls` (a
-    number or a class name) or `name.json` (an object with a key `label`, or `cls`). Other images and videos are counted
-    in a warning, all else is ignored. Where a `classes.txt` lies beside the shards, with one name a line, numbers are
-    places in it.
+    class index or name) or `name.json` (an object with a key `label`, or `cls`). Other images and videos are counted in
+    a warning, all else is ignored. If a `classes.txt` lies beside the shards, with one name per line, class indices
+    count in it.
 
-    Only headers and labels are read. What they say is kept beside each shard in a hidden file, where that can be
-    written, until the shard changes.
+    Only headers and labels are read. They are stored beside each shard in a hidden file, if it can be written, until
+    the shard changes.
 
-    Args:
-        root: The data set's folder.
-        pattern: The shards, relative to the root: `train-{000000..000146}.tar`, `train-*.tar`, or a folder.
-        kind: "image" or "video": the members to look for.
-        classes: Class names in label order, from a checkpoint say. None: those of `classes.txt`, or the numbers.
-        label_column: The key of `name.json` that holds the labels; `name.cls` does not count then.
-        labeled: Refuse images or videos without a label. If False, they have the label `UNLABELED`.
+    `pattern` names the shards, relative to the root: `train-{000000..000146}.tar`, `train-*.tar`, or a folder. With a
+    `label_column` the labels are that key of `name.json`, and `name.cls` does not count. The other arguments are those
+    of `read_records`.
 
     Raises:
         FileNotFoundError: The root or a shard does not exist.
@@ -128,28 +126,27 @@ def read_shards(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
-    shards = _expand(root, pattern)
+    path, shards = root / pattern, _expand(root, pattern)
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = partial(_index, kind=kind, label_column=label_column, labeled=labeled)
+        read = partial(_read_index, kind=kind, label_column=label_column, labeled=labeled)
         indices = list(pool.map(read, [root / shard for shard in shards]))
     left_out = Counter(os.fsdecode(ending) for index in indices for ending in index.left_out.tolist())
     described = abbreviate([f"{count} {ending}" for ending, count in left_out.most_common()], 6)
     for shard, index in zip(shards, indices, strict=True):
         if not len(index.names):
             hint = f" ({described})" if left_out else ""
-            raise ValueError(f"{root / shard}: no {kind} in it{hint}; looked for {' '.join(EXTENSIONS[kind])}")
-    labels = [label.decode() for index in indices for label in index.labels.tolist()]
-    listed = (root / shards[0]).parent / "classes.txt"
-    known, number_of = _number_classes(root / pattern, listed, set(labels) - {""}, classes)
-    number_of[""] = UNLABELED
-    logger.info("%s: %d tar shards, %d %ss, %d classes", root / pattern, len(shards), len(labels), kind, len(known))
+            raise ValueError(f"{root / shard}: no {kind} in it{hint}; add files ending in {' '.join(EXTENSIONS[kind])}")
+    labels = [normalize("NFC", label.decode()) for index in indices for label in index.labels.tolist()]
+    class_list = (root / shards[0]).parent / "classes.txt"
+    own_classes = read_class_names(class_list) if class_list.is_file() else None
+    location_of = dict.fromkeys(sorted({*labels} - {""}), str(path))
+    known, index_of = index_classes(location_of, classes, own_classes=own_classes)
+    logger.info("%s: %d tar shards, %d %ss, %d classes", path, len(shards), len(labels), kind, len(known))
     if left_out:
-        logger.warning(
-            "%s: left out %d files, not a sample's %s: %s", root / pattern, left_out.total(), kind, described
-        )
+        logger.warning("%s: left out %d files, not a sample's %s: %s", path, left_out.total(), kind, described)
     names = (os.fsdecode(name) for index in indices for name in index.names.tolist())
     return Shards(
-        **vars(Records.build(root, known, names, [number_of[label] for label in labels])),
+        **vars(Records.build(root, known, names, [index_of[label] for label in labels])),
         shards=tuple(shards),
         _firsts=np.cumsum([0] + [len(index.names) for index in indices[:-1]]).tolist(),
         _offsets=np.concatenate([index.offsets for index in indices]),
@@ -161,17 +158,20 @@ def _expand(root: Path, pattern: str) -> list[str]:
     """Name the shards, relative to the root."""
     path = root / pattern
     if path.is_dir():
-        held = sorted(each for each in path.iterdir() if _TAR.search(each.name) and not each.name.startswith("."))
-        return [Path(os.path.relpath(path, root)).as_posix() for path in held]
+        found = sorted(each for each in path.iterdir() if _TAR.search(each.name) and not each.name.startswith("."))
+        return [Path(os.path.relpath(each, root)).as_posix() for each in found]
     names: list[str] = []
     for name in _expand_braces(pattern):
         is_glob = re.search(r"[*?[]", name)
         names += sorted(glob(name, root_dir=root)) if is_glob else [name]  # noqa: PTH207  # it may be absolute
     if not names:
-        raise FileNotFoundError(f"{path}: no such tar shards")
+        raise FileNotFoundError(f"{path}: no such tar shards; correct data.list, or data.root")
     names = list(dict.fromkeys(names))  # patterns may overlap
     if absent := [name for name in names if not (root / name).is_file()]:
-        raise FileNotFoundError(f"{path}: {len(absent)} of {len(names)} shards are not there: {abbreviate(absent, 3)}")
+        raise FileNotFoundError(
+            f"{path}: {len(absent)} of {len(names)} shards are not there: {abbreviate(absent, 3)}; add them, or correct"
+            " data.list"
+        )
     return names
 
 
@@ -192,35 +192,8 @@ def _expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in _expand_braces(before + part + after)]
 
 
-def _number_classes(
-    path: Path, listed: Path, labels: set[str], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Return the class names in order, and the number of every label as it is written."""
-    if listed.is_file():
-        own = read_class_names(listed)
-    elif classes is not None:
-        own = tuple(classes)
-    elif all(label.isdecimal() and label == str(int(label)) for label in labels):
-        largest = max(map(int, labels), default=-1)
-        if largest >= MAX_CLASSES:
-            raise ValueError(f"{path}: {largest} is not a class number; labels count from 0")
-        own = tuple(str(number) for number in range(largest + 1))
-    elif odd := sorted(label for label in labels if re.fullmatch(r"-\d+|-?\d+\.0*", label)):
-        raise ValueError(f"{path}: {odd[0]} is not a class number; they are written 0, 1, 2, ...")
-    else:
-        own = tuple(sorted(labels))
-    name_of = {str(number): name for number, name in enumerate(own)} | {name: name for name in own}
-    known = own if classes is None else tuple(classes)
-    number_of = {name: number for number, name in enumerate(known)}
-    if unknown := sorted(label for label in labels if name_of.get(label) not in number_of):
-        raise ValueError(
-            f"{path}: {abbreviate(unknown)} not among the {len(known)} classes expected: {abbreviate(known)}"
-        )
-    return known, {label: number_of[name_of[label]] for label in labels}
-
-
 def find_source(root: Path, name: str) -> Path | Member:
-    """Return where a file lies, by its name in `Records` or `Shards`.
+    """Return a file's path, or its member of a shard, by its name in `Records` or `Shards`.
 
     Raises:
         FileNotFoundError: Its shard does not hold it.
@@ -242,51 +215,44 @@ def find_source(root: Path, name: str) -> Path | Member:
 
 def list_members(shard: Path, kind: str) -> list[Member]:
     """List the images or videos of one shard, labeled or not; raises ValueError as `read_shards`."""
-    index = _index(shard, kind=kind)
+    index = _read_index(shard, kind=kind)
     spans = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
     return [Member(shard, os.fsdecode(name), *span) for name, span in zip(index.names.tolist(), spans, strict=True)]
 
 
-def _index(shard: Path, *, kind: str, label_column: str | None = None, labeled: bool = False) -> _Index:
-    """Tell what a shard holds, from an earlier reading if it has not changed since; see `read_shards`."""
+def _read_index(shard: Path, *, kind: str, label_column: str | None = None, labeled: bool = False) -> _Index:
+    """Return the index of a shard: the stored one if the shard has not changed since; see `read_shards`."""
     stat = shard.stat()
     stamp = np.array([str(part) for part in (_INDEX_VERSION, stat.st_size, stat.st_mtime_ns, kind, label_column)])
     path = shard.with_name(f".{shard.name}.index.npz")
     index = None
     if path.is_file():
         try:
-            with np.load(path) as kept:
-                if np.array_equal(kept["stamp"], stamp):
-                    index = _Index(*(kept[name] for name in _Index._fields))
+            with np.load(path) as stored:
+                if np.array_equal(stored["stamp"], stamp):
+                    index = _Index(*(stored[name] for name in _Index._fields))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            logger.warning("%s: does not read (%s); the shard's headers are read again", path, error)
+            logger.warning("%s: cannot be read (%s); the shard's headers are read instead", path, error)
     is_new = index is None
     index = index or _read_headers(shard, kind, label_column)
     if labeled and len(bare := index.names[index.labels == b""]):
-        needed = "`.cls` or `.json`" if label_column is None else f"the key {label_column} of `.json`"
+        missing = "`.cls` or `.json`" if label_column is None else f"the key {label_column} of `.json`"
         names = [os.fsdecode(name) for name in bare.tolist()]
-        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label, {needed}: {abbreviate(names, 3)}")
+        raise ValueError(f"{shard}: {len(bare)} {kind}s without a label ({abbreviate(names, 3)}); add {missing}")
     if is_new and len(index.names):
-        _keep(index, shard, path, stamp)
+        try:
+            with atomic_path(path, unique=True) as unfinished, unfinished.open("wb") as file:
+                np.savez(file, stamp=stamp, **index._asdict())
+        except OSError as error:
+            logger.info("%s: cannot be written (%s); the shard's headers are read at each start", path, error)
     return index
-
-
-def _keep(index: _Index, shard: Path, path: Path, stamp: np.ndarray) -> None:
-    part = shard.with_name(f".{shard.name}.{uuid4().hex}.part")  # another process may be at it, too
-    try:
-        with part.open("wb") as file:
-            np.savez(file, stamp=stamp, **index._asdict())
-        part.replace(path)
-    except OSError as error:
-        logger.info("%s: cannot be written (%s); the shard's headers are read at every start", path, error)
-        part.unlink(missing_ok=True)
 
 
 def _read_headers(shard: Path, kind: str, label_column: str | None) -> _Index:
     # key -> {"image" or "video": (name, offset, size), ".cls": content, ".json": content}
     samples: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     left_out: list[str] = []
-    others: set[str] = set()  # keys of files of the other kind: theirs may be the label
+    others: set[str] = set()  # keys of files of the other kind, which may have the labels
     with shard.open("rb") as file:
         for member in _members(shard, file):
             key, ending = _split(posixpath.normpath(member.name))
@@ -307,9 +273,12 @@ def _read_headers(shard: Path, kind: str, label_column: str | None) -> _Index:
             if field in samples[key]:
                 raise ValueError(f"{shard}: {printable_path(key)} has two members for its {field}; keep one")
             samples[key][field] = content
-    if lost := [key for key, sample in samples.items() if kind not in sample and key not in others]:
+    if unpaired := [key for key, sample in samples.items() if kind not in sample and key not in others]:
         article = "an" if kind == "image" else "a"
-        raise ValueError(f"{shard}: {len(lost)} labels without {article} {kind}: {abbreviate(lost, 3)}")
+        keys = abbreviate(unpaired, 3)
+        raise ValueError(
+            f"{shard}: {len(unpaired)} labels without {article} {kind} ({keys}); remove them, or add the {kind}s"
+        )
     found = {key: sample for key, sample in samples.items() if kind in sample}
     names = [os.fsencode(sample[kind][0]) for sample in found.values()]
     return _Index(
@@ -322,11 +291,13 @@ def _read_headers(shard: Path, kind: str, label_column: str | None) -> _Index:
 
 
 def _members(shard: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield a tar file's plain files, the open file standing at their first byte; stop where any could be lost."""
+    """Yield the plain files of a tar file, with `file` at their first byte; raise ValueError if some could be lost."""
     start = file.read(6)
-    for magic, how in _COMPRESSED.items():
+    for magic, compression in _COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"{shard}: is compressed ({how}), so no image can be read alone; uncompress it")
+            raise ValueError(
+                f"{shard}: is compressed ({compression}), so its files cannot be read one by one; uncompress it"
+            )
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     end = 0
@@ -349,13 +320,13 @@ def _members(shard: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 yield member
     except tarfile.TarError as error:
         raise ValueError(f"{shard}: is truncated, or not a tar file ({error} at byte {end}); {_ADVICE}") from error
-    # A damaged header ends tarfile's reading in silence, as does the end of a tar file that another is joined to.
+    # tarfile stops silently at a damaged header, and at the end of the first of two joined tar files.
     file.seek(end)
     if size == end:
         raise ValueError(f"{shard}: is truncated: it ends at byte {end} without a tar file's end; {_ADVICE}")
     while block := file.read(2**20):
         if block.strip(b"\0"):
-            raise ValueError(f"{shard}: is damaged behind byte {end}, or another tar file is joined to it; {_ADVICE}")
+            raise ValueError(f"{shard}: is damaged after byte {end}, or another tar file is joined to it; {_ADVICE}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -379,19 +350,20 @@ def _label(shard: Path, key: str, sample: dict[str, Any], column: str | None) ->
     try:
         text = sample[kind].decode().strip()
         parsed = json.loads(text) if kind == ".json" else {"label": text}
-    except ValueError:  # no UTF-8, or no JSON
+    except ValueError:  # not UTF-8, or not JSON
         parsed = None
     value: Any = None
     if isinstance(parsed, dict):
         if column is not None and column not in parsed:
-            there = abbreviate(list(parsed)) or "none"
+            keys = abbreviate(list(parsed)) or "none"
             raise ValueError(
-                f"{shard}: {printable_path(key)}.json has no key {column} (data.label_column); there are {there}"
+                f"{shard}: {printable_path(key)}.json has no key {column}; set data.label_column to one of its"
+                f" keys ({keys})"
             )
         value = parsed.get("label", parsed.get("cls")) if column is None else parsed[column]
         if value is None:
             return ""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        expected = "a number or a name" if kind == ".cls" else f'{{"{column or "label"}": a number or a name}}'
-        raise ValueError(f"{shard}: {printable_path(key)}{kind} holds no label; it must hold {expected}")
+        expected = "a class index or name" if kind == ".cls" else f'{{"{column or "label"}": a class index or name}}'
+        raise ValueError(f"{shard}: {printable_path(key)}{kind} holds no label; write {expected}")
     return str(value)

@@ -1,6 +1,9 @@
-"""What happens to pixels: crop first, on uint8; floats are made on the device. An image is a clip of one frame."""
+"""Transforms of pixels: first the crop, on uint8; floats are made on the device. An image is a clip of one frame.
 
-import difflib
+RandAugment is pytorchvideo's. `torchvision.transforms.v2.RandAugment` has other operations, and neither a probability nor
+random magnitudes: with equal seeds none of 100 clips were equal, so it would change training.
+"""
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsevideo.data import pytorchvideo as ptv
-from sparsevideo.data.protocols import find_protocol
+from sparsevideo.data.protocols import CropRule, find_protocol
 from sparsevideo.io.pixels import resize
+from sparsevideo.utils.hints import did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,28 +24,27 @@ Box = tuple[int, int, int, int]  # top, left, height, width, in pixels of the up
 
 
 class TrainTransform:
-    """Crop a random box, scale it to a square, mirror it where the label allows, and change its colours and shape.
+    """Random crop resized to a square, horizontal flip unless the label forbids it, RandAugment and color jitter.
 
-    All frames of a clip share every choice. What is cut out is one of two kinds of box. Inception's (Szegedy et al.,
-    2015): a random share of the area, a random aspect ratio, a random place. Or, with `jitter`, SlowFast's
-    (Feichtenhofer et al., 2019): as if the frame's short side were first scaled to a length drawn evenly from a
-    range, and a square of `size` then cut from it at a random place.
+    All frames of a clip share all random choices. The crop is one of two kinds. Inception's (Szegedy et al., 2015): a
+    random share of the area, aspect ratio and position. Or, with `jitter`, SlowFast's (Feichtenhofer et al., 2019): the
+    frame's short side is resized to a random length, and a square of `size` is cut at a random position.
 
-    Mirroring, RandAugment and colour jitter follow in this order, on the final size.
+    Flip, RandAugment and color jitter follow in this order, on the final size.
 
     Args:
         size: S, pixels along each side of the result.
-        scale: Least and largest share of the area.
-        ratio: Least and largest width / height, drawn evenly in its logarithm.
-        jitter: Least and largest short side, in pixels, neither below `size`; replaces `scale` and `ratio`.
-        flip_prob: Probability of mirroring left and right.
-        flip_labels: For each class the label of a mirrored clip, -1 where clips are never mirrored (see
-            `flip_table`); None: mirroring changes no label.
-        rand_augment: Magnitude of `rand_augment`, 0 to 10; None leaves it out.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest width / height, drawn uniformly in its logarithm.
+        jitter: Smallest and largest short side, in pixels, both at least `size`; replaces `scale` and `ratio`.
+        flip_prob: Probability of a horizontal flip.
+        flip_labels: For each class the label of a flipped clip, -1 if clips are never flipped (see `flip_table`);
+            None: a flip changes no label.
+        rand_augment: Magnitude of `rand_augment`, 0 to 10; None turns it off.
         rand_augment_layers: Operations drawn for a clip, 1 to 14.
         rand_augment_prob: Probability of each of them.
-        color_jitter: Strengths of `color_jitter`; zeros leave it out.
-        fill: Of each channel, for pixels in [0, 1]: what shows where RandAugment moved the picture away.
+        color_jitter: Strengths of `color_jitter`; zeros turn it off.
+        fill: Color outside the frame after RandAugment has moved it, for pixels in [0, 1].
     """
 
     def __init__(
@@ -61,45 +64,27 @@ class TrainTransform:
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip_prob <= 1:
             raise ValueError(
-                "a crop wants 0 < scale <= 1 and 0 < ratio, smallest first, and flip_prob in [0, 1]; "
+                "a crop needs 0 < scale <= 1 and 0 < ratio, smallest first, and flip_prob in [0, 1]; "
                 f"got scale {scale}, ratio {ratio}, flip_prob {flip_prob}"
             )
         if jitter is not None and not size <= jitter[0] <= jitter[1]:
-            raise ValueError(f"short-side jitter wants {size} <= least <= largest, {size} being the crop; got {jitter}")
+            raise ValueError(f"jitter must be two short sides >= the crop, {size}, smallest first, got {jitter}")
         if rand_augment is not None and not (
             0 <= rand_augment <= 10 and 1 <= rand_augment_layers <= 14 and 0 <= rand_augment_prob <= 1
         ):
             raise ValueError(
-                "RandAugment wants a magnitude from 0 to 10, 1 to 14 layers and a probability; "
+                "RandAugment needs a magnitude from 0 to 10, 1 to 14 layers and a probability from 0 to 1; "
                 f"got {rand_augment}, {rand_augment_layers} and {rand_augment_prob}"
             )
         if min(color_jitter) < 0 or color_jitter[3] > 0.5:
-            raise ValueError(f"colour jitter wants strengths from 0, the hue's up to 0.5; got {color_jitter}")
+            raise ValueError(f"color jitter needs strengths >= 0, and at most 0.5 for the hue; got {color_jitter}")
         self.size, self.scale, self.ratio, self.jitter = size, scale, ratio, jitter
         self.flip_prob, self.flip_labels = flip_prob, flip_labels
         self.rand_augment, self.color_jitter = rand_augment, color_jitter
         self.rand_augment_layers, self.rand_augment_prob, self.fill = rand_augment_layers, rand_augment_prob, fill
 
-    def __call__(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """Transform one clip.
-
-        Args:
-            frames: (T, H, W, 3) uint8.
-            label: Its class.
-            rng: Where all choices come from.
-
-        Returns:
-            (3, T, S, S) uint8 and the label, which mirroring may have changed.
-        """
-        (box,) = self.boxes(frames.shape[1], frames.shape[2], rng)
-        return self.finish(resized_crop(frames, box, (self.size, self.size)), label, rng)
-
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what is cut from frames of this size."""
-        return self.size, self.size
-
     def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
-        """Choose what to cut from frames of this size: one box, the first of the choices that `rng` makes."""
+        """Choose the crop of frames of this size: one box, the first random choice of `rng`."""
         if self.jitter is not None:
             short_side = min(height, width)
             side = max(1, round(short_side * self.size / rng.uniform(*self.jitter)))
@@ -110,26 +95,26 @@ class TrainTransform:
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 return [(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)]
-        # no box fits, in a very long frame: the largest in its centre whose aspect ratio is allowed
+        # No box fits into a very long frame: take the largest centered one with an allowed aspect ratio.
         w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
         return [((height - h) // 2, (width - w) // 2, h, w)]
 
     def finish(self, clip: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """Do what follows the crop.
+        """Apply the transforms after the crop.
 
         Args:
-            clip: (3, T, S, S) uint8; stays as it is.
-            label: Its class.
-            rng: As `boxes` left it.
+            clip: (3, T, S, S) uint8; not modified.
+            label: Class index.
+            rng: The generator after `boxes`.
 
         Returns:
-            (3, T, S, S) uint8 and the label, which mirroring may have changed.
+            (3, T, S, S) uint8 and the label, which a flip may have changed.
         """
         video = clip.transpose(0, 1)  # (T, 3, S, S)
-        mirror = rng.random() < self.flip_prob
-        mirrored_label = label if self.flip_labels is None else self.flip_labels[label]
-        if mirror and mirrored_label >= 0:
-            video, label = video.flip(-1), mirrored_label
+        is_flipped = rng.random() < self.flip_prob
+        flipped_label = label if self.flip_labels is None else self.flip_labels[label]
+        if is_flipped and flipped_label >= 0:
+            video, label = video.flip(-1), flipped_label
         if self.rand_augment is not None:
             layers, prob = self.rand_augment_layers, self.rand_augment_prob
             video = rand_augment(video, rng, magnitude=self.rand_augment, layers=layers, prob=prob, fill=self.fill)
@@ -138,17 +123,17 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Scale the short side and take square crops spread over the long side, or the whole frame.
+    """Resize of the short side and square crops spread over the long side, or the whole frame.
 
     Args:
         size: S, pixels along each side of a crop, or along the short side of a whole frame.
-        crops: 1 takes the center; more reach from one end of the long side to the other.
+        crops: 1 takes the center; more are spread from one end of the long side to the other.
         full_frame: Take the whole frame, of any aspect ratio, instead of crops.
         short_side: Pixels along the short side before the crop, at least `size`; None: `size`.
         protocol: Protocol of the resize and of the crops, a name in `protocols.PROTOCOLS`.
     """
 
-    __test__ = False  # no test, whatever pytest makes of the name
+    __test__ = False  # not a test of pytest
 
     def __init__(
         self,
@@ -160,33 +145,23 @@ class TestTransform:
         protocol: str = "ends",
     ) -> None:
         if crops < 1 or (full_frame and crops > 1):
-            raise ValueError(f"a test needs at least one crop, and one only of full frames, got {crops}")
-        self.rule = None if full_frame else find_protocol(protocol).crop_rule
+            raise ValueError(f"crops must be >= 1, and 1 with full_frame, got {crops}")
+        self.size, self.crops, self.full_frame, self.protocol = size, crops, full_frame, protocol
         if self.rule and not self.rule.any_number and crops not in (1, 3):
             raise ValueError(f"test protocol {protocol} has 1 or 3 crops, got {crops}")
-        self.size, self.crops, self.full_frame = size, crops, full_frame
-        self.short_side = short_side or size
         if full_frame and short_side:
-            raise ValueError(f"full frames have no short side before the crop, got {short_side}")
+            raise ValueError(f"short_side must be None with full_frame, which has no crop, got {short_side}")
+        self.short_side = short_side or size
         if self.short_side < size:
-            raise ValueError(f"the short side must be at least the crop, {size}, got {short_side}")
+            raise ValueError(f"short_side must be at least the crop, {size}, got {short_side}")
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """Transform frames, of one clip or of several.
-
-        Args:
-            frames: (T, H, W, 3) uint8.
-
-        Returns:
-            (crops, 3, T, S, S) uint8, from left to right or from top to bottom.
-        """
-        frames = self.resize(frames)
-        height, width = frames.shape[1:3]
-        shape = self.shape(height, width)
-        return torch.stack([resized_crop(frames, box, shape) for box in self.boxes(height, width)])
+    @property
+    def rule(self) -> CropRule | None:
+        """Resize and crops of the protocol; None: crops of the stored frame."""
+        return None if self.full_frame else find_protocol(self.protocol).crop_rule
 
     def resize(self, frames: np.ndarray) -> np.ndarray:
-        """Scale whole frames (..., H, W, 3) if the protocol crops scaled frames; else return them."""
+        """Resize whole frames (..., H, W, 3) if the protocol crops resized frames; else return them."""
         if self.rule is None:
             return frames
         height, width = frames.shape[-3:-1]
@@ -195,14 +170,14 @@ class TestTransform:
         return resize(frames, shape, antialias=False)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of each view of frames of this size."""
+        """Return the height and width of the views of frames of this size."""
         return self.whole_shape(height, width) if self.full_frame else (self.size, self.size)
 
     def whole_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of whole frames whose short side is scaled to `size`.
+        """Return the height and width of whole frames whose short side is resized to `size`.
 
-        The long side becomes a multiple of 4, the nearest, or `size` where that is longer: features have a quarter of
-        the resolution, and fractions of the frame are then fractions of them.
+        The long side becomes the nearest multiple of 4, but at least `size`: features have a quarter of the resolution,
+        so fractions of the frame are then fractions of the features.
 
         Example:
             >>> TestTransform(224).whole_shape(256, 340), TestTransform(224).whole_shape(720, 406)
@@ -212,7 +187,7 @@ class TestTransform:
         return (long_side, self.size) if height > width else (self.size, long_side)
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """What to cut from resized frames of this size, from left to right or from top to bottom.
+        """Return the crops of resized frames of this size, from left to right or from top to bottom.
 
         Example:
             >>> TestTransform(224, crops=3).boxes(256, 340)
@@ -234,11 +209,11 @@ class TestTransform:
 
 
 class Normalize(nn.Module):
-    """Turn uint8 pixels into normalised floats, on whatever device they are.
+    """Turn uint8 pixels into normalized floats, on their device.
 
     Args:
-        mean: Of each channel, for pixels in [0, 1].
-        std: Likewise.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
     """
 
     scale: Tensor
@@ -251,13 +226,13 @@ class Normalize(nn.Module):
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise images (B, 3, H, W) or clips (B, 3, T, H, W)."""
+        """Normalize images (B, 3, H, W) or clips (B, 3, T, H, W)."""
         per_channel = (-1,) + (1,) * (pixels.ndim - 2)
         return torch.addcmul(self.shift.view(per_channel), pixels.float(), self.scale.view(per_channel))
 
 
 def resized_crop(frames: np.ndarray, box: Box, shape: tuple[int, int]) -> Tensor:
-    """Cut a box out of frames and scale it, in one step, smoothly also where it shrinks.
+    """Crop and resize frames in one step, with antialiasing.
 
     Args:
         frames: (..., H, W, 3) uint8, strides of any sign.
@@ -265,7 +240,7 @@ def resized_crop(frames: np.ndarray, box: Box, shape: tuple[int, int]) -> Tensor
         shape: Height and width of the result.
 
     Returns:
-        (3, ..., height, width) uint8, in whose memory the channels come last. A box of this shape keeps its pixels.
+        (3, ..., height, width) uint8, channels last in memory. A box of this shape keeps its pixels.
     """
     top, left, height, width = box
     crop = frames[..., top : top + height, left : left + width, :]
@@ -281,84 +256,77 @@ def rand_augment(
     prob: float,
     fill: tuple[float, float, float] = IMAGENET_MEAN,
 ) -> Tensor:
-    """Apply random operations, the same to all frames: pytorchvideo's RandAugment (Cubuk et al., 2020).
+    """Apply random operations to a clip (T, 3, H, W) uint8, equal for all frames: pytorchvideo's RandAugment.
 
-    The operations are brightness, contrast, saturation, sharpness, auto-contrast, equalisation, inversion, rotation,
-    posterisation, solarisation, and shear and translation along x and y. They measure contrast frame by frame.
-
-    Args:
-        video: (T, 3, H, W) uint8; stays as it is.
-        rng: Where all choices come from; the global random states neither matter nor change.
-        magnitude: Mean strength of an operation, 0 to 10; its standard deviation is 0.5. At 10 posterisation leaves
-            nothing but black.
-        layers: Different operations drawn, 1 to 14.
-        prob: Probability of each of these to be applied.
-        fill: Of each channel, for pixels in [0, 1]: what shows where the picture was moved away.
+    The operations (Cubuk et al., 2020) are brightness, contrast, saturation, sharpness, autocontrast, equalize, invert,
+    rotate, posterize, solarize, and shear and translation along x and y. They measure contrast frame by frame.
+    `magnitude` is the mean strength of an operation, whose standard deviation is 0.5; at 10 posterize makes all pixels
+    black. The global random states are neither used nor changed.
 
     Returns:
-        (T, 3, H, W) uint8.
+        (T, 3, H, W) uint8; `video` is not modified.
 
     Raises:
-        TypeError: The pixels are not uint8; in 0..255 as floats they would silently be destroyed.
+        TypeError: The pixels are not uint8. Floats from 0 to 255 would be destroyed without an error.
     """
     if video.dtype != torch.uint8:
-        raise TypeError(f"RandAugment wants uint8 pixels, got {video.dtype}")
+        raise TypeError(f"RandAugment needs uint8 pixels, got {video.dtype}")
     augment = _rand_augment(magnitude, layers, prob, tuple(255 * channel for channel in fill))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would reach other devices too
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed other devices too
         return augment(video)
 
 
 @lru_cache
 def _rand_augment(magnitude: int, layers: int, prob: float, fill: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
-    """Build it once in each process: pytorchvideo's objects do not unpickle where `ptv` has not imported them."""
+    """Build it once in each process: pytorchvideo's objects do not unpickle unless `ptv` has imported them."""
     return ptv.RandAugment(magnitude=magnitude, num_layers=layers, prob=prob, transform_hparas={"fill": fill})
 
 
 def color_jitter(
     video: Tensor, rng: np.random.Generator, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Tensor:
-    """Change colours, the same way in all frames, in random order; contrast is measured frame by frame.
+    """Change colors, equally in all frames, in random order; contrast is measured frame by frame.
 
     Args:
-        video: (T, 3, H, W) uint8; stays as it is.
-        rng: Where all choices come from; not asked if all strengths are 0.
-        brightness: x for a factor drawn evenly from [max(0, 1 - x), 1 + x].
-        contrast: Likewise.
-        saturation: Likewise.
-        hue: x for a turn drawn evenly from [-x, x]; 1 is all the way round. At most 0.5.
+        video: (T, 3, H, W) uint8; not modified.
+        rng: Source of all random choices; not used if all strengths are 0.
+        brightness: x for a factor drawn uniformly from [max(0, 1 - x), 1 + x].
+        contrast: As brightness.
+        saturation: As brightness.
+        hue: x for a rotation drawn uniformly from [-x, x], at most 0.5; 1 would be a full circle.
 
     Returns:
         (T, 3, H, W) uint8.
     """
     if not any((brightness, contrast, saturation, hue)):
         return video
-    # torchvision takes as long to import as torch; without colour jitter nothing here needs it.
+    # The import of torchvision takes as long as that of torch; without color jitter nothing here needs it.
     from torchvision.transforms.v2 import functional as F
 
-    wanted = [
+    adjustments = [
         (F.adjust_brightness, 1.0, brightness),
         (F.adjust_contrast, 1.0, contrast),
         (F.adjust_saturation, 1.0, saturation),
         (F.adjust_hue, 0.0, hue),
     ]
-    wanted = [one for one in wanted if one[-1] > 0]
-    for number in rng.permutation(len(wanted)):
-        adjust, neutral, strength = wanted[number]
+    adjustments = [adjustment for adjustment in adjustments if adjustment[-1] > 0]
+    for index in rng.permutation(len(adjustments)):
+        adjust, neutral, strength = adjustments[index]
         video = adjust(video, rng.uniform(max(neutral - strength, neutral - 1), neutral + strength))
     return video
 
 
 def flip_table(setting: Mapping[str, str | None], classes: Sequence[str]) -> tuple[int, ...]:
-    """Read the setting `data.flip_labels` as a table for `TrainTransform`.
+    """Turn the setting `data.flip_labels` into a table for `TrainTransform`.
 
     Args:
-        setting: Class -> class of its mirror image; one direction implies the other. None: never mirror this class.
-            Classes not named keep their label.
+        setting: Class -> class of its mirror image; one direction implies the other. None: never flip this class.
+            Other classes keep their label.
         classes: All classes, in label order.
 
     Returns:
-        For each label the label of a mirrored clip, or -1.
+        For each label the label of a flipped clip, or -1.
 
     Raises:
         ValueError: The setting names an unknown class, or contradicts itself.
@@ -371,10 +339,11 @@ def flip_table(setting: Mapping[str, str | None], classes: Sequence[str]) -> tup
     table: dict[str, str | None] = {}
     for name, mirror in pairs + [(mirror, name) for name, mirror in pairs if mirror is not None]:
         if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            raise ValueError(f"data.flip_labels: no class {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"data.flip_labels: no class {name!r}{did_you_mean(name, classes)}")
         if table.setdefault(name, mirror) != mirror:
-            raise ValueError(f"data.flip_labels: {name!r} mirrors to both {table[name]!r} and {mirror!r}")
-    number = {name: label for label, name in enumerate(classes)}
+            raise ValueError(
+                f"data.flip_labels: {name!r} mirrors to both {table[name]!r} and {mirror!r}; keep one of them"
+            )
+    label_of = {name: label for label, name in enumerate(classes)}
     mirrors = [table.get(name, name) for name in classes]
-    return tuple(-1 if mirror is None else number[mirror] for mirror in mirrors)
+    return tuple(-1 if mirror is None else label_of[mirror] for mirror in mirrors)

@@ -46,7 +46,7 @@ class MemoryVideo(Video):
         return 0, self.num_frames
 
     @property
-    def stamps(self) -> range:
+    def pts(self) -> range:
         """The frames' time stamps."""
         if self._fps is None:
             raise ValueError("frames in memory have no times; pass fps, their number of frames per second")

@@ -1,4 +1,4 @@
-"""Batches do not depend on the number of workers or ranks, nor on when a run was resumed."""
+"""Batches do not depend on the number of workers or ranks, nor on the step at which a run was resumed."""
 
 import ctypes
 import multiprocessing
@@ -30,12 +30,12 @@ def batches(count: int, *args, **kwargs) -> Batches:
     return list(islice(EpochSampler(*args, **kwargs), count))
 
 
-def test_weighted_draws_are_in_proportion_and_the_same_for_any_split_and_resumption() -> None:
+def test_weighted_draws_are_in_proportion_for_any_split_and_resumption() -> None:
     """Two samples of 40 with nine times the weight: each is drawn 6 or 7 times, any other at most once."""
     weights = np.ones(40)
     weights[:2] = 9
     draws = [entry for batch in islice(EpochSampler(40, 8, seed=3, weights=weights), 100) for entry in batch]
-    assert [epoch for epoch, _ in draws] == [number // 40 for number in range(800)]
+    assert [epoch for epoch, _ in draws] == [index // 40 for index in range(800)]
     counts = np.bincount([40 * epoch + index for epoch, index in draws], minlength=800).reshape(20, 40)
     assert set(counts[:, :2].ravel()) == {6, 7} and set(counts[:, 2:].ravel()) == {0, 1}
     assert counts.mean(axis=0) == pytest.approx(40 * weights / weights.sum(), abs=0.3)
@@ -51,10 +51,10 @@ def test_weighted_draws_are_in_proportion_and_the_same_for_any_split_and_resumpt
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_names_one_file_whose_pixels_are_not_square(
+def test_train_loader_names_one_file_whose_pixels_are_not_square(
     num_workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, from the main process, where the log file is."""
+    """Once, in the main process, which has the log file."""
     (tmp_path / "a").mkdir()
     for index, ratio in enumerate(("", "16/15", "16/15")):
         write_numbered(tmp_path / f"a/{index}.mp4", 8, ratio=ratio)
@@ -64,12 +64,12 @@ def test_training_names_one_file_whose_pixels_are_not_square(
         sampler = EpochSampler(3, 1, shuffle=False)
         list(islice(train_loader(VideoDataset(records, **how), sampler, num_workers=num_workers), 6))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "a/1.mp4: has pixels that are not square (16:15), and is read as it is stored, as are all such files;"
-        " data.square_pixels scales them"
+        "a/1.mp4: its pixels are not square (16:15) and are read as they are stored, as in all such files; set"
+        " data.square_pixels to resize them"
     ]
 
 
-def test_an_epoch_sees_every_sample_once_but_the_last_few() -> None:
+def test_epoch_has_each_sample_once_except_the_last_few() -> None:
     sampler = EpochSampler(23, 4, seed=1)
     assert sampler.steps_per_epoch == 5
     for epoch in range(3):
@@ -87,14 +87,14 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_share_what_one_rank_sees(world_size: int) -> None:
+def test_ranks_share_the_samples_of_one_rank(world_size: int) -> None:
     alone = batches(9, 50, 12, seed=3)
     ranks = [batches(9, 50, 12 // world_size, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
 
 
 @pytest.mark.parametrize("start_step", [1, 4, 5, 13])
-def test_a_resumed_run_goes_on_exactly(start_step: int) -> None:
+def test_resumed_sampler_continues_exactly(start_step: int) -> None:
     whole = batches(20, 23, 4, seed=1)
     assert batches(20 - start_step, 23, 4, seed=1, start_step=start_step) == whole[start_step:]
     halves = batches(40, 23, 2, accumulate=2, seed=1)
@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_exactly(start_step: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_padding_wraps_to_the_start_of_the_same_epoch(world_size: int) -> None:
+def test_padding_repeats_the_start_of_the_epoch(world_size: int) -> None:
     ranks = [
         EpochSampler(23, 8 // world_size, seed=1, pad=True, rank=rank, world_size=world_size)
         for rank in range(world_size)
@@ -118,7 +118,7 @@ def test_padding_wraps_to_the_start_of_the_same_epoch(world_size: int) -> None:
     assert batches(1, 3, 8, pad=True, shuffle=False) == [[(0, i % 3) for i in range(8)]]
 
 
-def test_a_state_goes_on_with_any_split_over_ranks() -> None:
+def test_sampler_state_continues_with_any_split_over_ranks() -> None:
     whole = batches(9, 50, 12, seed=3)
     state = EpochSampler(50, 12, seed=3, start_step=5).state_dict()
     for world_size, accumulate in product((1, 2, 3), (1, 2)):
@@ -132,16 +132,13 @@ def test_a_state_goes_on_with_any_split_over_ranks() -> None:
         assert parts == whole[5:]
 
 
-def test_a_state_of_other_batches_is_refused() -> None:
+def test_sampler_state_of_other_batches_is_an_error() -> None:
     state = EpochSampler(50, 4, seed=3, world_size=2, start_step=5).state_dict()
     for sampler, message in [
-        (
-            EpochSampler(50, 4, seed=3, world_size=3),
-            r"global batch 8 \(2 x 1 x 4\) -> 12 \(3 x 1 x 4\)$",
-        ),
-        (EpochSampler(50, 8, seed=4), "belongs to other batches: seed 3 -> 4$"),
-        (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51$"),
-        (EpochSampler(50, 8, seed=3, shuffle=False, pad=True), "shuffle True -> False, pad False -> True$"),
+        (EpochSampler(50, 4, seed=3, world_size=3), r"global batch 8 \(2 x 1 x 4\) -> 12 \(3 x 1 x 4\);"),
+        (EpochSampler(50, 8, seed=4), "belongs to other batches: seed 3 -> 4; change"),
+        (EpochSampler(51, 8, seed=3), "num_samples 50 -> 51;"),
+        (EpochSampler(50, 8, seed=3, shuffle=False, pad=True), "shuffle True -> False, pad False -> True;"),
     ]:
         with pytest.raises(ValueError, match=message):
             sampler.load_state_dict(state)
@@ -150,11 +147,11 @@ def test_a_state_of_other_batches_is_refused() -> None:
         EpochSampler(50, 8).load_state_dict({name: state[name] for name in state if name != "seed"})
 
 
-def test_a_batch_larger_than_the_data_stops() -> None:
+def test_batch_larger_than_the_data_is_an_error() -> None:
     assert EpochSampler(24, 8, world_size=3).steps_per_epoch == 1
     for batch_size in (9, 0):
         with pytest.raises(
-            ValueError, match=rf"global batch of {3 * batch_size} \(3 x 1 x {batch_size}\) from 24 samples: train\."
+            ValueError, match=rf"global batch of {3 * batch_size} \(3 x 1 x {batch_size}\) from 24 samples"
         ):
             EpochSampler(24, batch_size, world_size=3)
     with pytest.raises(ValueError, match=r"global batch of 0 \(1 x 0 x 8\) from 24 samples"):
@@ -163,7 +160,7 @@ def test_a_batch_larger_than_the_data_stops() -> None:
         EpochSampler(0, 8, pad=True)
 
 
-def test_shards_split_a_test_without_padding() -> None:
+def test_shard_splits_a_test_with_and_without_padding() -> None:
     for world_size in (1, 2, 3, 4, 7):
         shares = [shard(5, rank, world_size) for rank in range(world_size)]
         assert sorted(index for share in shares for index in share) == list(range(5))
@@ -181,13 +178,13 @@ def test_collate() -> None:
     assert batch["video"].shape == (2, 3, 2, 4, 4)
     assert batch["label"].tolist() == [1, 2] and batch["video_name"] == ["x", "x"]
     assert batch["failures"] == [(6, "y", "why"), (5, "bad", "why")]
-    nested = collate([[good, replaced], [bad], good])  # several clips of one decode
+    nested = collate([[good, replaced], [bad], good])  # several clips of one file
     assert nested["label"].tolist() == [1, 2, 1] and len(nested["failures"]) == 2
     nothing = collate([bad])
     assert "video" not in nothing and len(nothing["video_index"]) == len(nothing["label"]) == 0
     assert nothing["failures"] == [(6, "y", "why")]
     channels_last = good | {"video": torch.ones(2, 4, 4, 3).movedim(-1, 0)}
-    for count in (1, 2):  # nothing is rearranged
+    for count in (1, 2):  # the memory layout is kept
         assert collate([channels_last] * count)["video"].stride()[1:] == (1, 48, 12, 3)
 
 
@@ -216,8 +213,8 @@ def training(records: Records) -> VideoDataset:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize(("num_workers", "world_size"), [(1, 1), (2, 1), (3, 1), (2, 2), (0, 3), (1, 3)])
-def test_workers_and_ranks_change_nothing(records: Records, num_workers: int, world_size: int) -> None:
-    """Over two epochs and a file that does not decode; a rank has its part of the batch that one process has."""
+def test_batches_do_not_depend_on_workers_and_ranks(records: Records, num_workers: int, world_size: int) -> None:
+    """Over two epochs, with a file that does not decode; a rank has its part of the batch of one process."""
 
     def run(num_workers: int, world_size: int) -> list[list[dict]]:
         streams = []
@@ -238,7 +235,7 @@ def test_workers_and_ranks_change_nothing(records: Records, num_workers: int, wo
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_workers_change_nothing_in_a_test(records: Records) -> None:
+def test_test_batches_do_not_depend_on_workers(records: Records) -> None:
     dataset = VideoDataset(records, num_frames=4, frame_stride=2, transform=TestTransform(32, 3), num_clips=2)
     alone, *others = [
         list(test_loader(dataset, shard(len(dataset), 0, 1), batch_size=3, num_workers=n)) for n in (0, 1, 3)
@@ -252,18 +249,18 @@ def test_workers_change_nothing_in_a_test(records: Records) -> None:
 
 
 def run_on(records: Records, state: dict[str, int] | None, num_workers: int, count: int) -> tuple[list[dict], dict]:
-    """The next batches, as arrays, and the state after them."""
+    """Return the next batches, as arrays, and the state after them."""
     sampler = EpochSampler(len(records), 3, seed=5)
     if state:
         sampler.load_state_dict(state)
     loader = iter(train_loader(training(records), sampler, num_workers=num_workers))
-    got = [next(loader) for _ in range(count)]  # workers are far ahead by now
-    arrays = [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in got]
+    batches = [next(loader) for _ in range(count)]  # workers are far ahead by now
+    arrays = [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
     return arrays, sampler.state_dict()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_new_process_goes_on_after_the_last_batch_handed_out(records: Records, num_workers: int) -> None:
+def test_new_process_continues_after_the_last_batch_handed_out(records: Records, num_workers: int) -> None:
     whole, last = run_on(records, None, 0, 9)
     first, state = run_on(records, None, 2, 4)
     assert state["step"] == 4 and last["step"] == 9
@@ -275,8 +272,8 @@ def test_a_new_process_goes_on_after_the_last_batch_handed_out(records: Records,
             assert np.array_equal(ours[key], theirs[key]), key
 
 
-def test_iterating_again_goes_on(records: Records) -> None:
-    """Batches that workers had made ahead are thrown away, not skipped."""
+def test_second_iteration_continues_the_first(records: Records) -> None:
+    """Batches that workers have made in advance are made again, not skipped."""
     loader = train_loader(training(records), EpochSampler(len(records), 3, seed=5), num_workers=1)
     twice = [*islice(loader, 2), *islice(loader, 2)]
     assert_same(twice, list(islice(train_loader(training(records), EpochSampler(len(records), 3, seed=5)), 4)))
@@ -286,7 +283,7 @@ SIGNALS = {"crash": signal.SIGSEGV, "full disk": signal.SIGBUS, "killed inside":
 
 
 class Dangerous(Dataset):
-    """Reads a file as its content demands."""
+    """Hangs, dies or fails as the content of the file says."""
 
     def __init__(self, *paths: Path) -> None:
         self.paths = paths
@@ -298,7 +295,7 @@ class Dangerous(Dataset):
         with reading(self.paths[index]):
             content = self.paths[index].read_text()
             if content == "hang":
-                ctypes.PyDLL(None).sleep(1000)  # and no other Python code runs meanwhile, as in some decoders
+                ctypes.PyDLL(None).sleep(1000)  # with Python's lock held, as in some decoders
             if content in SIGNALS:
                 os.kill(os.getpid(), SIGNALS[content])
             if content == "leave":
@@ -315,13 +312,13 @@ def dangerous(tmp_path: Path) -> Path:
     for content in ("fine", "hang", *SIGNALS, "killed outside", "wrong"):
         (tmp_path / content).write_text(content)
     (tmp_path / "videos/a").mkdir(parents=True)
-    for number in range(2):
-        os.mkfifo(tmp_path / f"videos/a/nobody writes {number}.mp4")
+    for index in range(2):
+        os.mkfifo(tmp_path / f"videos/a/nobody writes {index}.mp4")
     return tmp_path
 
 
 def end_of(dataset: Dataset) -> OSError:
-    """What a loader says once all its workers but the first have come to an end by themselves."""
+    """Return the error of a loader after all its workers but the first have ended by themselves."""
     loader = test_loader(dataset, range(len(dataset)), batch_size=1, num_workers=len(dataset), timeout_s=0.5)
     batches = iter(loader)
     assert next(batches)["video"].shape == (1, 3, 1, 1, 1)
@@ -333,41 +330,43 @@ def end_of(dataset: Dataset) -> OSError:
         next(batches)
     for worker in workers:
         worker.join(10)
-        assert worker.exitcode is not None  # none is left, also of those that could go on
+        assert worker.exitcode is not None  # also those that did not hang or die
     return caught.value
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_workers_that_hang_are_told_by_the_files_they_read(dangerous: Path) -> None:
+def test_files_of_hanging_workers_are_named(dangerous: Path) -> None:
     videos = read_records(dangerous / "videos", kind="video")
     views = VideoDataset(videos, num_frames=4, frame_stride=2, transform=TestTransform(32), num_clips=1)
     both = Subset(views, [0]), Subset(training(videos), [1])
     error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), *both]))
     assert isinstance(error, TimeoutError)
-    told = "not read within 0.5 s; `sparsevideo data scan` finds such files, remove it, or raise data.timeout_s"
+    reason = "not read within 0.5 s; remove it, or raise data.timeout_s if the disk is slow (`sparsevideo data scan`"
     files = [dangerous / "hang", videos.path(0), videos.path(1)]
-    for part, file in zip(str(error).split(" is that slow; "), files, strict=True):
-        assert part.startswith(f"{file}: {told}")
+    for message, file in zip(str(error).split(" finds such files); "), files, strict=True):
+        assert message.startswith(f"{file}: {reason}")
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_workers_that_die_are_told_by_the_files_they_read(dangerous: Path) -> None:
+def test_files_of_dead_workers_are_named(dangerous: Path) -> None:
     ends = ("crash", "killed outside", "killed inside", "hang")
     error = end_of(Dangerous(dangerous / "fine", *(dangerous / end for end in ends)))
-    assert isinstance(error, ChildProcessError)  # no matter how slow the disk is
-    first, second = str(error).split(" make it again; ")
-    assert first.startswith(f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); `sparsevideo")
+    assert isinstance(error, ChildProcessError)  # not only slow ones
+    first, second = str(error).split(" finds such files); ", 1)
+    assert first.startswith(
+        f"{dangerous / 'crash'}: a loader worker died while reading it (SIGSEGV); remove it or make"
+    )
     assert second.startswith("a loader worker died between two files (SIGKILL); the memory or /dev/shm may be full")
     assert f"; {dangerous / 'killed inside'}: a loader worker died while reading it (SIGKILL); the memory" in second
     assert f"; {dangerous / 'hang'}: not read within 0.5 s" in second
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_a_file_is_named_whenever_its_worker_is_seen_to_be_dead(dangerous: Path) -> None:
-    """Connections break before exit codes are known. The advice depends on the signal, and the name can be printed."""
+def test_file_of_a_dead_worker_is_named_with_its_advice(dangerous: Path) -> None:
+    """Although connections break before exit codes are known. The advice depends on the signal."""
     path = dangerous / os.fsdecode(b"caf\xe9")
     for content, cause in [
-        ("leave", r"\(exit code 7\); `sparsevideo data scan` finds"),
+        ("leave", r"\(exit code 7\); remove it or make it again"),
         ("full disk", r"\(SIGBUS\); the memory or /dev/shm may be full"),
     ]:
         path.write_text(content)
@@ -381,7 +380,7 @@ def run_script(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
 
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+def test_script_without_a_guard_gets_an_error_that_explains_it(tmp_path: Path) -> None:
     run = run_script(
         tmp_path,
         "from sparsevideo.data.loader import test_loader\n"
@@ -394,7 +393,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     )
 
 
-def test_a_worker_that_dies_at_its_start_says_so_with_its_reason(tmp_path: Path) -> None:
+def test_worker_that_dies_at_its_start_prints_its_reason(tmp_path: Path) -> None:
     run = run_script(
         tmp_path,
         "from sparsevideo.data.loader import test_loader\n"
@@ -407,15 +406,15 @@ def test_a_worker_that_dies_at_its_start_says_so_with_its_reason(tmp_path: Path)
     assert "ChildProcessError: a loader worker died at its start (exit code 1); it has printed" in run.stderr
 
 
-def test_an_error_of_the_data_set_stays_what_it_is(dangerous: Path) -> None:
+def test_error_of_the_data_set_is_raised_unchanged(dangerous: Path) -> None:
     loader = test_loader(Dangerous(dangerous / "wrong"), [0], batch_size=1, num_workers=1, timeout_s=0.5)
     with pytest.raises(RuntimeError, match="a mistake"):
         list(loader)
-    loader._iterator._workers[0].kill()  # type: ignore[union-attr]  # held by the traceback it would take seconds to end
+    loader._iterator._workers[0].kill()  # type: ignore[union-attr]  # the traceback refers to it, so its end would take seconds
 
 
 class Slow(Dataset):
-    """Files that together take longer than one may, and work that does."""
+    """Files that together exceed the limit of one file, and other work that exceeds it."""
 
     def __len__(self) -> int:
         return 8
@@ -428,12 +427,12 @@ class Slow(Dataset):
         return {"video": torch.ones(3, 1, 1, 1), "failures": []}
 
 
-def test_the_limit_is_for_a_file_not_for_a_batch() -> None:
+def test_timeout_is_per_file_not_per_batch() -> None:
     (batch,) = test_loader(Slow(), range(8), batch_size=8, num_workers=1, timeout_s=1)
     assert len(batch["video"]) == 8
 
 
-def test_reading_in_the_main_process_has_no_limit() -> None:
+def test_main_process_has_no_timeout() -> None:
     (batch,) = test_loader(Slow(), range(1), batch_size=1, timeout_s=0.01)
     assert len(batch["video"]) == 1
 
@@ -463,9 +462,9 @@ class Threads(Dataset):
         return {"video": torch.full((3, 1, 1, 1), torch.get_num_threads()), "failures": []}
 
 
-def test_workers_run_on_one_thread_and_are_no_plain_forks() -> None:
+def test_workers_have_one_thread_and_are_not_forked_from_the_main_process() -> None:
     """A fork would inherit torch's thread pool without its threads."""
-    torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # the pool is up
+    torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # starts the thread pool
     loader = test_loader(Threads(), range(2), batch_size=1, num_workers=1)
     assert [int(batch["video"][0, 0]) for batch in loader] == [1, 1]
     assert loader.multiprocessing_context.get_start_method() in ("forkserver", "spawn")
@@ -494,7 +493,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
 def test_no_loader_process_outlives_a_killed_run(tmp_path: Path) -> None:
-    """Nor does the one that forks them, their parent to the system; together they would keep each other alive."""
+    """Nor does the fork server, their parent process; they would keep each other alive."""
     (tmp_path / "script.py").write_text(SCRIPT)
     with subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True) as process:
         workers = process.stdout.readline().split()
@@ -506,7 +505,7 @@ def test_no_loader_process_outlives_a_killed_run(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_real_batches_feed_from_paths_with_spaces(tmp_path: Path) -> None:
+def test_batches_of_paths_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "class a").mkdir()
     write_numbered(tmp_path / "class a/video 1.mp4", 8)
     dataset = VideoDataset(

@@ -1,4 +1,4 @@
-"""The embedded data set shows what it says it shows, and no single frame gives the motion away."""
+"""The embedded data set matches its records, and no single frame reveals the motion."""
 
 import itertools
 import json
@@ -56,13 +56,13 @@ def source():
 
 
 def decode(path: Path) -> np.ndarray:
-    """(T, H, W, 3) frames of a file, read without any code of ours."""
+    """Decode (T, H, W, 3) frames of a file, without code of this package."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def ink(frames: np.ndarray) -> np.ndarray:
-    """(..., H, W) bool: the digit is brighter than any part of the dimmed photographs."""
+    """Return (..., H, W) bool: the digit is brighter than all parts of the dimmed photographs."""
     return frames @ np.array((0.299, 0.587, 0.114)) > 150
 
 
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_sidecars_name_every_file_and_every_video_has_all_its_frames(root, videos, images):
+def test_records_name_all_files_and_videos_have_all_frames(root, videos, images):
     assert {p.name for p in root.iterdir()} == {"dataset.json", "images", "images.json", "videos", "videos.json"}
     assert set(videos) == {p.relative_to(root).as_posix() for p in root.rglob("*.mp4")}
     assert set(images) == {p.relative_to(root).as_posix() for p in root.rglob("*.jpg")}
@@ -83,27 +83,27 @@ def test_the_sidecars_name_every_file_and_every_video_has_all_its_frames(root, v
 
 
 def test_boxes_hold_the_ink_of_the_decoded_frames(root, videos):
-    """Also: the digit is visible through the codec, and never touches the border of the frame."""
+    """The digit is also visible after coding, and does not touch the border of the frame."""
     errors = []
     for name, record in videos.items():
         assert np.min(record["boxes"]) > 0 and np.max(record["boxes"]) < 1
         for mask, box in zip(ink(decode(root / name)), record["boxes"], strict=True):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            seen = np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-            errors.append(np.abs(seen - SIDE * np.array(box)).max())
-    assert np.quantile(errors, 0.9) < 2.5  # pixels; a faint end of a stroke counts as ink here and not there
+            measured = np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+            errors.append(np.abs(measured - SIDE * np.array(box)).max())
+    assert np.quantile(errors, 0.9) < 2.5  # pixels; the faint end of a stroke may be ink in one and not in the other
     assert max(errors) < 5.5
 
 
-def test_motions_go_where_the_viewer_is_told_they_go(root):
-    """Measured on decoded pixels of the upright ones, whose upper end swings right when they turn clockwise."""
+def test_motions_have_the_directions_of_their_names(root):
+    """Measured on decoded pixels of the digit one, whose upper end moves right in a clockwise rotation."""
     for index, (motion, change) in itertools.product(("0001", "0011"), MOTIONS.items()):
         masks = ink(decode(root / "videos/train" / motion / f"{index}.mp4"))[MIDDLE_FRAME - 3 : MIDDLE_FRAME + 4]
-        where = [np.argwhere(mask) for mask in masks]  # (row, column) of the inked pixels
-        moved = where[-1].mean(0) - where[0].mean(0)
-        grown = len(where[-1]) / len(where[0])
-        lean = [w[w[:, 0] < w[:, 0].mean(), 1].mean() - w[w[:, 0] > w[:, 0].mean(), 1].mean() for w in where]
-        # Shifts are 7.7 pixels or more; ink beside the centre of its scan circles it by up to 6 when the digit turns.
+        positions = [np.argwhere(mask) for mask in masks]  # (row, column) of the inked pixels
+        moved = positions[-1].mean(0) - positions[0].mean(0)
+        grown = len(positions[-1]) / len(positions[0])
+        lean = [p[p[:, 0] < p[:, 0].mean(), 1].mean() - p[p[:, 0] > p[:, 0].mean(), 1].mean() for p in positions]
+        # Shifts are 7.7 pixels or more; in a rotation the ink moves by up to 6 around the center of its scan.
         assert np.allclose(moved[::-1], 6 * SIDE * np.array(change[:2]), atol=6), motion
         assert np.sign(round(np.log2(grown))) == np.sign(change[2]), motion
         if change[3]:
@@ -112,8 +112,8 @@ def test_motions_go_where_the_viewer_is_told_they_go(root):
             assert abs(lean[-1] - lean[0]) < 3, motion
 
 
-def test_images_show_the_scan_they_name(root, images):
-    """The ink is read where the record puts the centres of the scan's 8x8 pixels."""
+def test_images_show_the_scan_of_their_record(root, images):
+    """The ink is measured at the centers of the scan's 8x8 pixels, according to the record."""
     scans, digits = load_digits().images, load_digits().target
     for name, record in images.items():
         assert record["digit"] == digits[record["scan"]]
@@ -122,8 +122,8 @@ def test_images_show_the_scan_they_name(root, images):
         cos, sin = np.cos(np.radians(record["angle"])), np.sin(np.radians(record["angle"]))
         x = record["x"] + record["size"] * (cos * u - sin * v)
         y = record["y"] + record["size"] * (sin * u + cos * v)
-        read = luma[(SIDE * y).astype(int), (SIDE * x).astype(int)]
-        assert np.corrcoef(read.ravel(), scans[record["scan"]].ravel())[0, 1] > 0.75, name
+        sampled = luma[(SIDE * y).astype(int), (SIDE * x).astype(int)]
+        assert np.corrcoef(sampled.ravel(), scans[record["scan"]].ravel())[0, 1] > 0.75, name
 
 
 def test_splits_share_neither_scans_nor_regions_of_the_photographs(videos, images, source):
@@ -140,7 +140,7 @@ def test_splits_share_neither_scans_nor_regions_of_the_photographs(videos, image
             assert photo != photo2 or x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
 
 
-def test_frames_show_the_region_they_name(root, videos):
+def test_frames_show_the_region_of_their_record(root, videos):
     photos = dict(zip(("china.jpg", "flower.jpg"), load_sample_images().images, strict=True))
     for name, record in videos.items():
         x0, y0, x1, y1 = record["crop"]
@@ -152,8 +152,8 @@ def test_frames_show_the_region_they_name(root, videos):
         assert np.abs(frame - np.asarray(region) / 2)[far].mean() < 8, name
 
 
-def test_the_middle_frame_is_the_same_in_every_class_of_val_and_test(root, videos, source):
-    """Exactly as drawn, and so nearly as decoded that the codec gives nothing away."""
+def test_middle_frame_is_equal_in_all_classes_of_val_and_test(root, videos, source):
+    """The drawn frames are equal, and the decoded ones nearly."""
     scene = source.scene(1, "test", 2)
     drawn = [source.render(scene, trajectory(scene, motion))[0][MIDDLE_FRAME] for motion in MOTIONS]
     assert all(np.array_equal(frame, drawn[0]) for frame in drawn)
@@ -164,7 +164,7 @@ def test_the_middle_frame_is_the_same_in_every_class_of_val_and_test(root, video
         assert np.abs(middles - middles.mean(0)).mean() < 2
 
 
-def test_the_middle_frame_has_the_same_distribution_in_every_class_of_train(source):
+def test_middle_frame_has_one_distribution_in_all_classes_of_train(source):
     """Middle boxes and poses of the four pairs of motions, each pair against the other three."""
     names = list(MOTIONS)
     states = []
@@ -186,7 +186,7 @@ def test_train_has_a_scene_for_each_pair_of_opposites_and_test_one_for_all_motio
 
 
 def test_opposite_motions_show_the_same_frames_in_opposite_order(source):
-    """So a classifier of single frames cannot beat 50 %, whatever it is."""
+    """So no classifier of single frames can exceed 50 %."""
     names = list(MOTIONS)
     scene = source.scene(1, "val", 5)
     for motion, opposite in zip(names[::2], names[1::2], strict=True):
@@ -195,8 +195,8 @@ def test_opposite_motions_show_the_same_frames_in_opposite_order(source):
         assert not np.array_equal(one, other)
 
 
-def test_a_classifier_of_the_true_poses_of_random_single_frames_stays_under_40_percent(source):
-    """It is told the exact pose, which is all that a frame could teach it about the motion."""
+def test_classifier_of_the_true_poses_of_single_frames_stays_under_40_percent(source):
+    """Its input is the exact pose, which is all that a frame can reveal about the motion."""
 
     def frames(split, count):
         scenes = [source.scene(1, split, index) for index in range(count)]
@@ -207,10 +207,10 @@ def test_a_classifier_of_the_true_poses_of_random_single_frames_stays_under_40_p
     rng = np.random.default_rng(0)
     classifier = RandomForestClassifier(100, min_samples_leaf=10, random_state=0).fit(*frames("train", 1000))
     accuracy = classifier.score(*frames("test", 500))
-    assert 0.2 < accuracy < 0.4  # above chance, 0.125: the classifier does see the poses
+    assert 0.2 < accuracy < 0.4  # above chance, 0.125: the classifier uses the poses
 
 
-def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
+def test_files_are_a_function_of_the_seed(tmp_path):
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         make_moving_digits(tmp_path / name, seed=seed, **SMALL)
     a, b, c = (contents(tmp_path / name) for name in "abc")
@@ -219,24 +219,24 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     assert not any(a[name] == c[name] for name in a)
 
 
-def test_a_second_call_writes_nothing_and_other_settings_are_refused(tmp_path):
+def test_second_call_writes_nothing_and_other_settings_are_errors(tmp_path):
     first = make_moving_digits(tmp_path, **SMALL)
     video = tmp_path / "videos/train/left/0000.mp4"
     video.write_bytes(b"touched")
     assert make_moving_digits(tmp_path, **SMALL) == first
-    with pytest.raises(ValueError, match=f"{tmp_path.name} holds a data set made with other settings"):
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: holds a data set made with other settings"):
         make_moving_digits(tmp_path, seed=1, **SMALL)
     assert video.read_bytes() == b"touched"
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+def test_folder_with_other_files_is_an_error_and_not_changed(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match=f"{tmp_path.name} already exists and is no empty folder"):
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: exists and is not an empty folder"):
         make_moving_digits(tmp_path, **SMALL)
     assert contents(tmp_path) == {"thesis.tex": b"precious"}
 
 
-def test_an_interrupted_run_does_not_look_complete_and_can_be_repeated(tmp_path):
+def test_interrupted_run_is_incomplete_and_can_be_repeated(tmp_path):
     def interrupt(written, total):
         if written == 2:
             raise KeyboardInterrupt
@@ -254,8 +254,8 @@ def test_an_interrupted_run_does_not_look_complete_and_can_be_repeated(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_network_of_random_single_decoded_frames_stays_under_40_percent(tmp_path, capsys):
-    """The codec could give away what the scenes do not: a nano network learns motions from one frame of each video."""
+def test_network_of_random_single_decoded_frames_stays_under_40_percent(tmp_path, capsys):
+    """Coding does not reveal the motion either: a nano network is trained on one frame of each video."""
     make_moving_digits(tmp_path)
     train, test = (read_records(tmp_path, f"videos/{split}", kind="video") for split in ("train", "test"))
     one_frame = {"num_frames": 1, "frame_stride": 1}

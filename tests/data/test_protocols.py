@@ -1,6 +1,7 @@
-"""Test protocols choose the frames and crops that the code bases themselves choose, as recorded from them."""
+"""Test protocols choose the frames and crops that were recorded from the code bases."""
 
 import json
+import pickle
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numbered_videos import read_number, write_numbered
+from test_transforms import cut_views
 
 from sparsevideo import config
 from sparsevideo.data.datasets import VideoDataset
@@ -33,10 +35,10 @@ def test_frames_are_those_of_the_code_base(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("target_fps", [None, 15.0])
-def test_a_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
+def test_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
     tmp_path: Path, target_fps: float | None
 ) -> None:
-    """PySlowFast's formula, written here once more, of the frames of the segment alone, at 25 frames per second."""
+    """The expected frames are from PySlowFast's formula, applied to the segment at 25 frames per second."""
     segments = [(20, 77), (31, 36), (0, 120)]
     write_numbered(tmp_path / "a.mp4", 120)
     rows = "".join(f"a.mp4,x,{start},{stop}\n" for start, stop in segments)
@@ -56,13 +58,13 @@ def test_a_protocol_that_scales_the_span_keeps_to_the_frames_of_a_segment(
         positions = [torch.linspace(f, f + span - 1, 4).clamp(0, total - 1).long() for f in first]
         assert chosen == [(start + position).tolist() for position in positions]
         assert start <= min(map(min, chosen)) and max(map(max, chosen)) < stop
-        # This one chooses by the duration, which is that of the segment too.
+        # This protocol chooses by the duration, which is that of the segment, too.
         in_time = protocol_clips("pytorchvideo", total, 4, 6, 3, Header.usual(total, 25), target_fps)
         assert choose("pytorchvideo", index) == (start + in_time).tolist()
     assert len({tuple(clip) for clip in chosen}) == 3
 
 
-def test_every_recorded_protocol_is_offered() -> None:
+def test_all_recorded_protocols_are_offered() -> None:
     assert {row[0] for row in RECORDED["rows"]} | {"ends"} == set(PROTOCOLS)
 
 
@@ -95,11 +97,16 @@ def test_resize_and_crops_are_those_of_the_code_base(protocol: str) -> None:
         frame = picture(height, width)
         assert list(transform.resize(frame).shape[:2]) == resized
         assert transform.boxes(*resized) == [(top, left, size, size) for top, left in offsets]
-        views = transform(frame[None])[:, :, 0].permute(0, 2, 3, 1).numpy().astype(int)  # (crops, S, S, 3)
+        views = cut_views(transform, frame[None])[:, :, 0].permute(0, 2, 3, 1).numpy().astype(int)  # (crops, S, S, 3)
         last = size - 1
         probes = np.array([(0, 0, 0), (5, 17, 1), (size // 2, size // 2, 2), (last, last, 0), (last - 2, 2, 1)]).T
         differences = np.abs(views[:, probes[0], probes[1], probes[2]] - pixels)
         assert differences.max() <= (protocol in ("mmaction2", "videomae")), (height, width, short_side, size, crops)
+
+
+def test_transform_with_a_protocol_can_be_sent_to_a_worker() -> None:
+    transform = pickle.loads(pickle.dumps(TestTransform(224, 3, protocol="slowfast")))
+    assert transform.boxes(224, 300) == TestTransform(224, 3, protocol="slowfast").boxes(224, 300)
 
 
 def test_the_short_side_before_our_own_crop() -> None:
@@ -108,15 +115,15 @@ def test_the_short_side_before_our_own_crop() -> None:
     assert TestTransform(224, short_side=256).boxes(512, 600) == [(32, 76, 448, 448)]
 
 
-def test_impossible_crops() -> None:
+def test_impossible_crops_are_errors() -> None:
     for protocol in ("slowfast", "pytorchvideo", "mmaction2"):
         with pytest.raises(ValueError, match=f"test protocol {protocol} has 1 or 3 crops, got 2"):
             TestTransform(224, 2, protocol=protocol)
     with pytest.raises(ValueError, match="unknown test protocol 'slow'"):
         TestTransform(224, protocol="slow")
-    with pytest.raises(ValueError, match="short side must be at least the crop, 224, got 200"):
+    with pytest.raises(ValueError, match="short_side must be at least the crop, 224, got 200"):
         TestTransform(224, short_side=200)
-    with pytest.raises(ValueError, match="full frames have no short side before the crop, got 256"):
+    with pytest.raises(ValueError, match=r"short_side must be None with full_frame, .* got 256"):
         TestTransform(224, full_frame=True, short_side=256)
     with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.protocol is slowfast, not ends"):
         config.TestConfig(share_stem=True, protocol="slowfast")
@@ -124,7 +131,7 @@ def test_impossible_crops() -> None:
         config.TestConfig(share_stem=True, short_side=256)
 
 
-def test_impossible_protocols() -> None:
+def test_impossible_protocols_are_errors() -> None:
     with pytest.raises(ValueError, match="unknown test protocol 'slow'; it must be one of ends, slowfast,"):
         protocol_clips("slow", 10, 4, 2, 1)
     for total, num_frames, frame_stride, num_clips in [(0, 4, 2, 1), (9, 0, 2, 1), (9, 4, 0, 1), (9, 4, 2, 0)]:

@@ -1,11 +1,11 @@
-"""pytorchvideo imports and leaves nothing behind; its data sets give the same frames with our reader in them."""
+"""The import of pytorchvideo has no side effects, and its data sets give equal frames with our reader."""
 
 import inspect
 import logging
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,31 +32,30 @@ def run(code: str) -> str:
     ).stdout
 
 
-def test_the_alias_is_gone_after_the_import() -> None:
+def test_replaced_module_is_removed_after_the_import() -> None:
     out = run(
-        "import sys, importlib.util\n"
+        "import sys\n"
         "from sparsevideo.data import pytorchvideo as ptv\n"
         "print('pytorchvideo' in sys.modules)\n"
         "print(ptv.Normalize.__module__)\n"
         "print('torchvision.transforms.functional_tensor' in sys.modules)\n"
-        "print(importlib.util.find_spec('torchvision.transforms._functional_tensor') is not None)\n"
         "ptv.LabeledVideoDataset, ptv.Video\n"
         "print(any('decord' in name for name in sys.modules))\n"
     )
-    lazily, module, alias, private, decord = out.split()
-    assert lazily == "False"  # only when a name is asked for
+    is_imported, module, is_replaced, decord = out.split()
+    assert is_imported == "False"  # only when a name is used
     assert module.startswith("pytorchvideo.transforms")
-    assert alias == "False" or private == "False"  # the old name is there only where torchvision has it
-    assert decord == "False"  # pytorchvideo's decord reader would change what decord returns everywhere
+    assert is_replaced == "False"
+    assert decord == "False"  # pytorchvideo's decord reader would change the arrays of decord in the whole process
 
 
-def test_a_failing_import_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_import_gives_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorchvideo.transforms", None)  # so importing it fails
     with pytest.raises(ImportError, match=r"pytorchvideo does not import .*; try: pip install"):
         _ = ptv.Normalize
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_are_errors() -> None:
     with pytest.raises(AttributeError, match="NoSuchThing"):
         _ = ptv.NoSuchThing
 
@@ -74,17 +73,17 @@ def starting_late(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Numbered videos in which pytorchvideo finds all frames."""
+    """Write numbered videos in which pytorchvideo finds all frames."""
     folder = tmp_path_factory.mktemp("made")
     bframes = {"g": "12", "bf": "3"}
     for name, codec, options in [
         ("bframes.mp4", "libx264", bframes),
         ("one_gop.mov", "libx264", {"g": "250", "bf": "0"}),
-        ("bframes.mkv", "libx264", bframes),  # whose header tells no duration
+        ("bframes.mkv", "libx264", bframes),  # whose header has no duration
         ("starts_late.flv", "libx264", bframes),
         ("xvid.avi", "mpeg4", {"g": "12", "bf": "0"}),
         ("bframes.avi", "mpeg4", {"g": "12", "bf": "2"}),
-        ("h264.avi", "libx264", {"g": "250", "bf": "2"}),  # whose time stamps are not those of the frames
+        ("h264.avi", "libx264", {"g": "250", "bf": "2"}),  # whose time stamps are wrong
         ("vp9.webm", "libvpx-vp9", {"g": "12", "cpu-used": "8", "deadline": "realtime"}),
     ]:
         write_numbered(folder / name, 60, codec=codec, options=options)
@@ -93,14 +92,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def theirs(files: Iterable[Path], sampler: tuple, order: type = SequentialSampler) -> IterableDataset[Item]:
-    """What a user of pytorchvideo writes."""
+    """Build a data set as a user of pytorchvideo does."""
     subsample = ptv.UniformTemporalSubsample(T)
 
     def transform(item: Item) -> Item:
         video = item["video"]
         return {**item, "video": [subsample(v) for v in video] if isinstance(video, list) else subsample(video)}
 
-    pairs = [(str(file), {"label": number}) for number, file in enumerate(files)]
+    pairs = [(str(file), {"label": label}) for label, file in enumerate(files)]
     pytorchvideos = ptv.LabeledVideoDataset.__base__
     assert pytorchvideos.__module__.startswith("pytorchvideo.")
     return pytorchvideos(pairs, make_clip_sampler(*sampler), order, transform, decode_audio=False)
@@ -109,26 +108,26 @@ def theirs(files: Iterable[Path], sampler: tuple, order: type = SequentialSample
 def ours(files: Iterable[Path], sampler: tuple, order: type = SequentialSampler, **how: Any) -> IterableDataset[Item]:
     files = list(files)
     listing = files[0].parent / "list.txt" if "made" in str(files[0]) else how.pop("listing")
-    listing.write_text("".join(f"{file} {number}\n" for number, file in enumerate(files)))
+    listing.write_text("".join(f"{file} {label}\n" for label, file in enumerate(files)))
     return labeled_video_dataset(listing, make_clip_sampler(*sampler), order, num_frames=T, **how)
 
 
 def assert_same(ours: Iterable[Item], theirs: Iterable[Item]) -> list[Item]:
-    """Compare all items, drawn with the same seed; returns them."""
+    """Compare all items, drawn with equal seeds; return them."""
     both = []
     for items in (ours, theirs):
         random.seed(0)
         torch.manual_seed(0)
         both.append(list(items))
     assert len(both[0]) == len(both[1]) > 0
-    for mine, other in zip(*both, strict=True):
-        assert mine.keys() == other.keys()
-        for key in mine:
+    for item, other in zip(*both, strict=True):
+        assert item.keys() == other.keys()
+        for key in item:
             if key == "video":
-                for a, b in zip(*(v if isinstance(v, list) else [v] for v in (mine[key], other[key])), strict=True):
-                    assert a.dtype == torch.uint8 and torch.equal(a.float(), b), f"{mine['video_name']}"
+                for a, b in zip(*(v if isinstance(v, list) else [v] for v in (item[key], other[key])), strict=True):
+                    assert a.dtype == torch.uint8 and torch.equal(a.float(), b), f"{item['video_name']}"
             else:
-                assert mine[key] == other[key], key
+                assert item[key] == other[key], key
     return both[0]
 
 
@@ -144,25 +143,25 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_the_frames_are_pytorchvideos_bit_for_bit(sampler: tuple, made: list[Path]) -> None:
+def test_frames_are_pytorchvideos_bit_for_bit(sampler: tuple, made: list[Path]) -> None:
     items = assert_same(ours(made, sampler), theirs(made, sampler))
     assert {item["video_name"] for item in items} == {file.name for file in made}
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real videos are absent")
 @pytest.mark.parametrize("sampler", [("random", 1.0), ("constant_clips_per_video", 0.5, 2)], ids=str)
-def test_the_frames_of_real_files_are_pytorchvideos_bit_for_bit(sampler: tuple, tmp_path: Path) -> None:
+def test_frames_of_real_files_are_pytorchvideos_bit_for_bit(sampler: tuple, tmp_path: Path) -> None:
     clean = sorted((REAL / "videos/clean").iterdir())
     items = assert_same(ours(clean, sampler, listing=tmp_path / "list.txt"), theirs(clean, sampler))
     assert {item["video_name"] for item in items} == {file.name for file in clean}
 
 
 def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
-    """Ends on a frame, just before and just after one, before the start and behind the end, as floats too."""
+    """Ends on a frame, just before and after one, before the start and after the end of the video, as floats too."""
     files = [file for file in made if file.name in ("bframes.mp4", "starts_late.flv", "xvid.avi")]
-    mine, other = ours(files, ("random", 1.0)), theirs(files, ("random", 1.0))
-    for number, file in enumerate(files):
-        a = mine.video_path_handler.video_from_path(number)
+    own, other = ours(files, ("random", 1.0)), theirs(files, ("random", 1.0))
+    for index, file in enumerate(files):
+        a = own.video_path_handler.video_from_path(index)
         b = other.video_path_handler.video_from_path(str(file))
         assert isinstance(a, ptv.Video) and a.name == b.name and a.duration == b.duration
         for start in (0, 0.04, 0.039999, 0.040001, 2.36, 2.4, -1.0):
@@ -170,34 +169,31 @@ def test_clip_ends_are_pytorchvideos(made: list[Path]) -> None:
                 clips = [video.get_clip(start, end)["video"] for video in (a, b)]
                 assert (clips[0] is None) == (clips[1] is None), (file, start, end)
                 if clips[0] is not None:
-                    assert torch.equal(clips[0].float(), ptv.UniformTemporalSubsample(T)(clips[1])), (
-                        file,
-                        start,
-                        end,
-                    )
+                    subsampled = ptv.UniformTemporalSubsample(T)(clips[1])
+                    assert torch.equal(clips[0].float(), subsampled), (file, start, end)
         a.close()
         b.close()
 
 
 @pytest.mark.parametrize("name", ["video.ts", "video.mp4"])
-def test_a_file_that_starts_late_keeps_its_duration(name: str, tmp_path: Path) -> None:
-    """Here we depart from pytorchvideo 0.1.5, which subtracts the start from what is a duration already."""
+def test_file_that_starts_late_keeps_its_duration(name: str, tmp_path: Path) -> None:
+    """Unlike in pytorchvideo 0.1.5, which subtracts the start from the duration."""
     write_numbered(tmp_path / "whole.mp4", 60, options={"g": "12", "bf": "3"})
     if name == "video.ts":
         write_numbered(tmp_path / name, 60, options={"g": "12", "bf": "3"})
     else:
         starting_late(tmp_path / "whole.mp4", tmp_path / name)
     how = {"listing": tmp_path / "list.txt"}
-    mine = ours([tmp_path / name], ("random", 1.0), **how).video_path_handler.video_from_path(0)
+    video = ours([tmp_path / name], ("random", 1.0), **how).video_path_handler.video_from_path(0)
     other = theirs([tmp_path / name], ("random", 1.0)).video_path_handler.video_from_path(str(tmp_path / name))
     late_s = other._container.streams.video[0].start_time * other._container.streams.video[0].time_base
     assert late_s > 0.05
-    assert float(mine.duration) == pytest.approx(2.4, abs=0.05)
-    assert other.duration == mine.duration - late_s
+    assert float(video.duration) == pytest.approx(2.4, abs=0.05)
+    assert other.duration == video.duration - late_s
     for start in (0, 0.5, 1.9):
-        frames = mine.get_clip(start, start + 0.5)["video"]
+        frames = video.get_clip(start, start + 0.5)["video"]
         assert frames is not None and read_number(frames[:, 0].permute(1, 2, 0).numpy()) == round(25 * start + 0.49)
-    mine.close()
+    video.close()
     other.close()
     torch.manual_seed(0)
     random.seed(0)
@@ -225,7 +221,7 @@ def test_order_and_batches_are_pytorchvideos_too(made: list[Path]) -> None:
 
 
 def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) -> None:
-    """In a process that has decoded nothing: PyAV 19 keeps the threads that convert frames, and forks lack them."""
+    """In a process that has not decoded yet: PyAV 19 keeps the threads that convert frames, which forks do not have."""
     run(
         f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}\n"
         "from pathlib import Path\n"
@@ -234,8 +230,8 @@ def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) 
     )
 
 
-def test_workers_of_any_kind_give_the_same_order(made: list[Path]) -> None:
-    """From Python 3.14 on workers are no forks unless told so; pytorchvideo's own data set does not reach them."""
+def test_order_does_not_depend_on_the_start_method_of_workers(made: list[Path]) -> None:
+    """From Python 3.14 on workers are not forked by default, and pytorchvideo's own data set cannot be sent to them."""
     orders = []
     for context in ("fork", "forkserver", "spawn"):
         torch.manual_seed(0)
@@ -245,7 +241,7 @@ def test_workers_of_any_kind_give_the_same_order(made: list[Path]) -> None:
     assert orders[0] == orders[1] == orders[2] and sorted(orders[0]) == [0, 1, 2, 3]
 
 
-def test_a_transform_that_subsamples_may_stay(made: list[Path]) -> None:
+def test_transform_that_subsamples_changes_nothing(made: list[Path]) -> None:
     def subsample(item: Item) -> torch.Tensor:
         return ptv.UniformTemporalSubsample(T)(item["video"])
 
@@ -261,10 +257,12 @@ def test_short_side_and_batches(made: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("workers", [None, "fork", "forkserver"])
-def test_what_is_left_out_is_told(workers: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every container is found in folders, and no bad file goes unnoticed, in workers neither."""
-    for number, suffix in enumerate(("mp4", "mkv", "ts", "avi", "mov", "webm")):
-        path = tmp_path / "ab"[number % 2] / f"{number}.{suffix}"
+def test_bad_files_are_logged_and_listed(
+    workers: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of all containers in folders, in workers too."""
+    for index, suffix in enumerate(("mp4", "mkv", "ts", "avi", "mov", "webm")):
+        path = tmp_path / "ab"[index % 2] / f"{index}.{suffix}"
         path.parent.mkdir(exist_ok=True)
         write_numbered(path, 40, codec="libvpx" if suffix == "webm" else "libx264", options={"g": "10", "bf": "0"})
     (tmp_path / "b/3.avi").write_bytes(b"no video")
@@ -275,31 +273,31 @@ def test_what_is_left_out_is_told(workers: str | None, tmp_path: Path, capfd: py
 
     sampler = make_clip_sampler("constant_clips_per_video", 0.4, 2)  # frames 0 to 9 and 15 to 24
     dataset = kinetics(tmp_path, sampler, SequentialSampler, num_frames=4)
-    told = logging.StreamHandler()
-    ptv.logger.addHandler(told)
+    handler = logging.StreamHandler()
+    ptv.logger.addHandler(handler)
     try:
         loader = DataLoader(dataset, batch_size=None, num_workers=1 if workers else 0, multiprocessing_context=workers)
         items = [(item["video_name"], item["label"], item["clip_index"]) for item in loader]
     finally:
-        ptv.logger.removeHandler(told)
+        ptv.logger.removeHandler(handler)
     whole = [("2.ts", 0), ("0.mp4", 0), ("1.mkv", 1), ("5.webm", 1)]
     assert sorted(items) == sorted([("4.mov", 0, 0)] + [(*video, clip) for video in whole for clip in (0, 1)])
     assert dataset.video_path_handler.failures == ["a/4.mov", "b/3.avi"]
     if workers == "forkserver":
-        return  # the server, perhaps started by another test, prints where that one did
-    lines = set(capfd.readouterr().err.splitlines())  # in workers without settings of their own, logging prints plainly
+        return  # the server may have been started by another test, and prints to the output of that one
+    lines = set(capfd.readouterr().err.splitlines())  # without settings, as in workers, logging prints plain lines
     for name in dataset.video_path_handler.failures:
         (line,) = {line for line in lines if line.startswith(f"left out: {tmp_path / name}: ")}
         assert "does not decode" in line
 
 
 def shown(item: Item) -> list[int]:
-    """Read the numbers off a clip's frames."""
+    """Return the frame indices that a clip shows."""
     return [read_number(frame.permute(1, 2, 0).numpy()) for frame in item["video"].unbind(1)]
 
 
 def test_lists_with_a_prefix(tmp_path: Path) -> None:
-    """Also the official Kinetics csv, which pytorchvideo misreads, and seconds, outside which there is nothing."""
+    """Also the official Kinetics csv, which pytorchvideo misreads, and segments in seconds or frames."""
     for name in ("a 1.mp4", "abcdefghijk_000010_000020.mkv"):
         write_numbered(tmp_path / name, 75)
 
@@ -337,7 +335,7 @@ def test_paths_are_relative_to_the_working_directory(tmp_path: Path, monkeypatch
         assert (item["video_name"], item["label"], shown(item)) == ("a.mp4", 3, [0, 11])
 
 
-def test_a_video_that_has_gone_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_deleted_video_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         write_numbered(tmp_path / name / "1.mp4", 12)
@@ -348,7 +346,7 @@ def test_a_video_that_has_gone_is_left_out_and_told(tmp_path: Path, caplog: pyte
     assert f"left out: {tmp_path / 'a/1.mp4'}: no such file" in caplog.text
 
 
-def test_the_decoder_is_the_one_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_decoder_is_the_requested_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("decord")
     _warn_of_fallback.cache_clear()
     (tmp_path / "a").mkdir()
@@ -362,11 +360,11 @@ def test_arguments_are_pytorchvideos(name: str) -> None:
     _ = ptv.Video  # imports pytorchvideo
     import pytorchvideo.data
 
-    expected, mine = (list(inspect.signature(getattr(module, name)).parameters) for module in (pytorchvideo.data, ptv))
-    assert mine == [*expected, "num_frames", "short_side"]
+    expected, own = (list(inspect.signature(getattr(module, name)).parameters) for module in (pytorchvideo.data, ptv))
+    assert own == [*expected, "num_frames", "short_side"]
 
 
-def test_every_name_of_pytorchvideos_data_is_here() -> None:
+def test_all_names_of_pytorchvideos_data_are_offered() -> None:
     _ = ptv.Video
     import pytorchvideo.data
 
@@ -376,16 +374,16 @@ def test_every_name_of_pytorchvideos_data_is_here() -> None:
         assert callable(getattr(ptv, name))
 
 
-def test_pairs_are_read_with_our_reader_and_without_a_number_of_frames_whole(made: list[Path]) -> None:
-    """What a tutorial writes, with the import changed: the same frames as pytorchvideo's own, in loader workers too."""
-    pairs = [(str(file), {"label": number, "tag": file.stem}) for number, file in enumerate(made)]
+def test_pairs_are_read_with_our_reader_and_with_all_frames_of_a_clip(made: list[Path]) -> None:
+    """As in pytorchvideo's tutorial with another import: equal frames, in loader workers too."""
+    pairs = [(str(file), {"label": label, "tag": file.stem}) for label, file in enumerate(made)]
     args = (pairs, make_clip_sampler("uniform", 0.4), SequentialSampler)
-    mine = ptv.LabeledVideoDataset(*args, decode_audio=False)
-    items = assert_same(mine, ptv.LabeledVideoDataset.__base__(*args, decode_audio=False))
+    dataset = ptv.LabeledVideoDataset(*args, decode_audio=False)
+    items = assert_same(dataset, ptv.LabeledVideoDataset.__base__(*args, decode_audio=False))
     assert len({item["video"].shape[1] for item in items}) > 1
     assert {item["tag"] for item in items} == {file.stem for file in made}
-    assert isinstance(mine, ptv.LabeledVideoDataset.__base__)
-    loader = DataLoader(mine, batch_size=None, num_workers=1, multiprocessing_context="forkserver")
+    assert isinstance(dataset, ptv.LabeledVideoDataset.__base__)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver")
     for ours_item, theirs_item in zip(loader, items, strict=True):
         assert torch.equal(ours_item["video"], theirs_item["video"])
 
@@ -411,26 +409,22 @@ def test_hmdb51(tmp_path: Path) -> None:
         ptv.Hmdb51(*args, split_id=3)
 
 
-def test_impossible_arguments(made: list[Path], tmp_path: Path) -> None:
-    def stops(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
+def test_impossible_arguments_are_errors(tmp_path: Path) -> None:
+    arguments = {"data_path": tmp_path, "clip_sampler": make_clip_sampler("random", 1.0)}
+    for error, message, changes in [
+        (ValueError, "decode_audio must be False", {"decode_audio": True}),
+        (ValueError, "must be >= 1, got 0 and None", {"num_frames": 0}),
+        (ValueError, "must be >= 1, got 4 and 0", {"num_frames": 4, "short_side": 0}),
+        (ValueError, "'torchvision'", {"decoder": "torchvision"}),
+        (ValueError, "no video in it", {}),
+        (FileNotFoundError, "absent", {"data_path": tmp_path / "absent"}),
+    ]:
         with pytest.raises(error, match=message):
-            call()
-
-    sampler = make_clip_sampler("random", 1.0)
-    stops(
-        ValueError,
-        "no sound; pass decode_audio=False",
-        lambda: kinetics(tmp_path, sampler, decode_audio=True, num_frames=4),
-    )
-    stops(ValueError, "at least 1, got 0 and None", lambda: kinetics(tmp_path, sampler, num_frames=0))
-    stops(ValueError, "at least 1, got 4 and 0", lambda: kinetics(tmp_path, sampler, num_frames=4, short_side=0))
-    stops(ValueError, "'torchvision'", lambda: ours(made, ("random", 1.0), decoder="torchvision"))
-    stops(FileNotFoundError, "absent", lambda: kinetics(tmp_path / "absent", sampler, num_frames=4))
-    stops(ValueError, "no video in it", lambda: kinetics(tmp_path, sampler, num_frames=4))
+            kinetics(**arguments | changes)
 
 
-def test_all_names_that_a_pipeline_needs_are_here() -> None:
-    """Pytorchvideo's own transforms do not import where torchvision has hidden what they want."""
+def test_transforms_of_pytorchvideo_are_offered() -> None:
+    """Pytorchvideo's own transforms do not import with torchvision >= 0.17."""
     names = "ApplyTransformToKey ShortSideScale RandomShortSideScale UniformCropVideo MixUp AugMix Div255 Permute"
     for name in names.split():
         assert getattr(ptv, name).__module__.startswith("pytorchvideo.transforms")
