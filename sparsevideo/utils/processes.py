@@ -14,8 +14,7 @@ from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sparsevideo.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -77,16 +76,13 @@ def run_all(
     time_limit = min(time_limit, _LONGEST_S)
     todo = deque(items)
     total = done + len(todo)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    terminal = sys.stderr.isatty()
     jobs: dict[_Child, tuple[Item, float]] = {}  # with the time when it is too late
 
     def start(item: Item) -> None:
         jobs[_Child(function, time_limit)] = item, monotonic() + max(time_limit, _START_S)
 
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
-            task = bar.add_task(what, total=total, completed=done)
+        with progress_bar(what, total, done) as bar:
             for _ in range(min(workers, len(todo))):
                 start(todo.popleft())
             while jobs:
@@ -110,8 +106,8 @@ def run_all(
                     if not starts:
                         yield item, result
                         done += 1
-                        bar.advance(task)
-                        if not terminal and done * _LINES // total > (done - 1) * _LINES // total:
+                        bar.advance(bar.task_ids[0])
+                        if bar.disable and done * _LINES // total > (done - 1) * _LINES // total:
                             logger.info("%s: %d of %d", what, done, total)
                         if not todo:
                             child.end()
