@@ -1,4 +1,4 @@
-"""The command line: each verb does its job, and bad input gets one clear line and a non-zero exit."""
+"""The command line: each command does its job, and bad input gets one clear line and a non-zero exit."""
 
 import io
 import json
@@ -19,8 +19,9 @@ import yaml
 from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
-from sparsevideo.cli import _SMALLER, FAILED, INCOMPLETE, OK, USAGE, _error_line, main
+from sparsevideo.cli import _MEMORY_ADVICE, FAILED, INCOMPLETE, OK, USAGE, _error_message, main
 from sparsevideo.commands import runs
+from sparsevideo.config import TEST_PROTOCOLS
 from sparsevideo.models import presets
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
@@ -28,7 +29,7 @@ from sparsevideo.reports.predictions import load_predictions
 
 
 def error(capsys):
-    """The one line that a failed verb prints, after what it logged."""
+    """The one line that a failed command prints, after what it logged."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
 
@@ -77,7 +78,7 @@ def test_data_without_a_validation_split_is_trained_on_and_the_log_says_so(digit
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: torch.empty(1 << 50), "out of memory ([enforce fail"),
         (lambda: np.zeros((1 << 50,)), "out of memory (Unable to allocate"),
@@ -86,19 +87,19 @@ def test_data_without_a_validation_split_is_trained_on_and_the_log_says_so(digit
     ids=["torch", "numpy", "python"],
 )
 @pytest.mark.parametrize(
-    ("verb", "advice"),
-    [("train", "lower train.batch_size"), ("test", "lower test.batch_size"), ("probe", "end other programs")],
+    ("command", "advice"),
+    [("train", "lower train.batch_size"), ("test", "lower test.batch_size"), ("probe", "close other programs")],
 )
-def test_too_little_memory_is_one_line_with_advice(make, said, verb, advice):
+def test_too_little_memory_is_one_line_with_advice(make, message, command, advice):
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         make()
-    line = _error_line(caught.value, verb)
-    assert said in line and advice in line and "\n" not in line
+    line = _error_message(caught.value, command)
+    assert message in line and advice in line and "\n" not in line
 
 
 def test_the_settings_of_the_advice_exist():
     settings = {f"{section}.{name}" for section, values in _SECTIONS.items() for name in vars(values)}
-    named = set(re.findall(r"\b(?:train|test|data|model)\.[\w.]+\b", " ".join(_SMALLER.values())))
+    named = set(re.findall(r"\b(?:train|test|data|model)\.[\w.]+\b", " ".join(_MEMORY_ADVICE.values())))
     assert named - settings == {"model.args.activation_checkpointing"}
     assert "activation_checkpointing" in presets.create_model("video_sparseformer_nano").hparams
 
@@ -117,10 +118,10 @@ def test_compiling_without_a_compiler_says_what_to_do(digits, tmp_path, monkeypa
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # as the variable CXX does
         assert main(args) == FAILED
     torch._dynamo.reset()
-    said = capsys.readouterr().err
-    line = said.splitlines()[-1]
+    output = capsys.readouterr().err
+    line = output.splitlines()[-1]
     assert line.startswith("error: torch.compile failed (") and "set train.compile false" in line
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 def interrupted_and_resumed(args, out):
@@ -166,12 +167,12 @@ def test_a_dry_run_describes_the_run_and_leaves_nothing(digits, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     dry = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr_base_size=64", "--optim.layer_decay=0.5"]
     assert main([*dry, "--train.accumulate=3", "--dry-run"]) == OK
-    said = capsys.readouterr().out
-    assert "global batch 12 = 1 x 3 x 4 (processes x accumulate x batch_size); 4 steps, 4 an epoch" in said
-    assert "learning rate 0.000188 = 0.001 x global batch 12 / 64" in said
-    assert "a batch of one process: (4, 3, 4, 32, 32) torch.uint8" in said
-    assert "a validation batch: scores (8, 8)" in said
-    assert "learning rate x 0.125, weight decay 0.05" in said  # three layers below the head
+    output = capsys.readouterr().out
+    assert "global batch 12 = 1 x 3 x 4 (processes x accumulate x batch_size); 4 steps, 4 an epoch" in output
+    assert "learning rate 0.000188 = 0.001 x global batch 12 / 64" in output
+    assert "a batch of one process: (4, 3, 4, 32, 32) torch.uint8" in output
+    assert "a validation batch: scores (8, 8)" in output
+    assert "learning rate x 0.125, weight decay 0.05" in output  # three layers below the head
     assert list(tmp_path.iterdir()) == []
     assert main(["train", *VIDEO, f"--data.root={digits}"]) == USAGE
     assert "--out is missing" in error(capsys)
@@ -181,9 +182,9 @@ def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, t
     """The first step's rate is far too high, so the second one's loss is to blame."""
     args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
     assert main([*args, "--train.checkpoint_every=1"]) == FAILED
-    said = error(capsys)
-    assert re.search(r"step [123], learning rate \S+: the loss is not finite \(loss nan", said)
-    assert said.count("videos/train/") == 4
+    output = error(capsys)
+    assert re.search(r"step [123], learning rate \S+: the loss is not finite \(loss nan", output)
+    assert output.count("videos/train/") == 4
     last = read_weights(tmp_path / "checkpoints" / "last.pt")
     assert all(torch.isfinite(tensor).all() for tensor in last["model"].values())
 
@@ -222,7 +223,7 @@ def test_eight_clips_are_learnt_by_heart_in_fifty_steps(digits, tmp_path):
 @pytest.mark.slow
 def test_a_compiled_network_trains_as_it_is(digits, tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
-        pytest.skip("torch.compile wants a C++ compiler")
+        pytest.skip("torch.compile needs a C++ compiler")
     args = ["train", *VIDEO, f"--data.root={digits}", "--data.flip_prob=0"]
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         assert main([*args, f"--out={tmp_path / name}", f"--train.compile={compiled}", "--train.log_every=1"]) == OK
@@ -233,7 +234,7 @@ def test_a_compiled_network_trains_as_it_is(digits, tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-def test_wandb_that_is_not_there_is_told(digits, tmp_path, monkeypatch, capsys):
+def test_wandb_that_is_not_installed_is_named(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--train.wandb=project"]) == FAILED
     assert "pip install wandb" in error(capsys)
@@ -289,9 +290,9 @@ def test_images_train_inflate_and_start_a_video_run(digits, tmp_path, capsys):
     args = ["inflate", str(image / "checkpoints" / "last.pt"), f"--out={weights}", "--num-tubes=2"]
     capsys.readouterr()
     assert main(args) == OK
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     model, content = load_model(weights)
-    assert all(name in said for name in model.state_dict())
+    assert all(name in output for name in model.state_dict())
     assert model.num_tubes == 2
     assert content["classes"] == [str(digit) for digit in range(10)]
     args = [*VIDEO, f"--data.root={digits}", f"--model.weights={weights}", "--model.args.num_tubes=2"]
@@ -337,7 +338,7 @@ def test_models_list_and_help_and_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["trian"], "did you mean 'train'"),
         (["data"], "make-digits"),
@@ -347,17 +348,17 @@ def test_models_list_and_help_and_version(capsys):
         (["train", "--out=x", "--config=nowhere.yaml"], "nowhere.yaml"),
         (["train", "--out=x", "--data.ro=y"], "did you mean --data.root"),
         (["train"], "out"),
-        (["test", "x.pt", "--views=3by4"], "--views 3by4"),
+        (["test", "x.pt", "--views=3by4"], "--views is '3by4'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, said, capsys):
+def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, message, capsys):
     assert main(argv) == USAGE
-    assert said in error(capsys)
+    assert message in error(capsys)
 
 
 @pytest.mark.parametrize(
-    ("verb", "option", "hint"),
+    ("command", "option", "hint"),
     [
         ("train", "--batch_size", "--train.batch_size"),
         ("train", "--batch-size", "--train.batch_size"),
@@ -376,8 +377,8 @@ def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, said, capsys):
         ("data scan x", "--num_workers", "--workers"),
     ],
 )
-def test_the_hint_for_an_unknown_option_is_the_setting_that_was_meant(verb, option, hint, capsys):
-    assert main([*verb.split(), option, "1"]) == USAGE
+def test_the_hint_for_an_unknown_option_is_the_setting_that_was_meant(command, option, hint, capsys):
+    assert main([*command.split(), option, "1"]) == USAGE
     assert error(capsys).endswith(f"; did you mean {hint}?")
 
 
@@ -422,7 +423,7 @@ def test_settings_in_chinese_pass_through_a_system_without_utf_8(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"train: 3\n", "train must hold settings"),
         (b"- a\n", "a run file must hold sections"),
@@ -431,12 +432,12 @@ def test_settings_in_chinese_pass_through_a_system_without_utf_8(tmp_path):
         ("data: {root: 向左}".encode("gbk"), "not a text in UTF-8"),
     ],
 )
-def test_a_malformed_run_file_is_named(content, said, tmp_path, capsys):
+def test_a_malformed_run_file_is_named(content, message, tmp_path, capsys):
     (tmp_path / "run.yaml").write_bytes(content)
     assert main(["config", "show", "--config", str(tmp_path / "run.yaml")]) == USAGE
     line = error(capsys)
     assert str(tmp_path / "run.yaml") in line
-    assert said in line
+    assert message in line
 
 
 def test_an_unknown_key_in_a_run_file_is_named_with_the_nearest(tmp_path, capsys):
@@ -450,7 +451,7 @@ def test_an_unknown_key_in_a_run_file_is_named_with_the_nearest(tmp_path, capsys
 def bad_weights(path, kind):
     if kind == "pickle":
         path.write_bytes(pickle.dumps({"model": print}))
-    elif kind == "torn":
+    elif kind == "corrupt":
         torch.save({"model": {"w": torch.ones(1000)}}, path)
         path.write_bytes(path.read_bytes()[:600])
     elif kind == "empty":
@@ -462,18 +463,18 @@ def bad_weights(path, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["absent", "empty", "text", "pickle", "torn", "other"])
-@pytest.mark.parametrize("verb", ["test", "inflate"])
-def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["absent", "empty", "text", "pickle", "corrupt", "other"])
+@pytest.mark.parametrize("command", ["test", "inflate"])
+def test_unusable_weights_are_named(kind, command, tmp_path, capsys):
     path = bad_weights(tmp_path / "weights.pt", kind)
     out = [f"--out={tmp_path / 'out.pt'}"]
-    assert main([verb, str(path), *out]) == FAILED
+    assert main([command, str(path), *out]) == FAILED
     assert str(path) in error(capsys)
     assert not (tmp_path / "out.pt").exists()
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--model.name=video_sparseformer_tin"], "video_sparseformer_tiny"),
         (["--model.args.num_tube=2"], "num_tubes"),
@@ -484,19 +485,33 @@ def test_unusable_weights_are_named(kind, verb, tmp_path, capsys):
         (["--train.log_every=0"], "train.log_every"),
         (["--train.label_smoothing=2"], "train.label_smoothing"),
         (["--optim.clip_grad=0"], "optim.clip_grad"),
-        (["--test.protocol=middle"], "ends, slowfast"),
         (["--test.short_side=8"], "test.short_side is 8; it must be at least data.size"),
         (["--test.protocol=slowfast", "--test.crops=2"], "slowfast has 1 or 3 crops, got 2"),
-        (["--train.precision=16-mixed"], "16-mixed"),
-        (["--data.decoder=vlc"], "vlc"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_wrong_setting_stops_the_run_before_it_leaves_anything(args, said, digits, tmp_path, capsys):
+def test_a_wrong_setting_stops_the_run_before_it_leaves_anything(args, message, digits, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", *args, f"--out={out}"]) == FAILED
-    assert said in error(capsys)
+    assert message in error(capsys)
     assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "choices"),
+    [
+        ("train.precision", "16-mixed", "32-true, bf16-mixed"),
+        ("data.decoder", "vlc", "auto, pyav, torchcodec, torchcodec-cuda, decord"),
+        ("test.protocol", "middle", ", ".join(TEST_PROTOCOLS)),
+    ],
+)
+def test_a_wrong_choice_is_refused_with_all_choices(setting, value, choices, tmp_path, capsys):
+    message = f"error: {setting} is '{value}'; it must be one of {choices}"
+    section, name = setting.split(".")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({section: {name: value}}))
+    for words in ([f"--{setting}={value}"], [f"--{setting}", value], [f"--config={tmp_path / 'run.yaml'}"]):
+        assert main(["train", "--out=x", *words]) == USAGE
+        assert error(capsys) == message
 
 
 def test_a_file_where_the_run_folder_should_be_stops_at_once(trained, digits, tmp_path, capsys):
@@ -512,18 +527,18 @@ def test_a_file_where_the_run_folder_should_be_stops_at_once(trained, digits, tm
 
 def test_a_checkpoint_is_resumed_only_by_its_own_run(trained, digits, tmp_path, capsys):
     base = ["train", *VIDEO, f"--data.root={digits}"]
-    torn = tmp_path / "torn" / "checkpoints" / "last.pt"
-    torn.parent.mkdir(parents=True)
-    torn.write_bytes((trained / "checkpoints" / "last.pt").read_bytes()[:5000])
+    corrupt = tmp_path / "corrupt" / "checkpoints" / "last.pt"
+    corrupt.parent.mkdir(parents=True)
+    corrupt.write_bytes((trained / "checkpoints" / "last.pt").read_bytes()[:5000])
     other = [f"--resume={trained / 'checkpoints' / 'last.pt'}", f"--out={tmp_path / 'run'}"]
-    for argv, said in [
-        ([f"--resume={trained / 'checkpoints' / 'best.pt'}", other[1]], "best.pt: holds no optimizer"),
+    for argv, message in [
+        ([f"--resume={trained / 'checkpoints' / 'best.pt'}", other[1]], "best.pt: has no optimizer state"),
         ([*other, "--model.args.cortex_dim=64"], "last.pt: transition"),
-        ([*other, "--train.max_steps=2"], "4 steps into its run, past the 2"),
-        (["--resume", f"--out={tmp_path / 'torn'}"], "last.pt: not a readable"),
+        ([*other, "--train.max_steps=2"], "is at step 4, but this run has only 2 steps"),
+        (["--resume", f"--out={tmp_path / 'corrupt'}"], "last.pt: not a readable"),
     ]:
         assert main([*base, *argv]) == FAILED
-        assert said in error(capsys)
+        assert message in error(capsys)
 
 
 def test_without_validation_the_best_checkpoint_is_the_last(digits, tmp_path):
@@ -587,22 +602,22 @@ def test_a_checkpoint_of_other_classes_is_refused_with_both_named(trained, digit
 
 
 @pytest.fixture
-def with_a_torn_video(digits, tmp_path):
-    root = tmp_path / "torn"
+def with_a_corrupt_video(digits, tmp_path):
+    root = tmp_path / "corrupt"
     for split in ("train", "val", "test"):
         for motion in (digits / "videos" / split).iterdir():
             (root / "videos" / split / motion.name).mkdir(parents=True)
             for video in motion.iterdir():
                 (root / "videos" / split / motion.name / video.name).write_bytes(video.read_bytes())
     for split in ("train", "test"):
-        torn = root / "videos" / split / "up" / "0000.mp4"
-        torn.write_bytes(torn.read_bytes()[:300])
+        corrupt = root / "videos" / split / "up" / "0000.mp4"
+        corrupt.write_bytes(corrupt.read_bytes()[:300])
     return root
 
 
-def test_a_torn_video_is_counted_as_wrong_and_listed(trained, with_a_torn_video, tmp_path, capsys):
+def test_a_corrupt_video_is_counted_as_wrong_and_listed(trained, with_a_corrupt_video, tmp_path, capsys):
     out = tmp_path / "results"
-    args = ["test", str(trained / "checkpoints" / "best.pt"), f"--data.root={with_a_torn_video}", f"--out={out}"]
+    args = ["test", str(trained / "checkpoints" / "best.pt"), f"--data.root={with_a_corrupt_video}", f"--out={out}"]
     assert main(args) == INCOMPLETE
     results = json.loads((out / "results.json").read_text())
     assert (results["listed"], results["scored"]) == (24, 23)
@@ -610,8 +625,8 @@ def test_a_torn_video_is_counted_as_wrong_and_listed(trained, with_a_torn_video,
     assert "up/0000.mp4" in capsys.readouterr().err
 
 
-def test_training_goes_on_over_a_torn_video_up_to_the_allowed_fraction(with_a_torn_video, tmp_path, capsys):
-    base = ["train", *VIDEO, f"--data.root={with_a_torn_video}", "--train.max_steps=12"]
+def test_training_continues_after_a_corrupt_video_up_to_the_allowed_fraction(with_a_corrupt_video, tmp_path, capsys):
+    base = ["train", *VIDEO, f"--data.root={with_a_corrupt_video}", "--train.max_steps=12"]
     assert main([*base, f"--out={tmp_path / 'strict'}"]) == FAILED
     line = error(capsys)
     assert "up/0000.mp4" in line
@@ -620,24 +635,29 @@ def test_training_goes_on_over_a_torn_video_up_to_the_allowed_fraction(with_a_to
     assert "up/0000.mp4" in (tmp_path / "lenient" / "log.txt").read_text()
 
 
-def test_a_scan_is_used_by_the_next_run(trained, with_a_torn_video, digits, tmp_path, capsys):
-    test = ["test", str(trained / "checkpoints" / "last.pt"), f"--data.root={with_a_torn_video}", f"--out={tmp_path}"]
-    assert main(["data", "scan", str(with_a_torn_video)]) == INCOMPLETE
+def test_a_scan_is_used_by_the_next_run(trained, with_a_corrupt_video, digits, tmp_path, capsys):
+    test = [
+        "test",
+        str(trained / "checkpoints" / "last.pt"),
+        f"--data.root={with_a_corrupt_video}",
+        f"--out={tmp_path}",
+    ]
+    assert main(["data", "scan", str(with_a_corrupt_video)]) == INCOMPLETE
     assert main(test) == INCOMPLETE
-    said = capsys.readouterr().err
-    assert "sparsevideo-index.jsonl: knows 24 of 24 files, 1 of them bad" in said
+    output = capsys.readouterr().err
+    assert "sparsevideo-index.jsonl: knows 24 of 24 files, 1 of them bad" in output
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["index"] == str(with_a_torn_video / "sparsevideo-index.jsonl")
+    assert results["index"] == str(with_a_corrupt_video / "sparsevideo-index.jsonl")
     (failed,) = results["failed"]
     assert failed["name"] == "videos/test/up/0000.mp4" and "marked bad by the scan" in failed["reason"]
 
-    train = ["train", *VIDEO, f"--data.root={with_a_torn_video}", f"--out={tmp_path / 'run'}"]
+    train = ["train", *VIDEO, f"--data.root={with_a_corrupt_video}", f"--out={tmp_path / 'run'}"]
     assert main(train) == FAILED  # before the first step
     assert "1 of 48 files to train on are bad, the first one" in error(capsys)
     assert not (tmp_path / "run").exists()
     assert main([*train, "--data.max_bad_fraction=0.1"]) == OK
 
-    index = with_a_torn_video / "sparsevideo-index.jsonl"
+    index = with_a_corrupt_video / "sparsevideo-index.jsonl"
     index.write_text(index.read_text().replace("videos/", "others/"))
     assert main(test) == INCOMPLETE  # an index that lies about is a help, no condition
     assert "knows none of the 24 videos listed" in capsys.readouterr().err
@@ -705,7 +725,7 @@ def test_rare_classes_are_drawn_more_often_and_a_resumed_run_draws_on(digits, tm
 def test_an_unreadable_image_is_named(digits, tmp_path, capsys):
     shutil.copytree(digits / "images", tmp_path / "images")
     broken = sorted((tmp_path / "images" / "train").rglob("*.jpg"))[0]
-    broken.write_bytes(b"torn")
+    broken.write_bytes(b"corrupt")
     args = ["train", *IMAGE, f"--data.root={tmp_path}", "--train.max_steps=20", f"--out={tmp_path / 'run'}"]
     assert main([*args, "--data.max_bad_fraction=0"]) == FAILED
     assert f"{broken}: does not decode (no known kind of image)" in error(capsys)

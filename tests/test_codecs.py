@@ -136,7 +136,7 @@ write_video = writer.write_video
 
 
 @pytest.mark.parametrize(("version", "relation"), [("17.0.1", "older"), ("99.0", "newer")])
-def test_untested_versions_are_told_first_and_once(version: str, relation: str, videos: Path, tmp_path: Path) -> None:
+def test_untested_versions_are_named_first_and_once(version: str, relation: str, videos: Path, tmp_path: Path) -> None:
     """Neither children nor what decodes later says it again; the command does its work."""
     (tmp_path / f"av-{version}.dist-info").mkdir()
     (tmp_path / f"av-{version}.dist-info" / "METADATA").write_text(f"Name: av\nVersion: {version}\n")

@@ -49,9 +49,9 @@ def leaves(tree, prefix=""):
 @cache
 def shown(name):
     """What `sparsevideo config show` prints of a run file."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main(["config", "show", "--config", str(ROOT / name)]) == OK
-    return yaml.safe_load(said.getvalue())
+    return yaml.safe_load(output.getvalue())
 
 
 def settings(name):
@@ -88,7 +88,7 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse(monkeypatch, capsys):
-    """Read a command line as its verb reads it."""
+    """Read a command line as its command reads it."""
     original = cli.Parser.parse
 
     def stop_after(parser, argv):
@@ -116,10 +116,12 @@ def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
     with torch.device("meta"):
         defaults["model"]["args"] = presets.create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}
-    told, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
-    assert "weights" not in told.get("model", {}), "weights are given on the command line"
+    written, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
+    assert "weights" not in written.get("model", {}), "weights are given on the command line"
     # An empty section has no resolved value of its own.
-    repeated = {key for key, _ in leaves(told) if key not in resolved or resolved[key] == defaults.get(key, math.nan)}
+    repeated = {
+        key for key, _ in leaves(written) if key not in resolved or resolved[key] == defaults.get(key, math.nan)
+    }
     assert repeated == set()
 
 
@@ -164,7 +166,7 @@ def test_two_steps_of_the_recipe_train(name, digits, tmp_path):
     assert changed <= {arg[2:].partition("=")[0] for arg in args}
     checkpoint = read_weights(tmp_path / "checkpoints" / "last.pt")
     assert ("model_ema" in checkpoint) == (config.train.ema is not None)
-    learning = re.findall(r"of which ([\d.]+) M learn", (tmp_path / "log.txt").read_text())
+    learning = re.findall(r"of which ([\d.]+) M are trained", (tmp_path / "log.txt").read_text())
     assert len(learning) == bool(config.optim.train_only)
 
 
@@ -172,9 +174,9 @@ def test_a_dry_run_describes_fine_tuning_and_leaves_nothing(digits, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     name = "configs/finetune/own_videos.yaml"
     assert main(["train", "--config", str(ROOT / name), *shrunk(name, digits), "--dry-run"]) == OK
-    said = capsys.readouterr().out
-    assert "global batch 16 = 1 x 8 x 2" in said
-    groups = dict(re.findall(r"learning rate x ([\d.]+), weight decay 0.05: .*\((.*)\)", said))
+    output = capsys.readouterr().out
+    assert "global batch 16 = 1 x 8 x 2" in output
+    groups = dict(re.findall(r"learning rate x ([\d.]+), weight decay 0.05: .*\((.*)\)", output))
     scales = {"0.3164": "stem.conv.weight", "0.4219": "focus.", "0.5625": "cortex.0.", "0.75": "cortex.1."}
     assert all(groups[scale].startswith(first) for scale, first in {**scales, "10": "head.weight"}.items())
     assert list(tmp_path.iterdir()) == []
@@ -194,19 +196,19 @@ def schedule(name, devices, files):
 @pytest.mark.parametrize("name", RECIPES)
 def test_batch_rate_and_steps_are_what_the_header_says(name):
     config = settings(name)
-    told = re.search(
+    match = re.search(
         r"Global batch (\d+) = (\d+) x (\d+) x (\d+) \(devices x accumulate x batch_size\), peak learning rate (\S+), "
         r"([\d,]+) steps with ([\d,]+) (?:images|videos)",
         " ".join(" ".join(header(name)).split()),
     )
-    assert told, "the header says no global batch, peak learning rate and steps"
-    batch, devices, accumulate, batch_size = (int(number) for number in told.groups()[:4])
-    files, expected_steps = (int(told[group].replace(",", "")) for group in (7, 6))
+    assert match, "the header says no global batch, peak learning rate and steps"
+    batch, devices, accumulate, batch_size = (int(number) for number in match.groups()[:4])
+    files, expected_steps = (int(match[group].replace(",", "")) for group in (7, 6))
     assert (accumulate, batch_size) == (config.train.accumulate, config.train.batch_size)
     assert devices == (1 if "finetune" in name else 8)
     samples, steps, rates = schedule(name, devices, files)
     assert (samples, steps) == (batch, expected_steps)
-    assert f"{max(rates):.3g}" == f"{float(told[5]):.3g}"
+    assert f"{max(rates):.3g}" == f"{float(match[5]):.3g}"
 
 
 @pytest.mark.parametrize(

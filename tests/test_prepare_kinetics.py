@@ -30,7 +30,7 @@ GOOD = {
     "downloads/train/riding a bike/__underscore.mp4": (96, 64),
     "downloads/val/mixing, stirring/valvalvalval_3_13.mp4": (30, 30),
 }
-TORN = "downloads/train/mixing, stirring/tornontheway_0_10.mp4"
+CORRUPT = "downloads/train/mixing, stirring/tornontheway_0_10.mp4"
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def prepare(root: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
 
 @pytest.fixture
 def kinetics(tmp_path: Path) -> Path:
-    """Landscape, portrait, small, torn and missing files, and official lists."""
+    """Landscape, portrait, small, corrupt and missing files, and official lists."""
     for number, (name, size) in enumerate(GOOD.items()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(tmp_path / name, np.full((20, *size, 3), 50 * number, np.uint8), fps=25)
-    (tmp_path / TORN).parent.mkdir()
-    (tmp_path / TORN).write_bytes(bytes(1000))
+    (tmp_path / CORRUPT).parent.mkdir()
+    (tmp_path / CORRUPT).write_bytes(bytes(1000))
     (tmp_path / "official").mkdir()
     (tmp_path / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN]) + "\n")
     (tmp_path / "official" / "val.csv").write_text(f'{HEADER}\n"mixing, stirring",valvalvalval,3,13,val\n')
@@ -77,7 +77,7 @@ def test_lists_and_copies(kinetics: Path) -> None:
     assert "train: 3 of 3" in errors  # progress, where there is no terminal
     copies = kinetics / "small" / "32"
     reason = "does not decode (Invalid data found when processing input); remove it or make it again"
-    assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", TORN: f"{TORN}: {reason}"}
+    assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", CORRUPT: f"{CORRUPT}: {reason}"}
     assert lacking(copies / "val.lacking.txt") == {}
     train, val = (read_records(copies, f"{split}.csv", kind="video") for split in ("train", "val"))
     assert [train.name(0), train.name(1)] == [name.removeprefix("downloads/") for name in list(GOOD)[:2]]

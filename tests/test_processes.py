@@ -69,11 +69,11 @@ def assert_same_test(folder, many):
 
 
 @pytest.mark.slow
-def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits, tmp_path):
+def test_a_corrupt_video_is_listed_on_any_rank(one_process, digits, tmp_path):
     """A share of 23 videos and one that fails: nobody waits for ever, and rank 0's results are whole."""
     test = tmp_path / "videos" / "test"
     shutil.copytree(digits / "videos" / "test", test)
-    (test / "up" / "0001.mp4").write_bytes(b"torn")
+    (test / "up" / "0001.mp4").write_bytes(b"corrupt")
     (test / "up" / "0002.mp4").unlink()
     args = [one_process / "checkpoints" / "last.pt", f"--data.root={tmp_path}", f"--out={tmp_path / 'results'}"]
     done = torchrun(2, *SPARSEVIDEO, "test", *args)
@@ -85,10 +85,10 @@ def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits,
 
 
 @pytest.mark.slow
-def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
+def test_ranks_count_a_corrupt_video_once(digits, tmp_path):
     """1 of 48 files is within 3 %, whoever meets it; a run that goes on with other ranks says so."""
     shutil.copytree(digits / "videos", tmp_path / "videos")
-    (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"torn")
+    (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"corrupt")
     args = [*VIDEO, f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", "--data.max_bad_fraction=0.03"]
     args += ["--train.validate_every=0", "--train.batch_size=6"]
     done = torchrun(2, *SPARSEVIDEO, "train", *args, "--train.max_steps=16")  # four epochs
@@ -128,10 +128,10 @@ def two_ranks(one_process, many, digits, tmp_path_factory):
 
 
 def test_bad_input_ends_all_ranks(two_ranks):
-    said = (two_ranks / "stderr").read_text()
-    assert "AssertionError" not in said, said[-3000:]  # of the commands before
+    output = (two_ranks / "stderr").read_text()
+    assert "AssertionError" not in output, output[-3000:]  # of the commands before
     assert (two_ranks / "code").read_text() != str(OK)
-    assert "nowhere: no such folder" in said
+    assert "nowhere: no such folder" in output
 
 
 def test_two_processes_with_loader_processes_give_the_same_scores(two_ranks, many):
@@ -162,7 +162,7 @@ def test_killed_processes_leave_what_others_go_on_with(before, after, one_proces
     assert not (tmp_path / "results.json").exists()
     done = torchrun(after, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
-    assert "going on where a test was interrupted" in done.stderr
+    assert "resuming a test: " in done.stderr
     assert_same_test(tmp_path, many)
 
 

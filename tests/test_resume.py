@@ -1,4 +1,4 @@
-"""A run that is killed, torn, asked to end or short of disk loses nothing: what is killed is a real process."""
+"""Resuming of runs after a kill, a signal, a corrupt checkpoint or a full disk, in real processes."""
 
 import json
 import os
@@ -128,22 +128,22 @@ def test_a_signal_to_all_processes_saves_the_next_step_and_asks_to_be_run_again(
     process = start(*args, "--data.num_workers=2")
     wait_for_step(process, tmp_path / "run", 3)
     os.killpg(process.pid, number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == REQUEUE, said
-    assert f"asked to end by {number.name}, saved at step" in said
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == REQUEUE, output
+    assert f"stopped by {number.name}, saved at step" in output
     stands = read_weights(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
     assert 3 <= stands < STEPS
     finish(*args)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_a_torn_checkpoint_is_told_and_the_one_before_taken(interrupted, whole, tmp_path, capsys):
+def test_a_corrupt_checkpoint_is_named_and_the_previous_one_loaded(interrupted, whole, tmp_path, capsys):
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     finish(*interrupted)
-    said = capsys.readouterr().err
-    assert "last.pt: not a readable weights file" in said
-    assert f"going on from {last.with_name('previous.pt')}" in said
+    output = capsys.readouterr().err
+    assert "last.pt: not a readable weights file" in output
+    assert f"resuming from {last.with_name('previous.pt')}" in output
     assert_same_end(tmp_path / "run", whole)
 
 
@@ -169,9 +169,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path, smal
     before = {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")}
     left = set(checkpoints.glob(".*"))  # by the kill
     assert main(["train", *interrupted, "--resume"]) == FAILED
-    said = capsys.readouterr().err
-    assert re.search(r"(last|best)\.pt: could not be written", said)  # wherever the kill had left it
-    assert "what was there before is whole" in said
+    output = capsys.readouterr().err
+    assert re.search(r"(last|best)\.pt: could not be written", output)  # wherever the kill had left it
+    assert "the previous checkpoint is complete" in output
     assert {path.name: path.read_bytes() for path in checkpoints.glob("[!.]*")} == before
     assert set(checkpoints.glob(".*")) <= left
 
@@ -179,17 +179,17 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path, smal
 def test_a_changed_schedule_is_refused_with_both_values_unless_allowed(interrupted, capsys):
     changed = ["--train.max_steps=20", "--train.batch_size=4", "--optim.lr=1e-4"]
     assert main(["train", *interrupted, "--resume", *changed]) == FAILED
-    said = capsys.readouterr().err
-    assert "train.max_steps 16 -> 20" in said
-    assert "global batch 4 (1 x 2 x 2) -> 8 (1 x 2 x 4)" in said
-    assert "optim.lr 0.001 -> 0.0001" in said
+    output = capsys.readouterr().err
+    assert "train.max_steps 16 -> 20" in output
+    assert "global batch 4 (1 x 2 x 2) -> 8 (1 x 2 x 4)" in output
+    assert "optim.lr 0.001 -> 0.0001" in output
     assert main(["train", *interrupted, "--resume", *changed, "--allow-changes"]) == OK
-    assert "so not the same run: optim.lr 0.001 -> 0.0001" in capsys.readouterr().err
+    assert "so the result will differ: optim.lr 0.001 -> 0.0001" in capsys.readouterr().err
 
 
 def test_the_same_global_batch_split_otherwise_is_the_same_run(interrupted, whole, tmp_path, capsys):
     assert main(["train", *interrupted, "--resume", "--train.batch_size=4", "--train.accumulate=1"]) == OK
-    assert "not the same run" not in capsys.readouterr().err
+    assert "the result will differ" not in capsys.readouterr().err
     ours, theirs = (
         [line["loss"] for line in logged(out) if line["split"] == "train"] for out in (tmp_path / "run", whole)
     )

@@ -31,7 +31,7 @@ def srun(*argv, nodes=1, on_each=2, job="sparsevideo"):
     They are a step that has only some of its job's nodes.
     """
     tasks = nodes * on_each
-    told = {
+    variables = {
         "SLURM_JOB_ID": f"1{free_port() - 15000:04}",  # the port follows from it
         "SLURM_JOB_NAME": job,
         "SLURM_JOB_NODELIST": "elsewhere[1-8]",
@@ -51,7 +51,7 @@ def srun(*argv, nodes=1, on_each=2, job="sparsevideo"):
     started = []
     for rank in range(tasks):
         own = {"SLURM_PROCID": rank, "SLURM_NODEID": rank // on_each, "SLURM_LOCALID": rank % on_each}
-        environment = {**os.environ, **{name: str(value) for name, value in {**told, **own}.items()}}
+        environment = {**os.environ, **{name: str(value) for name, value in {**variables, **own}.items()}}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
     return started
 
@@ -66,14 +66,14 @@ def free_port():
 
 
 def ends(tasks):
-    """Exit codes and what was said, of tasks that end by themselves."""
+    """Exit codes and what was output, of tasks that end by themselves."""
     try:
-        said = [task.communicate(timeout=60)[1] for task in tasks]
+        output = [task.communicate(timeout=60)[1] for task in tasks]
     finally:
         for task in tasks:
             with suppress(ProcessLookupError):
                 os.killpg(task.pid, signal.SIGKILL)
-    return [task.returncode for task in tasks], said
+    return [task.returncode for task in tasks], output
 
 
 def weights(out):
@@ -84,8 +84,8 @@ def weights(out):
 def whole(digits, tmp_path_factory):
     """A run of two tasks on one node that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    codes, said = ends(srun(*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}"))
-    assert codes == [OK, OK], said
+    codes, output = ends(srun(*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}"))
+    assert codes == [OK, OK], output
     return out
 
 
@@ -109,15 +109,15 @@ def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_
         sleep(0.02)
     for task in tasks:
         os.killpg(task.pid, signal.SIGUSR1)
-    codes, said = ends(tasks)
-    assert codes == [REQUEUE, REQUEUE], said
+    codes, output = ends(tasks)
+    assert codes == [REQUEUE, REQUEUE], output
     stands = read_weights(out / "checkpoints" / "last.pt")["step"]
-    assert all(f"asked to end by SIGUSR1, saved at step {stands}" in text for text in said)
-    assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in said] == [["0"], ["1"]]  # none has started others
+    assert all(f"stopped by SIGUSR1, saved at step {stands}" in text for text in output)
+    assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in output] == [["0"], ["1"]]  # none has started others
     assert 3 <= stands < STEPS
 
-    codes, said = ends(srun(*args, nodes=2, on_each=1))
-    assert codes == [OK, OK], said
+    codes, output = ends(srun(*args, nodes=2, on_each=1))
+    assert codes == [OK, OK], output
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
     assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -131,7 +131,7 @@ class Blank:
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_loader_process_outlives_what_asks_the_run_to_end(number):
     """The rest of the step, a validation and the save may need it yet."""
-    with StopSignal().noted():
+    with StopSignal().recorded():
         loader = train_loader(Blank(), EpochSampler(64, 4), num_workers=1)
         batches = iter(loader)
         next(batches)

@@ -39,9 +39,9 @@ def test_it_leaves_results_pictures_and_a_page_and_can_be_run_again(short, tmp_p
         assert (out / name).stat().st_size > 1000
     assert page.count("data:image/png;base64,") == 3
     assert "moving digits, 3 x 1 views" in page
-    said = capsys.readouterr().out
-    assert f"{results['video']['top1']:.1f} %" in said
-    assert str(out / "index.html") in said.replace("\n", "")
+    output = capsys.readouterr().out
+    assert f"{results['video']['top1']:.1f} %" in output
+    assert str(out / "index.html") in output.replace("\n", "")
 
     again = quickstart.run(out)  # goes on where it was: at the end
     assert again["video"]["checkpoint_sha256"] == results["video"]["checkpoint_sha256"]
@@ -64,8 +64,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_asked_to_end_it_says_how_to_go_on(short, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
-        raise Interrupted("asked to end by SIGTERM, saved at step 1")
+        raise Interrupted("stopped by SIGTERM, saved at step 1")
 
     monkeypatch.setattr(quickstart, "train_run", interrupted)
     assert main(["quickstart", f"--out={tmp_path / 'quickstart'}"]) == REQUEUE
-    assert capsys.readouterr().err.endswith("saved at step 1; the same command goes on\n")
+    assert capsys.readouterr().err.endswith("saved at step 1; the same command resumes it\n")

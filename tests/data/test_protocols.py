@@ -118,7 +118,7 @@ def test_impossible_crops() -> None:
         TestTransform(224, short_side=200)
     with pytest.raises(ValueError, match="full frames have no short side before the crop, got 256"):
         TestTransform(224, full_frame=True, short_side=256)
-    with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.protocol is slowfast, not ends"):
+    with pytest.raises(ValueError, match=r"test\.share_stem has .* set test\.protocol to ends, got slowfast"):
         config.TestConfig(share_stem=True, protocol="slowfast")
     with pytest.raises(ValueError, match=r"test\.short_side is for crops"):
         config.TestConfig(share_stem=True, short_side=256)

@@ -78,12 +78,12 @@ def failing(load, indices):
     """The last of three videos cannot be read."""
     assert indices == [1, 2]
     (batch,) = load([1])
-    yield batch | {"failures": [(2, "c.mp4", "torn")]}
+    yield batch | {"failures": [(2, "c.mp4", "corrupt")]}
 
 
 def test_failed_videos_score_nothing_and_are_named():
-    scores = run(batches([0, 2], 1, failures=[(1, "a.mp4", "torn")]), 3, 1)
-    assert scores.failures == {1: "torn"}
+    scores = run(batches([0, 2], 1, failures=[(1, "a.mp4", "corrupt")]), 3, 1)
+    assert scores.failures == {1: "corrupt"}
     assert not scores.means[1].any()
     assert scores.short_sides.tolist() == [100, 0, 102]
 
@@ -98,7 +98,7 @@ def test_a_video_missing_or_scored_twice_is_an_error(indices):
         run(stream(), 3, 2)
 
 
-def test_a_view_seen_twice_in_place_of_another_is_an_error():
+def test_a_view_scored_twice_instead_of_another_is_an_error():
     (batch,) = batches([0, 1], 4)
     batch["aug_index"] = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
     with pytest.raises(RuntimeError, match=r"1 videos were not scored exactly once with 4 views: \[1\]"):
@@ -125,8 +125,8 @@ def test_an_interrupted_test_scores_no_video_again(tmp_path):
     for _ in range(2):
         with pytest.raises(Killed):
             run(lambda indices: load(indices, until=2), 7, 2, journal())
-    (torn,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
-    torn.write_bytes(torn.read_bytes() + b"half a row")
+    (corrupt,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
+    corrupt.write_bytes(corrupt.read_bytes() + b"half a row")
     np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
     scores = run(load, 7, 2, journal())
     assert asked == [[0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [4, 5, 6]]
@@ -147,6 +147,6 @@ def test_a_failed_video_is_tried_again(tmp_path):
 
 def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
     Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
-    with pytest.raises(ValueError, match=r"unfinished test of another kind \(test.clips 4 -> 10\)"):
+    with pytest.raises(ValueError, match=r"an unfinished test with other settings \(test.clips 4 -> 10\)"):
         Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=row_width(2))
     assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4

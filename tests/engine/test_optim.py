@@ -31,7 +31,7 @@ def test_decay_falls_on_weight_matrices_alone():
     assert not {name for name in decayed if "norm" in name or "bias" in name or "beta" in name or "token_" in name}
 
 
-def test_layers_learn_the_faster_the_nearer_to_the_head_and_parts_as_they_are_told():
+def test_learning_rates_decay_by_layer_and_have_factors_by_part():
     model = sparsevideo.create_model("video_sparseformer_nano")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {"head": 10.0, "cortex.0": 2.0, "cortex.0.offset": 3.0}
@@ -61,7 +61,7 @@ def test_what_is_frozen_has_no_gradient_and_no_group():
         train_only(model, ["body"])
 
 
-def test_the_average_follows_the_weights_and_takes_their_place_for_a_while():
+def test_the_average_follows_the_weights_and_replaces_them_in_a_block():
     """Beside the formula written out, with its slow decay at the beginning."""
     layer = torch.nn.Linear(2, 1, bias=False)
     with torch.no_grad():

@@ -16,7 +16,7 @@ def scores(loss):
     return {"loss": loss, "top1": 50.0, "top5": 100.0}
 
 
-def test_going_on_takes_back_what_comes_after_the_step_and_a_torn_line(tmp_path):
+def test_resuming_deletes_lines_after_the_step_and_an_incomplete_line(tmp_path):
     with RunLog(tmp_path) as log:
         for step in (10, 20, 30):
             log.validation(step, 0.0, scores(1.0 / step))
