@@ -53,8 +53,7 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of SparseFormer that replace those of the preset, such as `num_tubes`."""
     weights: str | None = None
-    """File of weights to start from. The architecture must match. If the number of classes differs, the head is
-    initialized; null initializes all weights."""
+    """File of initial weights of the same architecture; a head for another number of classes is left out."""
 
 
 @dataclass
@@ -64,14 +63,13 @@ class DataConfig:
     root: str = "."
     """Folder that `list` and the paths inside list files are relative to."""
     list: str = "{split}"
-    """Folder of class folders, or list file. `{split}` stands for train, val or test. A name without `{split}` is one
-    set of files: training uses all of them and has no validation; a test scores all of them."""
+    """Folder of class folders, or list file; `{split}` stands for train, val or test. Without `{split}`, training uses
+    all files and has no validation, and a test scores all files."""
     classes: str | None = None
     """File of class names in label order, relative to `root`: one name per line, or a csv of `id,name`. It names
     numeric labels. null takes the names of the training list. The class names of a checkpoint take precedence."""
     label_column: str | None = None
-    """Column or JSON key of the labels in a list file, such as `verb_class` in EPIC-Kitchens. null looks for a common
-    name, such as `label` or `class`."""
+    """Column or JSON key of the labels in a list file; null takes a common name, such as `label` or `class`."""
     num_frames: int = 32
     """Frames per clip, from 1 to 1e6."""
     frame_stride: int = 2
@@ -82,8 +80,8 @@ class DataConfig:
     target_fps: float | None = None
     """Frame rate, in frames per second, at which `frame_stride` counts; null takes the frame rate of each video."""
     class_balance: float = 0.0
-    """Class-balanced sampling in training, from 0 (each file once per epoch) to 1 (all classes equally often); 0.5 is
-    square-root sampling. The number of samples per epoch does not change, so files of frequent classes are left out."""
+    """Class-balanced sampling, from 0 (each file once per epoch) to 1 (all classes equally often); 0.5 is square-root
+    sampling. The number of samples per epoch stays the same, so files of frequent classes are left out."""
     num_repeats: int = 1
     """Samples of each file in a training batch, decoded together (repeated augmentation), at least 1."""
     size: int = 224
@@ -103,8 +101,7 @@ class DataConfig:
     flip_prob: float = 0.5
     """Probability that a training sample is flipped horizontally, from 0 to 1."""
     flip_labels: dict[str, str | None] = field(default_factory=dict)
-    """Class of a flipped sample, such as `left: right`, which applies in both directions; null for a class whose
-    samples must not be flipped."""
+    """Class of a flipped sample, such as `left: right`, in both directions; null for a class that is never flipped."""
     rand_augment: int | None = None
     """Magnitude of RandAugment, from 0 to 10; null turns it off."""
     rand_augment_layers: int = 2
@@ -130,15 +127,13 @@ class DataConfig:
     decoder: Literal["auto", "pyav", "torchcodec", "torchcodec-cuda", "decord"] = "auto"
     """Video decoder: pyav, torchcodec, torchcodec-cuda (NVDEC) or decord; auto takes the fastest one that works."""
     index: str | None = None
-    """Index file that `sparsevideo data scan` wrote; null takes the one in `root`, if it exists. With an index PyAV
-    need not search for the frames, and bad files are known in advance."""
+    """Index file of `sparsevideo data scan`, which speeds up PyAV; null takes the one in `root`, if it exists."""
     num_workers: int = 4
     """Loader processes per device, at least 0; 0 loads in the main process."""
     timeout_s: float = 120.0
     """Longest time for reading one file in a loader process, in seconds, from 0 to 1e6; 0 sets no limit."""
     max_bad_fraction: float = 0.01
-    """Largest fraction of the listed files that may be unreadable in training, from 0 to 1. The next file replaces an
-    unreadable one; above this fraction training stops."""
+    """Largest fraction of training files that may be unreadable, from 0 to 1. The next file replaces such a file."""
 
     def __post_init__(self) -> None:
         ranges: _Ranges = {
@@ -179,8 +174,7 @@ class OptimConfig:
     layer_decay: float = 1.0
     """Layer-wise learning rate decay, from 0 to 1: factor from each layer to the layer below it. The head has 1."""
     lr_scale: dict[str, float] = field(default_factory=dict)
-    """Factors on the learning rate of parts of the network, such as `head: 10` for a new head. If several names match a
-    parameter, the longest one applies."""
+    """Factors on the learning rate of parts of the network, such as `head: 10`. The longest matching name applies."""
     train_only: list[str] = field(default_factory=list)
     """Parts of the network that are trained, such as `[head]` or `[cortex, norm, head]`; empty trains all parts."""
 
@@ -215,22 +209,19 @@ class TrainConfig:
     """Decay per step of an exponential moving average (EMA) of the weights, above 0 and below 1; null keeps no average.
     In step t the decay is at most (1 + t) / (10 + t). Validation and `best.pt` use the average."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """32-true or bf16-mixed. fp16 is not supported, because its loss scaling does not work with the clamped gradient of
-    the sampling points."""
+    """32-true or bf16-mixed. Loss scaling, which fp16 needs, conflicts with the clamped gradient of the points."""
     compile: bool = False
     """Compile the network with torch.compile: it takes minutes at the start and makes the steps faster."""
     num_tubes: list[int] = field(default_factory=list)
-    """Numbers of tubes, each at least 1, one of which is drawn in each step, so that one checkpoint can be tested at
-    several budgets; empty always takes `model.args.num_tubes`. Not possible with FSDP."""
+    """Numbers of tubes, at least 1, one of which is drawn in each step, so that one checkpoint can be tested at several
+    budgets. If this or `num_frames` or `num_points` is empty, the network's own number is used. FSDP allows only
+    `num_frames`."""
     num_frames: list[int] = field(default_factory=list)
-    """Numbers of frames, divisors of `data.num_frames`, one of which is drawn in each step. The network gets that many
-    evenly spaced frames of each clip; empty always takes all."""
+    """Numbers of evenly spaced frames of a clip, one of which is drawn in each step; divisors of `data.num_frames`."""
     num_points: list[int] = field(default_factory=list)
-    """Numbers of sampling points per token, from 2 to `model.args.num_points`, one of which is drawn in each step;
-    empty always takes `model.args.num_points`. Not possible with FSDP."""
+    """Numbers of sampling points per token, from 2 to `model.args.num_points`, one of which is drawn in each step."""
     strategy: StrategyName = "auto"
-    """Distribution over several devices: ddp (each device holds the whole network), fsdp (each device holds a shard of
-    it), or auto (ddp if there are several devices)."""
+    """Several devices: ddp (each holds the whole network), fsdp (each holds a shard), or auto (ddp if several)."""
     seed: int = 0
     """Seed of the initial weights, the order of the files, the augmentation and the drop path, at least 0."""
     log_every: int = 50
@@ -269,8 +260,7 @@ class TestConfig:
     crops: int = 1
     """Square crops per clip or image, at least 1, evenly spread over the long side."""
     protocol: TestProtocol = "ends"
-    """Rule for the frames, the resize and the crops: `ends` reaches both ends of the video; the others follow other
-    code bases. See docs/protocols.md."""
+    """Choice of frames, resize and crops: `ends` covers the whole video; see docs/protocols.md for the others."""
     short_side: int | None = None
     """Short side of frames and images before the crop, in pixels, at least `data.size`: 256 with `data.size` 224 is the
     usual test on ImageNet. null takes `data.size`. Validation during training uses it as well."""
@@ -284,8 +274,7 @@ class TestConfig:
     """Run the stem once on whole frames and sample all views from its features. This is faster. Scores differ slightly,
     because the features at the border of a crop include pixels outside of it."""
     num_frames: int | None = None
-    """Frames per clip, over the same span of time as `data.num_frames` at `data.frame_stride`; null takes
-    `data.num_frames`."""
+    """Frames per clip, over the same span of time as in training; null takes `data.num_frames`."""
     num_tubes: int | None = None
     """Tubes of the network, at least 1; null takes the number from training."""
     num_points: int | None = None

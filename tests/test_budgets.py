@@ -40,7 +40,7 @@ def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_
 
 
 def test_a_resumed_run_draws_what_the_whole_one_draws(digits, tmp_path, capsys):
-    """Drop path and activation checkpointing included; the log names the values, and the checkpoint is the whole network."""
+    """With drop path and activation checkpointing. The log names the values; the checkpoint has the whole network."""
     args = [*DRAWN, f"--data.root={digits}", "--model.args.drop_path=0.2", "--model.args.activation_checkpointing=true"]
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
     message = "drawn in each step: num_tubes from 1, 4, 6; num_frames from 2, 4; num_points from 2, 3, 4"

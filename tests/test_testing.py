@@ -469,7 +469,7 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
 
 
 def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_path, capsys):
-    """Of a film, a segment of it, one behind its end and a corrupt file; at 10 frames a second, clips of 4 at stride 2."""
+    """A film, a segment of it, one after its end, and a corrupt file; clips of 4 frames at stride 2, at 10 fps."""
     root = tmp_path / "data"
     shutil.copytree(wide, root)
     name, corrupt = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"

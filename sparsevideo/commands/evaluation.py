@@ -49,19 +49,10 @@ def score_files(
     per_clip: bool = False,
     journal: Journal | None = None,
 ) -> Scores:
-    """Score all views of all files, and average over the views.
+    """Score all views of all files, and average over the views; leave the model in evaluation mode.
 
-    Args:
-        fabric: Device, precision and processes.
-        model: The network on the device; it is left in evaluation mode.
-        config: Its `data` and `test` are used.
-        records: The files.
-        features: Return the inputs of the classifier instead of scores.
-        per_clip: Average over the crops of each clip only, and return the seconds of the clips.
-        journal: File of the scores so far, to resume an interrupted test.
-
-    Raises:
-        ValueError: No file could be read.
+    With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
+    each clip only. Raises ValueError if no file could be read.
     """
     model.eval()
 
@@ -86,18 +77,13 @@ def score_files(
 
 
 def summarize(scores: Scores, records: Records, kind: str) -> Metrics:
-    """Compute accuracies and loss. The loss is the cross entropy of the mean scores of a file, without label smoothing.
-
-    Args:
-        scores: Means over the views.
-        records: The files.
-        kind: "softmax" or "logits".
-    """
+    """Compute accuracies and loss of mean scores of some `kind`: "softmax" or "logits"."""
     # scikit-learn takes seconds to import, and nothing before needs it.
     from sparsevideo.reports import calibration, metrics
 
     accuracies = metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
     read = np.setdiff1d(np.arange(len(records)), list(scores.failures))
+    # The cross entropy of the mean scores of a file, without label smoothing.
     loss = calibration.nll(calibration.log_scores(scores.means[read], kind), records.labels[read])
     return {
         "top1": accuracies["top1"],
@@ -109,27 +95,16 @@ def summarize(scores: Scores, records: Records, kind: str) -> Metrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Checkpoint, files and scores.
-
-    Attributes:
-        fabric: Device and processes.
-        model: The network.
-        config: Settings, resolved for the network.
-        records: The files.
-        scores: Their scores, or features.
-        fingerprint: Everything that the scores depend on.
-        journal: File of the scores so far, to be deleted after the results are written.
-        sha256: Hash of the checkpoint.
-    """
+    """Checkpoint, files and scores."""
 
     fabric: Fabric
     model: SparseFormer
-    config: Config
+    config: Config  # resolved for the network
     records: Records
-    scores: Scores
-    fingerprint: dict[str, Any]
-    journal: Journal
-    sha256: str
+    scores: Scores  # or features
+    fingerprint: dict[str, Any]  # everything that the scores depend on
+    journal: Journal  # to be removed after the results are written
+    sha256: str  # of the checkpoint
 
     @property
     def listing(self) -> dict[str, Any]:
@@ -147,12 +122,7 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    path: Path,
-    config: Config,
-    journal_path: Callable[[str], Path],
-    *,
-    features: bool = False,
-    per_clip: bool = False,
+    path: Path, config: Config, journal_path: Callable[[str], Path], *, features: bool = False, per_clip: bool = False
 ) -> Evaluation:
     """Load a checkpoint and a list, check that they match, and score all files.
 
@@ -243,9 +213,6 @@ def resolve_test_config(config: Config, ndim: int) -> Config:
 
 def with_frames(data: DataConfig, num_frames: int) -> DataConfig:
     """Return settings for clips with another number of frames over the same span of time.
-
-    Raises:
-        ValueError: The stride would not be an integer.
 
     Example:
         >>> with_frames(DataConfig(num_frames=32, frame_stride=2), 16).frame_stride

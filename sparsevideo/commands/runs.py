@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
-from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
+from sparsevideo.config import Config
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model, read_weights, save_weights
@@ -68,13 +68,7 @@ def checkpoint_config(path: Path) -> Config | None:
     if saved is None:
         return None
     try:
-        return Config(
-            ModelConfig(**saved["model"]),
-            DataConfig(**saved["data"]),
-            OptimConfig(**saved["optim"]),
-            TrainConfig(**saved["train"]),
-            TestConfig(**saved["test"]),
-        )
+        return Config(**{name: type(section)(**saved[name]) for name, section in vars(Config()).items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: its settings do not match this version ({error})") from error
 

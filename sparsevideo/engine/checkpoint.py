@@ -65,22 +65,21 @@ def gather_full_weights(model: nn.Module, copy: nn.Module) -> None:
     copy.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
 
 
-def load_model(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Load full or sharded weights into a network, sharded or not.
+def load_state_dict(
+    saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+) -> Ema | None:
+    """Load what `gather_state_dict` has collected, with any number of processes then and now; return the average.
 
     Raises:
-        RuntimeError, ValueError: They do not match the network.
+        KeyError, TypeError, RuntimeError, ValueError: It does not match the network.
     """
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer state from `gather_state_dict`, with any number of processes then and now.
-
-    Raises:
-        KeyError, RuntimeError, ValueError: It does not match the network.
-    """
-    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+    options = StateDictOptions(full_state_dict=True)
+    if ema is not None:  # an average starts as a copy of the weights, sharded like them
+        set_model_state_dict(model, saved.get("model_ema", saved["model"]), options=options)
+        ema = Ema(model, ema.decay)
+    set_model_state_dict(model, saved["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
+    return ema
 
 
 def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:

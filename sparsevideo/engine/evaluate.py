@@ -40,21 +40,13 @@ class ViewBatch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all listed files. Values are 0 for a file that could not be read.
+    """Scores of all listed files. Values are 0 for a file that could not be read."""
 
-    Attributes:
-        means: (n, K) float32 mean over the views, or (n, C, K) mean over the crops of each clip.
-        short_sides: (n,) int64 short sides of the stored frames, in pixels.
-        sample_aspect_ratios: (n,) float32 width / height of a stored pixel.
-        failures: Index -> reason of each file that could not be read.
-        clip_spans: (n, C, 2) float64 seconds of each clip, to the nanosecond; None without means of clips.
-    """
-
-    means: np.ndarray
-    short_sides: np.ndarray
-    sample_aspect_ratios: np.ndarray
-    failures: dict[int, str]
-    clip_spans: np.ndarray | None = None
+    means: np.ndarray  # (n, K) float32 over the views, or (n, C, K) over the crops of each clip
+    short_sides: np.ndarray  # (n,) int64 of the stored frames, in pixels
+    sample_aspect_ratios: np.ndarray  # (n,) float32 width / height of a stored pixel
+    failures: dict[int, str]  # index -> reason of each file that could not be read
+    clip_spans: np.ndarray | None = None  # (n, C, 2) float64 seconds, to the nanosecond; None without means of clips
 
 
 @torch.no_grad()
@@ -79,7 +71,7 @@ def evaluate(
         num_scores: K.
         num_views: V.
         num_clips: C, for the mean over the crops of each clip; None takes one mean over all views.
-        journal: File of the scores so far. Files with scores in it are not scored again.
+        journal: Scores so far, which are not computed again.
 
     Raises:
         RuntimeError: A file was not scored exactly once, with all its views.
@@ -106,8 +98,9 @@ def evaluate(
             indices = batch["video_index"]
             if len(indices):
                 sums = _sum_views(score(batch).float(), batch, num_clips)
-                views = [_count_views(*ids) for ids in zip(batch["clip_index"], batch["aug_index"], strict=True)]
-                facts = (torch.tensor(views), batch["short_side"], batch["sample_aspect_ratio"])
+                view_ids = torch.stack((batch["clip_index"], batch["aug_index"]), dim=-1)  # (B, V, 2)
+                num_distinct = torch.tensor([len(ids.unique(dim=0)) for ids in view_ids])
+                facts = (num_distinct, batch["short_side"], batch["sample_aspect_ratio"])
                 rows_added = torch.cat((sums, torch.stack(facts, dim=1).to(sums)), dim=1)
                 table[indices.to(fabric.device)] += rows_added
                 if journal is not None:
@@ -154,11 +147,6 @@ def _sum_views(scores: Tensor, batch: ViewBatch, num_clips: int | None) -> Tenso
     high = batch["clip_spans"].flatten(1).float()
     low = (batch["clip_spans"].flatten(1) - high).float()
     return torch.cat((scores.unflatten(1, (num_clips, -1)).sum(2).flatten(1), high.to(scores), low.to(scores)), dim=1)
-
-
-def _count_views(clip_index: Tensor, aug_index: Tensor) -> int:
-    """Count the different views in (V,) indices of clips and (V,) indices of crops."""
-    return len(set(zip(clip_index.tolist(), aug_index.tolist(), strict=True)))
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:

@@ -26,15 +26,10 @@ _BEST = ("hparams", "classes", "config", "step", "best_top1", "scores", "version
 
 
 class BadFiles:
-    """Files that could not be read. Too many of them stop the run.
-
-    Args:
-        num_files: Files in the training list.
-        max_fraction: Largest fraction of them that may fail, over all processes and epochs.
-    """
+    """Training files that could not be read. A larger fraction than `max_fraction` stops the run."""
 
     def __init__(self, num_files: int, max_fraction: float):
-        self.num_files, self.max_fraction = num_files, max_fraction
+        self.max_fraction = max_fraction
         self.bad = torch.zeros(num_files, dtype=torch.int32)
         self.last = ""
 
@@ -49,16 +44,11 @@ class BadFiles:
                 logger.warning("could not read %s: %s (replaced by the next file)", name, reason)
 
     def check(self, fabric: Fabric) -> None:
-        """Count the bad files of all processes. All call this in the same step.
-
-        Raises:
-            ValueError: More files than allowed have failed.
-        """
+        """Raise ValueError if too many files have failed, over all processes. All call this in the same step."""
         bad = cast(Tensor, fabric.all_reduce(self.bad.to(fabric.device), reduce_op="sum"))
-        count = int(bad.count_nonzero())
-        if count > self.max_fraction * self.num_files:
+        if (count := int(bad.count_nonzero())) > self.max_fraction * len(bad):
             raise ValueError(
-                f"{count} of {self.num_files} files could not be read{self.last}; repair or remove them"
+                f"{count} of {len(bad)} files could not be read{self.last}; repair or remove them"
                 " (`sparsevideo data scan` lists them), or raise data.max_bad_fraction"
             )
 
@@ -73,41 +63,23 @@ class BadFiles:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """State of a run between two steps. `build.build_train_state` makes it.
-
-    Attributes:
-        config: All settings.
-        fabric: Devices, precision and processes.
-        classes: Class names in label order.
-        network: The network without wrappers. Its parameters are those of `model`.
-        model: The network, possibly compiled, after `fabric.setup_module`. A step calls it.
-        optimizer: Optimizer after `fabric.setup_optimizers`.
-        schedule: Step -> learning rate.
-        sampler: Sampler of the training batches, which counts the batches it has given out.
-        total_steps: Optimizer steps of the whole run.
-        bad_files: Files that could not be read.
-        ema: Moving average of the weights; None for none.
-        budgets: Names and values from which each step draws; see `engine.train.forward_backward`.
-        meter: Averages since the last line of the log.
-        step: Optimizer steps done.
-        best_top1: Best validation accuracy so far, in percent; negative before the first validation.
-    """
+    """State of a run between two steps. `build.build_train_state` makes it."""
 
     config: Config
     fabric: Fabric
-    classes: Sequence[str]
-    network: SparseFormer
-    model: nn.Module
+    classes: Sequence[str]  # names in label order
+    network: SparseFormer  # without wrappers; its parameters are those of `model`
+    model: nn.Module  # the network, possibly compiled, after `fabric.setup_module`
     optimizer: _FabricOptimizer
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float]  # step -> learning rate
     sampler: EpochSampler
-    total_steps: int
+    total_steps: int  # optimizer steps of the whole run
     bad_files: BadFiles
     ema: Ema | None = None
-    budgets: dict[str, list[int]] = field(default_factory=dict)
+    budgets: dict[str, list[int]] = field(default_factory=dict)  # see `engine.train.forward_backward`
     meter: Meter = field(default_factory=Meter)
-    step: int = 0
-    best_top1: float = -1.0
+    step: int = 0  # optimizer steps done
+    best_top1: float = -1.0  # best validation accuracy in percent; negative before the first validation
 
     @property
     def epoch(self) -> float:
@@ -147,11 +119,7 @@ class TrainState:
             ValueError: Weights or optimizer do not match the network.
         """
         try:
-            if self.ema is not None:  # starts as a copy of the weights, sharded like them
-                checkpoint.load_model(self.network, saved.get("model_ema", saved["model"]))
-                self.ema = Ema(self.network, self.ema.decay)
-            checkpoint.load_model(self.network, saved["model"])
-            checkpoint.load_optimizer(self.network, self.optimizer.optimizer, saved["optimizer"])
+            self.ema = checkpoint.load_state_dict(saved, self.network, self.optimizer.optimizer, self.ema)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"its weights or its optimizer do not match the network ({error})") from error
         self.bad_files.load_state_dict(saved["bad_files"])
@@ -161,13 +129,10 @@ class TrainState:
         self.best_top1 = saved["best_top1"]
 
     def save(self, folder: Path, scores: ValidationMetrics | None) -> None:
-        """Write `last.pt`, rename the old one to `previous.pt`, and write `best.pt` if this state is the best so far.
+        """Write `last.pt`, rename the old one to `previous.pt`, and write `best.pt` if `scores` are the best so far.
 
-        Without validation each state is the best. All processes call this.
-
-        Args:
-            folder: Folder of the checkpoints.
-            scores: Scores of a validation at this step; None without one.
+        `scores` are those of a validation at this step. Without any validation each state is the best. All processes
+        call this.
         """
         is_best = scores is not None and scores["top1"] >= self.best_top1
         if scores is not None:

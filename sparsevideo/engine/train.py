@@ -100,25 +100,15 @@ def set_learning_rate(state: TrainState) -> float:
 
 @dataclass
 class StepOutput:
-    """Results of a step, beside the gradient.
+    """Results of a step of one process, beside the gradient."""
 
-    Attributes:
-        loss: Mean loss, detached.
-        top1: Percentage of samples with the correct prediction; mixed samples have the label of their larger part.
-        num_samples: Samples of this process.
-        kind: "images" or "clips".
-        data_s: Wait for the batches, in seconds.
-        names: Files of the samples.
-        failures: Files that could not be read: (index, name, reason).
-    """
-
-    loss: Tensor
-    top1: Tensor
+    loss: Tensor  # mean, detached
+    top1: Tensor  # percentage of correct samples; a mixed sample has the label of its larger part
     num_samples: int = 0
-    kind: str = "images"
-    data_s: float = 0.0
+    kind: str = "images"  # or "clips"
+    data_s: float = 0.0  # wait for the batches, in seconds
     names: list[str] = field(default_factory=list)
-    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    failures: list[tuple[int, str, str]] = field(default_factory=list)  # as in `TrainBatch`
 
 
 def forward_backward(state: TrainState, batches: Iterator[TrainBatch], preprocess: Preprocess) -> StepOutput:
@@ -127,11 +117,6 @@ def forward_backward(state: TrainState, batches: Iterator[TrainBatch], preproces
     Drop path and mixing are functions of (seed, step, batch, rank), so a resumed run repeats them. From each list in
     `state.budgets` a value is drawn for the step, the same in all processes and batches: `num_frames` is the number of
     frames of each clip that the network gets; the others are arguments of the network.
-
-    Args:
-        state: State of the run.
-        batches: At least `train.accumulate` more batches.
-        preprocess: See `train`.
     """
     settings, fabric = state.config.train, state.fabric
     seed = (settings.seed, state.step)
@@ -171,10 +156,9 @@ def clip_grad_norm(state: TrainState) -> Tensor:
 
 
 def _check_finite(state: TrainState, output: StepOutput, grad_norm: Tensor, lr: float, stop: StopSignal) -> bool:
-    """Return whether any process has a signal to stop. All call this before the optimizer step, so all stop together.
+    """Return whether any process has a signal to stop; raise ValueError if the loss or the gradient is not finite.
 
-    Raises:
-        ValueError: The loss or the gradient is not finite.
+    All processes call this before the optimizer step, so all stop together.
     """
     fabric, device = state.fabric, output.loss.device
     is_bad_loss, is_bad_norm = ~torch.isfinite(output.loss), ~torch.isfinite(grad_norm).to(device)
