@@ -1,4 +1,4 @@
-"""The loop that the engine is measured against does the engine's training."""
+"""The reference loop of the training benchmark computes the losses of the engine."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training at drawn budgets: every process, batch and resumed run draws the same, and the checkpoint is one network."""
+"""Training with drawn budgets: all processes, batches and resumed runs draw the same values."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def losses(run):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_path):
+def test_two_processes_draw_the_values_of_one_process(digits, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     args = [*CURVE, f"--data.root={digits}"]
     assert main(["train", *args, f"--out={alone}", "--train.batch_size=8"]) == OK
@@ -39,7 +39,7 @@ def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
 
 
-def test_a_resumed_run_draws_what_the_whole_one_draws(digits, tmp_path, capsys):
+def test_a_resumed_run_draws_the_values_of_an_uninterrupted_run(digits, tmp_path, capsys):
     """With drop path and activation checkpointing. The log names the values; the checkpoint has the whole network."""
     args = [*DRAWN, f"--data.root={digits}", "--model.args.drop_path=0.2", "--model.args.activation_checkpointing=true"]
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
@@ -68,7 +68,7 @@ class Recorder(torch.nn.Module):
 
 
 def called(budgets, seed, accumulate=2):
-    """What the network is called with in one step, on clips whose frames are numbered."""
+    """Return the inputs of the network in one step, for clips with numbered frames."""
     fabric = Fabric(accelerator="cpu", devices=1)
     model = Recorder()
     config = Config()
@@ -95,12 +95,12 @@ def test_draws_are_independent_and_even():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 8])
-def test_fewer_frames_are_every_nth_from_the_first_on(frames):
+def test_fewer_frames_are_evenly_spaced_from_the_first_frame(frames):
     (call,) = called({"num_frames": [frames]}, (0, 0), accumulate=1)
     assert call == (list(range(0, 8, 8 // frames)), {})
 
 
-def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch, capsys):
+def test_without_budgets_the_network_is_not_wrapped(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ElasticSparseFormer, "__init__", lambda *_, **__: pytest.fail("wrapped"))
     args = ["train", *VIDEO, f"--data.root={digits}", "--train.validate_every=0"]
     assert main([*args, f"--out={tmp_path / 'none'}"]) == OK
@@ -110,7 +110,7 @@ def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Frames and budget of every call of the network in training."""
+    """Frames and budget of each call of the network in training."""
     calls, forward = [], ElasticSparseFormer.forward
 
     def noted(self, x, **budget):
@@ -121,7 +121,7 @@ def calls(monkeypatch):
     return calls
 
 
-def test_a_run_draws_in_every_step(calls, digits, tmp_path):
+def test_a_run_draws_in_each_step(calls, digits, tmp_path):
     args = [*CURVE, f"--data.root={digits}", "--train.accumulate=2", "--train.batch_size=2"]
     assert main(["train", *args, f"--out={tmp_path}"]) == OK
     steps = calls[::2]
@@ -132,7 +132,7 @@ def test_a_run_draws_in_every_step(calls, digits, tmp_path):
         assert len(drawn) > 1 and drawn <= set(BUDGETS[name])
 
 
-def test_a_dry_run_takes_the_largest_of_each(calls, digits, capsys):
+def test_a_dry_run_takes_the_largest_budget(calls, digits, capsys):
     assert main(["train", *DRAWN, f"--data.root={digits}", "--dry-run"]) == OK
     assert calls == [(4, {"num_tubes": 6, "num_points": 4})]
     assert "drawn in each step: num_tubes from 1, 4, 6" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_an_image_network_draws_points(digits, tmp_path):
         ([*VIDEO, "--train.strategy=fsdp"], "num_tubes=[2]", "which is not possible with train.strategy fsdp"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_the_first_step(kind, setting, message, digits, tmp_path, capsys):
+def test_wrong_budgets_are_refused_before_the_first_step(kind, setting, message, digits, tmp_path, capsys):
     assert main(["train", *kind, f"--data.root={digits}", f"--out={tmp_path}", f"--train.{setting}"]) != OK
     output = capsys.readouterr().err
     assert message in output
@@ -166,7 +166,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_step(kind, setting, me
 
 
 @pytest.mark.slow
-def test_compiled_networks_of_several_budgets_train_as_they_are(digits, tmp_path):
+def test_compiled_networks_with_several_budgets_have_the_same_losses(digits, tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler")
     args = ["train", *CURVE, f"--data.root={digits}", "--train.num_tubes=[]", "--train.num_points=[2,4]"]

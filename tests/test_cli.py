@@ -1,4 +1,4 @@
-"""The command line: each command does its job, and bad input gets one clear line and a non-zero exit."""
+"""Commands of the command line, and their messages and exit codes for wrong input."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from sparsevideo.reports.predictions import load_predictions
 
 
 def error(capsys):
-    """The one line that a failed command prints, after what it logged."""
+    """Return the error line of a failed command, without the lines of its log."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
 
@@ -38,7 +38,7 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_folder_has_all_it_promises(trained):
+def test_a_run_folder_is_complete(trained):
     assert {path.name for path in trained.iterdir()} >= {"config.yaml", "environment.json", "metrics.jsonl", "log.txt"}
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [(line["split"], line["step"]) for line in lines] == [("train", 4), ("val", 4)]
@@ -57,7 +57,7 @@ def test_the_resolved_config_runs_again_and_gives_the_same_weights(trained, digi
         assert torch.equal(tensor, second["model"][name]), name
 
 
-def test_data_without_a_validation_split_is_trained_on_and_the_log_says_so(digits, tmp_path, capsys):
+def test_training_without_a_validation_split_is_logged(digits, tmp_path, capsys):
     root = tmp_path / "data"
     root.mkdir()
     for split in ("train", "test"):
@@ -68,11 +68,11 @@ def test_data_without_a_validation_split_is_trained_on_and_the_log_says_so(digit
     assert line.startswith(f"{root / 'val'}: no such folder or list file")
     assert {line["split"] for line in metrics(tmp_path / "run")} == {"train"}
     assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
-    # Who asks for validation gets it, or an error.
+    # If the settings ask for validation, its absence is an error.
     assert main([*args, f"--out={tmp_path / 'second'}", "--train.validate_every=1"]) == FAILED
     line = error(capsys)
     assert f"{root / 'val'}: no such folder" in line and "train.validate_every 0" in line
-    # Without it nothing is missing.
+    # If they turn validation off, there is no warning.
     assert main([*args, "--dry-run", "--train.validate_every=0"]) == OK
     assert "no validation" not in capsys.readouterr().err
 
@@ -105,17 +105,17 @@ def test_the_settings_of_the_advice_exist():
 
 
 def test_a_batch_that_does_not_fit_ends_without_a_traceback(digits, tmp_path, capsys, monkeypatch):
-    """Real allocation, of more than any machine has."""
+    """The allocation is real and larger than the memory of any machine."""
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: torch.empty(1 << 50))
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == FAILED
     assert "out of memory" in error(capsys)
 
 
-def test_compiling_without_a_compiler_says_what_to_do(digits, tmp_path, monkeypatch, capsys):
+def test_compiling_without_a_compiler_is_an_error_with_advice(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     args = ["train", *VIDEO, f"--data.root={digits}", "--data.num_frames=1", "--train.compile=true", "--dry-run"]
-    args += ["--model.args.cortex_depth=1", "--model.args.focus_repeats=1"]  # little to trace
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # as the variable CXX does
+    args += ["--model.args.cortex_depth=1", "--model.args.focus_repeats=1"]  # faster to trace
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # like the variable CXX
         assert main(args) == FAILED
     torch._dynamo.reset()
     output = capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_compiling_without_a_compiler_says_what_to_do(digits, tmp_path, monkeypa
 
 
 def interrupted_and_resumed(args, out):
-    """Train, interrupted in the third step and resumed; return the final weights."""
+    """Train, interrupt the run in the third step, resume it, and return the final weights."""
     args = ["train", *args, f"--out={out}", "--train.checkpoint_every=1"]
     killed = torch.Tensor.backward
 
@@ -155,15 +155,15 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [VIDEO, IMAGE], ids=["video", "image"])
-def test_with_every_augmentation_too_and_with_loader_processes(kind, digits, tmp_path):
-    """All that is drawn is a function of the seed and the step, wherever it is drawn."""
+def test_a_resumed_run_with_all_augmentations_and_loader_processes_is_the_same(kind, digits, tmp_path):
+    """All random choices are functions of the seed and the step, in any process."""
     args = [*kind, f"--data.root={digits}", *AUGMENTED, "--train.validate_every=0"]
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
     resumed = interrupted_and_resumed([*args, "--data.num_workers=2"], tmp_path / "resumed")
     assert_equal_weights(resumed, read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
 
 
-def test_a_dry_run_describes_the_run_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_describes_the_run_and_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     dry = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr_base_size=64", "--optim.layer_decay=0.5"]
     assert main([*dry, "--train.accumulate=3", "--dry-run"]) == OK
@@ -179,7 +179,7 @@ def test_a_dry_run_describes_the_run_and_leaves_nothing(digits, tmp_path, monkey
 
 
 def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, tmp_path, capsys):
-    """The first step's rate is far too high, so the second one's loss is to blame."""
+    """The learning rate of the first step is far too high, so the loss of the second step is not finite."""
     args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
     assert main([*args, "--train.checkpoint_every=1"]) == FAILED
     output = error(capsys)
@@ -189,7 +189,7 @@ def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, t
     assert all(torch.isfinite(tensor).all() for tensor in last["model"].values())
 
 
-def test_the_average_is_what_is_validated_tested_and_kept_as_the_best(digits, tmp_path):
+def test_the_averaged_weights_are_validated_tested_and_saved_as_best(digits, tmp_path):
     out = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.ema=0.9", "--optim.lr=0.1"]) == OK
     best, last = (read_weights(out / "checkpoints" / name) for name in ("best.pt", "last.pt"))
@@ -198,7 +198,7 @@ def test_the_average_is_what_is_validated_tested_and_kept_as_the_best(digits, tm
     assert_equal_weights(load_model(out / "checkpoints" / "last.pt")[0].state_dict(), last["model_ema"])
 
 
-def test_parts_that_are_not_to_learn_stay_as_they_are(trained, digits, tmp_path):
+def test_frozen_parts_keep_their_weights(trained, digits, tmp_path):
     start = trained / "checkpoints" / "last.pt"
     args = ["train", *VIDEO, f"--data.root={digits}", f"--out={tmp_path}", f"--model.weights={start}"]
     assert main([*args, "--optim.train_only=[norm, head]", "--train.ema=0.5"]) == OK
@@ -207,7 +207,7 @@ def test_parts_that_are_not_to_learn_stay_as_they_are(trained, digits, tmp_path)
     assert changed == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
-def test_eight_clips_are_learnt_by_heart_in_fifty_steps(digits, tmp_path):
+def test_training_overfits_eight_clips_in_fifty_steps(digits, tmp_path):
     (tmp_path / "eight.csv").write_text(
         "".join(f"{sorted(folder.iterdir())[0]},{folder.name}\n" for folder in (digits / "videos" / "train").iterdir())
     )
@@ -221,7 +221,7 @@ def test_eight_clips_are_learnt_by_heart_in_fifty_steps(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_it_is(digits, tmp_path):
+def test_a_compiled_network_has_the_same_losses(digits, tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler")
     args = ["train", *VIDEO, f"--data.root={digits}", "--data.flip_prob=0"]
@@ -240,8 +240,8 @@ def test_wandb_that_is_not_installed_is_named(digits, tmp_path, monkeypatch, cap
     assert "pip install wandb" in error(capsys)
 
 
-def test_wandb_gets_what_the_log_gets_and_a_resumed_run_goes_on_there(digits, tmp_path):
-    """Offline, in processes of their own: it leaves a file that `wandb sync` would send."""
+def test_wandb_gets_the_logged_values_and_a_resumed_run_has_the_same_id(digits, tmp_path):
+    """In offline mode and separate processes. W&B writes a file for `wandb sync`."""
     pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
     command = [
         sys.executable,
@@ -259,18 +259,18 @@ def test_wandb_gets_what_the_log_gets_and_a_resumed_run_goes_on_there(digits, tm
         assert done.returncode == OK, done.stderr
     folders = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # one run, by its identity
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # one id
     for folder in folders:
         (sent,) = folder.glob("*.wandb")
         assert all(name in sent.read_bytes() for name in (b"train/loss", b"val/top1", b"speed/iter_s"))
 
 
-def test_a_run_is_never_overwritten_by_chance(trained, digits, capsys):
+def test_a_run_folder_is_not_overwritten(trained, digits, capsys):
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={trained}"]) == FAILED
     assert "--resume" in error(capsys)
 
 
-def test_several_views_are_tested_and_the_results_say_how(trained, tmp_path, capsys):
+def test_results_of_several_views_name_the_views(trained, tmp_path, capsys):
     out = tmp_path / "test"
     args = ["test", str(trained / "checkpoints" / "best.pt"), "--views=2x3", f"--out={out}", "--json"]
     assert main(args) == OK
@@ -297,7 +297,7 @@ def test_images_train_inflate_and_start_a_video_run(digits, tmp_path, capsys):
     assert content["classes"] == [str(digit) for digit in range(10)]
     args = [*VIDEO, f"--data.root={digits}", f"--model.weights={weights}", "--model.args.num_tubes=2"]
     assert main(["train", *args, f"--out={video}"]) == OK
-    assert "head.weight" in (video / "log.txt").read_text()  # ten classes became eight
+    assert "head.weight" in (video / "log.txt").read_text()  # new head, for eight classes instead of ten
 
 
 def test_bfloat16_trains_and_tests(digits, tmp_path):
@@ -313,7 +313,7 @@ def test_bfloat16_trains_and_tests(digits, tmp_path):
     assert np.abs(scores[2] - scores[0]).max() < 0.05
 
 
-def test_a_reader_that_has_read_enough_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     command = f"{shlex.quote(sys.executable)} -m sparsevideo config show | true"
     assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stderr == ""
 
@@ -352,7 +352,7 @@ def test_models_list_and_help_and_version(capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, message, capsys):
+def test_wrong_usage_is_one_line_and_exit_code_2(argv, message, capsys):
     assert main(argv) == USAGE
     assert message in error(capsys)
 
@@ -377,29 +377,29 @@ def test_a_misused_command_line_is_one_line_and_exit_code_2(argv, message, capsy
         ("data scan x", "--num_workers", "--workers"),
     ],
 )
-def test_the_hint_for_an_unknown_option_is_the_setting_that_was_meant(command, option, hint, capsys):
+def test_an_unknown_option_gets_a_hint(command, option, hint, capsys):
     assert main([*command.split(), option, "1"]) == USAGE
     assert error(capsys).endswith(f"; did you mean {hint}?")
 
 
-def test_a_test_offers_no_setting_that_it_refuses(capsys):
+def test_hints_of_a_test_leave_out_settings_that_it_refuses(capsys):
     assert main(["test", "x.pt", "--lr", "1"]) == USAGE
     assert "did you mean" not in error(capsys)
 
 
-def test_the_number_of_classes_is_no_setting(capsys):
+def test_num_classes_is_not_a_setting(capsys):
     assert main(["train", "--num_classes", "5"]) == USAGE
     assert "the list of files decides the number of classes" in error(capsys)
 
 
-def test_other_names_of_settings_lead_to_settings():
+def test_names_of_other_tools_map_to_settings():
     words = {name for settings in _SECTIONS.values() for name in vars(settings)} | {"out"}
     assert not words & _OTHER_NAMES.keys()
     assert not set(_OTHER_NAMES.values()) - words
 
 
 @pytest.mark.parametrize("text", ["", "train:\n", "train:\ndata:\n", "train: {batch_size: }", "optim:\n  lr_scale:\n"])
-def test_what_a_run_file_leaves_empty_has_its_default(text, tmp_path, capsys):
+def test_an_empty_setting_of_a_run_file_has_its_default(text, tmp_path, capsys):
     assert main(["config", "show"]) == OK
     defaults = capsys.readouterr().out
     (tmp_path / "run.yaml").write_text(text)
@@ -407,14 +407,14 @@ def test_what_a_run_file_leaves_empty_has_its_default(text, tmp_path, capsys):
     assert capsys.readouterr().out == defaults
 
 
-def test_an_empty_section_beside_others_and_a_null_that_means_something(tmp_path, capsys):
+def test_empty_sections_and_null_settings_of_a_run_file(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("train:\nmodel: {weights: null}\ndata: {num_frames: 6, short_side: null}\n")
     assert main(["config", "show", "--config", str(tmp_path / "run.yaml"), "--train.batch_size=3"]) == OK
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["data"]["num_frames"], shown["data"]["short_side"], shown["train"]["batch_size"]) == (6, None, 3)
 
 
-def test_settings_in_chinese_pass_through_a_system_without_utf_8(tmp_path):
+def test_settings_in_chinese_work_on_a_system_without_utf_8(tmp_path):
     (tmp_path / "run.yaml").write_text("\ufeffdata:\n  flip_labels: {向左: 向右}\n", encoding="utf-8")
     command = [sys.executable, "-m", "sparsevideo", "config", "show", "--config", str(tmp_path / "run.yaml")]
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -490,7 +490,7 @@ def test_unusable_weights_are_named(kind, command, tmp_path, capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_wrong_setting_stops_the_run_before_it_leaves_anything(args, message, digits, tmp_path, capsys):
+def test_a_wrong_setting_stops_the_run_before_it_writes_anything(args, message, digits, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", *args, f"--out={out}"]) == FAILED
     assert message in error(capsys)
@@ -514,7 +514,7 @@ def test_a_wrong_choice_is_refused_with_all_choices(setting, value, choices, tmp
         assert error(capsys) == message
 
 
-def test_a_file_where_the_run_folder_should_be_stops_at_once(trained, digits, tmp_path, capsys):
+def test_an_output_folder_that_is_a_file_is_refused(trained, digits, tmp_path, capsys):
     (tmp_path / "file").touch()
     weights = str(trained / "checkpoints" / "best.pt")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -562,7 +562,7 @@ def test_no_git_is_needed(digits, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["commit"] is None
 
 
-def test_the_commit_says_whether_the_tree_is_what_was_committed(tmp_path, monkeypatch):
+def test_the_commit_is_marked_if_files_have_changed(tmp_path, monkeypatch):
     source = tmp_path / "sparsevideo" / "commands" / "runs.py"
     source.parent.mkdir(parents=True)
     source.write_text("")
@@ -591,7 +591,7 @@ def test_weights_of_another_architecture_or_kind_are_refused(trained, digits, tm
     assert "video weights" in error(capsys)
 
 
-def test_a_checkpoint_of_other_classes_is_refused_with_both_named(trained, digits, tmp_path, capsys):
+def test_a_checkpoint_of_other_classes_is_refused(trained, digits, tmp_path, capsys):
     other = tmp_path / "videos" / "test"
     other.mkdir(parents=True)
     (other / "jumping").symlink_to(digits / "videos" / "test" / "up")
@@ -659,13 +659,13 @@ def test_a_scan_is_used_by_the_next_run(trained, with_a_corrupt_video, digits, t
 
     index = with_a_corrupt_video / "sparsevideo-index.jsonl"
     index.write_text(index.read_text().replace("videos/", "others/"))
-    assert main(test) == INCOMPLETE  # an index that lies about is a help, no condition
+    assert main(test) == INCOMPLETE  # an index that the settings do not name may be unusable
     assert "knows none of the 24 videos listed" in capsys.readouterr().err
-    assert main([*test, f"--data.index={index}"]) == FAILED  # one that was asked for is
+    assert main([*test, f"--data.index={index}"]) == FAILED  # one that they name must be usable
     assert "knows none of the 24 videos listed" in error(capsys)
 
 
-def test_a_kinetics_csv_is_joined_with_the_files_and_says_what_is_missing(trained, digits, tmp_path, capsys):
+def test_results_on_a_kinetics_csv_count_missing_files(trained, digits, tmp_path, capsys):
     rows = ["label,youtube_id,time_start,time_end,split"]
     for number, video in enumerate(sorted((digits / "videos" / "test").rglob("*.mp4"))):
         name = f"-abcdefg{number:03d}"
@@ -680,7 +680,7 @@ def test_a_kinetics_csv_is_joined_with_the_files_and_says_what_is_missing(traine
     assert (results["listed"], results["missing"], results["scored"]) == (24, 1, 24)
 
 
-def test_a_single_class_or_a_folder_of_splits_is_not_trained_on(digits, tmp_path, capsys):
+def test_training_refuses_a_single_class_and_a_folder_of_splits(digits, tmp_path, capsys):
     args = ["train", *VIDEO, f"--out={tmp_path / 'run'}"]
     one = sorted((digits / "videos" / "train").iterdir())[0]
     for split in ("train", "val"):
@@ -705,7 +705,7 @@ def test_numbered_labels_get_their_names_from_a_file(digits, tmp_path):
     assert read_weights(tmp_path / "run" / "checkpoints" / "best.pt")["classes"] == [*names, "never"]
 
 
-def test_rare_classes_are_drawn_more_often_and_a_resumed_run_draws_on(digits, tmp_path):
+def test_class_balanced_sampling_is_resumed(digits, tmp_path):
     folders = sorted((digits / "videos" / "train").iterdir())
     files = [path for folder in folders for path in sorted(folder.iterdir())[: 1 if folder is folders[0] else None]]
     (tmp_path / "list.csv").write_text("".join(f"{path},{path.parent.name}\n" for path in files))
@@ -731,7 +731,7 @@ def test_an_unreadable_image_is_named(digits, tmp_path, capsys):
     assert f"{broken}: does not decode (no known kind of image)" in error(capsys)
 
 
-def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
+def test_images_in_tar_shards_train_like_those_in_folders(digits, tmp_path):
     for split in ("train", "val"):
         files = sorted((digits / "images" / split).rglob("*.jpg"))
         for shard in range(2):
@@ -748,7 +748,7 @@ def test_images_in_tar_shards_train_as_those_in_folders(digits, tmp_path):
     assert_equal_weights(*(read_weights(run / "checkpoints" / "last.pt")["model"] for run in (folders, shards)))
 
 
-def test_videos_in_tar_shards_train_and_test_as_those_in_folders(digits, tmp_path):
+def test_videos_in_tar_shards_train_and_test_like_those_in_folders(digits, tmp_path):
     for split in ("train", "val", "test"):
         with tarfile.open(tmp_path / f"{split}-0000.tar", "w") as tar:
             for number, file in enumerate(sorted((digits / "videos" / split).rglob("*.mp4"))):
@@ -769,6 +769,6 @@ def test_videos_in_tar_shards_train_and_test_as_those_in_folders(digits, tmp_pat
     assert np.array_equal(ours.scores, theirs.scores) and theirs.names[0] == "test-0000.tar/00000.mp4"
 
 
-def test_debug_shows_where_an_error_came_from():
+def test_debug_raises_the_error():
     with pytest.raises(FileNotFoundError):
         main(["inflate", "nowhere.pt", "--out=x.pt", "--debug"])

@@ -1,4 +1,4 @@
-"""From a made Kinetics, with what is wrong with the real one, to lists and copies."""
+"""Lists and resized copies of a small Kinetics with the faults of the real one."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ CORRUPT = "downloads/train/mixing, stirring/tornontheway_0_10.mp4"
 
 @contextmanager
 def prepare(root: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
-    """Run the tool; an interrupt reaches it even where this process runs in the background, nothing of it is left."""
+    """Run the tool so that it can be interrupted, and end all its processes afterwards."""
     command = [sys.executable, str(TOOL), "downloads", "small", "official/train.csv", "official/val.csv"]
     command += ["--short-side=32", "--workers=2", *options]
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": root}
@@ -74,7 +74,7 @@ def test_lists_and_copies(kinetics: Path) -> None:
         "train: 2 of 4 listed are there, 2 are lacking",
         "val: 1 of 1 listed are there, 0 are lacking",
     ]
-    assert "train: 3 of 3" in errors  # progress, where there is no terminal
+    assert "train: 3 of 3" in errors  # progress without a terminal
     copies = kinetics / "small" / "32"
     reason = "does not decode (Invalid data found when processing input); remove it or make it again"
     assert lacking(copies / "train.lacking.txt") == {TRAIN[2]: "no file", CORRUPT: f"{CORRUPT}: {reason}"}
@@ -108,7 +108,7 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
         while len(list(copies.rglob("*.mp4"))) < 2:  # all of train that can be copied
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
     assert "KeyboardInterrupt" in errors
@@ -120,12 +120,12 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
     assert process.returncode == 3, errors
     assert output.splitlines()[0] == "train: 2 of 5 listed are there, 3 are lacking"
     assert lacking(copies / "train.lacking.txt")[hangs] == "took longer than 2 s"
-    assert {path: path.stat().st_mtime_ns for path in copied} == copied  # what is there is kept
+    assert {path: path.stat().st_mtime_ns for path in copied} == copied  # finished copies are kept
     assert {path.suffix for path in copies.rglob("*") if path.is_file()} == {
         ".mp4",
         ".csv",
         ".txt",
-    }  # nothing unfinished
+    }  # no unfinished files
 
     (kinetics / "official" / "train.csv").write_text("\n".join([HEADER, *TRAIN[:2]]) + "\n")
     with prepare(kinetics) as process:
@@ -135,7 +135,7 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_done(kinetics: Path) -> None:
+def test_missing_lists_and_folders_are_errors(kinetics: Path) -> None:
     (kinetics / "official" / "val.csv").write_text(f"{HEADER}\nyoga,unknown,0,10,val\n")
     (kinetics / "official" / "train.csv").unlink()
     with prepare(kinetics) as process:
@@ -156,7 +156,7 @@ def test_what_cannot_be_done(kinetics: Path) -> None:
 
 
 @pytest.mark.parametrize("short_side", ["33", "0"])
-def test_a_short_side_that_cannot_be(short_side: str, tmp_path: Path) -> None:
+def test_a_wrong_short_side_is_refused(short_side: str, tmp_path: Path) -> None:
     with prepare(tmp_path, f"--short-side={short_side}") as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -164,8 +164,8 @@ def test_a_short_side_that_cannot_be(short_side: str, tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-def test_lists_in_any_letters(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the system's own are ASCII, and in a line that other readers take for two."""
+def test_lists_in_any_script(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system with ASCII encoding, and with a line separator inside a name."""
     for variable, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
         monkeypatch.setenv(variable, value)
     lost, kept = "lost\u2028and,neverfetched,0,10,train", "tr\u00e4l\u00e4,-begins_with,5,15,train"

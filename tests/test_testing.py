@@ -1,4 +1,4 @@
-"""The commands `test` and `extract`: each option does what it says, a killed test goes on, and bad input is named."""
+"""The commands `test` and `extract`: options, resuming, results, and messages for wrong input."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.features import load_features
 from sparsevideo.reports.predictions import load_predictions
 
-SIZE = 32  # of the toy runs
+SIZE = 32  # data.size of the toy runs
 
 
 def error(capsys):
@@ -44,7 +44,7 @@ def checkpoint(run):
 
 
 def make_videos(root, classes, height, width):
-    """A video of 30 frames for each class: moving colors, so that neither space nor time is uniform."""
+    """Write a video of 30 frames per class, with moving colors, so that all positions and frames differ."""
     y, x, t = np.meshgrid(np.arange(height), np.arange(width), np.arange(30), indexing="ij")
     for number, name in enumerate(classes):
         waves = [np.sin((x * (c + 1) + y * (number % 3) + t * (number + 1)) / 9) for c in range(3)]
@@ -77,7 +77,7 @@ def scores(run, root, out, *options):
     return load_predictions(out)
 
 
-def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
+def test_results_describe_the_test(trained, wide, classes, tmp_path):
     predictions = scores(trained, wide, tmp_path, "--views=2x3", "--num-points=3")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["stored_short_sides"] == {"48": 8}
@@ -92,7 +92,7 @@ def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.csv", "predictions.npz", "results.json"]
 
 
-def test_one_view_is_the_validation_of_training(digits, tmp_path):
+def test_a_test_with_one_view_equals_the_validation(digits, tmp_path):
     run = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={run}", "--train.ema=0.5"]) == OK
     *_, validation = (json.loads(line) for line in (run / "metrics.jsonl").open())
@@ -125,7 +125,7 @@ def test_the_loss_is_the_cross_entropy_of_the_mean_scores_of_the_files_that_coul
 
 
 def slow_logits(run, root, views, **budget):
-    """The slow way: every view decoded, cut and looked at by itself; logits (n, V, K).
+    """Slow reference: decode, crop and score each view separately; return logits (n, V, K).
 
     `views` gives for a video of 30 frames the frame numbers, and for frames of a size the boxes and their shape.
     """
@@ -157,7 +157,7 @@ def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(t
     assert other.kind == "logits"
 
 
-def test_fewer_frames_tubes_and_points_are_looked_at_over_the_same_time(trained, wide, tmp_path):
+def test_smaller_budgets_cover_the_same_time(trained, wide, tmp_path):
     (numbers,) = clip_sampling.spread_clips(30, 2, 4, 1)  # instead of 4 frames at stride 2
     logits = slow_logits(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
     got = scores(trained, wide, tmp_path, "--views=1x1", "--num-frames=2", "--num-tubes=2", "--num-points=3")
@@ -174,7 +174,7 @@ def test_full_frames_keep_their_shape(trained, wide, tmp_path):
     assert np.abs(got.scores - shared.scores).max() < 1e-6
 
 
-def test_pixels_that_are_not_square_are_counted_and_scaled_if_asked_for(trained, wide, classes, tmp_path, caplog):
+def test_pixels_that_are_not_square_are_counted_and_resized_on_request(trained, wide, classes, tmp_path, caplog):
     """Two files are stored narrower than they are shown; `data.square_pixels` resizes them."""
     shutil.copytree(wide, tmp_path / "mixed")
     names = [f"videos/test/{name}/a.mp4" for name in classes[:2]]
@@ -203,7 +203,7 @@ def test_pixels_that_are_not_square_are_counted_and_scaled_if_asked_for(trained,
     assert main(["analyze", str(tmp_path / "outTrue")]) == OK
 
 
-def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders(trained, classes, wide, tmp_path):
+def test_a_shared_stem_is_exact_for_clips_and_differs_at_the_borders_of_crops(trained, classes, wide, tmp_path):
     square = make_videos(tmp_path / "square", classes, 48, 48)
     views = ["--views=9x1", "--data.frame_stride=3"]  # 36 frames of clips are 22 frames of the video
     alone = scores(trained, square, tmp_path / "a", *views)
@@ -214,7 +214,7 @@ def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders
     assert 1e-6 < np.abs(alone.scores - shared.scores).max() < 0.02
 
 
-def test_images_too_have_crops_that_share_a_stem(trained_on_images, digits, tmp_path):
+def test_crops_of_images_share_a_stem(trained_on_images, digits, tmp_path):
     run = trained_on_images
     alone, shared = (scores(run, digits, tmp_path / str(len(o)), "--views=1x3", *o) for o in ([], ["--share-stem"]))
     assert np.abs(alone.scores - shared.scores).max() < 1e-6  # the images are square
@@ -243,7 +243,7 @@ def test_images_are_resized_to_a_larger_short_side_than_the_crop(digits, tmp_pat
     assert np.abs(other.scores - got.scores).max() > 1e-6
 
 
-def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, capsys):
+def test_a_killed_test_is_resumed(trained, digits, tmp_path, capsys):
     options = ["test", checkpoint(trained), f"--data.root={digits}", "--views=4x2", "--test.batch_size=1"]
     assert main([*options, f"--out={tmp_path / 'alone'}"]) == OK
 
@@ -271,7 +271,7 @@ def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, 
     assert not (out / "unfinished").exists()
 
 
-def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_path, capsys):
+def test_weights_without_settings_are_tested_with_a_run_file(trained, digits, tmp_path, capsys):
     weights, run_file = tmp_path / "weights.safetensors", tmp_path / "run.yaml"
     assert main(["convert", checkpoint(trained), f"--out={weights}"]) == OK
     assert main(["test", str(weights)]) == FAILED
@@ -281,7 +281,7 @@ def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_
     assert main(command) == OK
     own = scores(trained, digits, tmp_path / "own", "--views=2x1")
     assert np.array_equal(load_predictions(tmp_path / "weights").scores, own.scores)
-    # Without class names the list's are taken, if there are as many.
+    # Without class names those of the list are used, if their number matches.
     bare = tmp_path / "bare.pt"
     content = read_weights(checkpoint(trained))
     torch.save({"model": content["model"], "hparams": content["hparams"]}, bare)
@@ -306,7 +306,7 @@ def test_the_results_name_the_protocol(trained, wide, tmp_path):
     assert (trained / "test-2x3-slowfast-short-side-40" / "results.json").exists()
 
 
-def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, wide, tmp_path, capsys):
+def test_a_run_file_changes_the_settings_of_a_checkpoint_but_not_its_network(trained, wide, tmp_path, capsys):
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump({"data": {"root": str(wide), "frame_stride": 3}, "test": {"clips": 2}}))
     assert main(["test", checkpoint(trained), f"--config={run_file}", f"--out={tmp_path}"]) == OK
@@ -330,19 +330,19 @@ def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, 
         (["--data.target_fps=.nan"], "data.target_fps is nan; it must be above 0 and finite"),
     ],
 )
-def test_what_the_network_does_not_allow_is_refused(options, message, trained, digits, capsys):
+def test_settings_that_the_network_does_not_allow_are_refused(options, message, trained, digits, capsys):
     assert main(["test", checkpoint(trained), f"--data.root={digits}", *options]) == FAILED
     assert message in error(capsys)
 
 
-def test_a_folder_is_no_checkpoint_but_has_one_perhaps(trained, tmp_path, capsys):
+def test_a_run_folder_is_refused_as_a_checkpoint(trained, tmp_path, capsys):
     assert main(["test", str(trained)]) == FAILED
     assert error(capsys).endswith(f"not the shards of a checkpoint; this run's is {checkpoint(trained)}")
     assert main(["test", str(tmp_path)]) == FAILED
     assert error(capsys).endswith("not the shards of a checkpoint")
 
 
-def test_results_are_replaced_by_the_same_test_only(trained, wide, classes, tmp_path, capsys):
+def test_results_are_replaced_only_by_the_same_test(trained, wide, classes, tmp_path, capsys):
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--out={tmp_path / 'out'}"]
     assert main([*test, "--views=1x1"]) == OK
     assert main([*test, "--views=1x1", "--test.batch_size=1"]) == OK
@@ -367,7 +367,7 @@ def test_a_test_on_the_training_list_is_warned_of(digits, tmp_path, capsys):
         assert ("is the training list of the network" in capsys.readouterr().err) == warned
 
 
-def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(trained, wide, classes, tmp_path, capsys):
+def test_a_file_listed_twice_is_refused_but_not_two_segments_of_it(trained, wide, classes, tmp_path, capsys):
     name, root = f"videos/test/{classes[0]}/a.mp4", f"--data.root={wide}"
     listing = tmp_path / "list.csv"
     listing.write_text(f"{name},{classes[0]}\n{name},{classes[1]}\n")
@@ -382,7 +382,7 @@ def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(tra
 
 
 def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_path, capsys):
-    """Four segments of a film of three seconds; the third lies behind its end, the others score as their frames do."""
+    """Four segments of a video of three seconds. The third starts after its end; the others are scored as clips of it."""
     name, spans = f"videos/test/{classes[0]}/a.mp4", [[0, 1], [1, 2], [5, 6], [2, np.inf]]
     listing = tmp_path / "list.csv"
     rows = "".join(f"{name},{classes[0]},{start},{'' if end == np.inf else end}\n" for start, end in spans)
@@ -413,7 +413,7 @@ def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_pa
 
 
 def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes, tmp_path, capsys, monkeypatch):
-    """Two segments of one film change places in the list: the rows of the journal are not theirs any more."""
+    """Two segments of a video are swapped in the list, so the rows of the journal do not match any more."""
     name, listing = f"videos/test/{classes[0]}/a.mp4", tmp_path / "list.csv"
     rows = [f"{name},{classes[0]},{start},{start + 1}" for start in (0, 1)]
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={listing}", f"--out={tmp_path / 'out'}"]
@@ -431,12 +431,12 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
         assert message in error(capsys)
 
 
-def test_images_have_one_clip_and_their_results_are_called_so(trained_on_images, digits):
+def test_images_have_one_clip(trained_on_images, digits):
     assert main(["test", checkpoint(trained_on_images), f"--data.root={digits}", "--views=4x1"]) == OK
     assert (trained_on_images / "test-1x1" / "results.json").exists()
 
 
-def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, capsys):
+def test_a_test_without_readable_videos_is_an_error(trained, classes, tmp_path, capsys):
     for name in classes:
         (tmp_path / "videos" / "test" / name).mkdir(parents=True)
         (tmp_path / "videos" / "test" / name / "a.mp4").write_bytes(b"corrupt")
@@ -447,7 +447,7 @@ def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, 
     assert not (out / "results.json").exists()
 
 
-def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_path, capsys):
+def test_features_are_the_inputs_of_the_classifier_by_path(trained, wide, classes, tmp_path, capsys):
     out = tmp_path / "features.npz"
     shutil.copytree(wide, tmp_path / "data")
     (tmp_path / "data" / "videos" / "test" / classes[0] / "corrupt.mp4").write_bytes(b"corrupt")
@@ -468,8 +468,8 @@ def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "features.npz"]
 
 
-def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_path, capsys):
-    """A film, a segment of it, one after its end, and a corrupt file; clips of 4 frames at stride 2, at 10 fps."""
+def test_features_per_clip_have_the_seconds_of_the_clip(trained, wide, classes, tmp_path, capsys):
+    """A video, a segment of it, one after its end, and a corrupt file; clips of 4 frames at stride 2, at 10 fps."""
     root = tmp_path / "data"
     shutil.copytree(wide, root)
     name, corrupt = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
@@ -511,8 +511,8 @@ def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_pat
     assert features.features.reshape(4, 3, 32).mean(1) == pytest.approx(means.features, abs=1e-5)
 
 
-def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, tmp_path, capsys):
-    """At 10 frames a second, frame 10 is second 1. Clips have seconds whatever the list has."""
+def test_results_of_segments_in_frames_are_in_frames(trained, wide, classes, tmp_path, capsys):
+    """At 10 frames per second, frame 10 is second 1. Clips always have seconds."""
     root = tmp_path / "data"
     shutil.copytree(wide, root)
     name, corrupt = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
@@ -550,11 +550,11 @@ def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, 
     read = [0, 1, 2, 3, 6, 7]
     assert per_clip.spans[read] == pytest.approx(expected.spans[read], abs=1e-9)
     assert per_clip.spans[2:4] == pytest.approx(np.array([[1, 1.7], [1.3, 2]]), abs=1e-9)
-    # A segment in frames of a file that failed has no known seconds; a whole file is whole in any unit.
+    # The seconds of a segment in frames are unknown if the file failed; a whole file starts at 0 and has no end.
     assert np.isnan(per_clip.spans[4:6]).all() and per_clip.spans[8:].tolist() == [[0, np.inf]] * 2
 
 
-def test_an_image_has_no_clips(trained_on_images, digits, capsys):
+def test_per_clip_features_of_images_are_refused(trained_on_images, digits, capsys):
     weights = checkpoint(trained_on_images)
     assert main(["extract", weights, f"--data.root={digits}", "--per-clip"]) == FAILED
     assert error(capsys).startswith("error: --per-clip is for videos, but ")
@@ -578,7 +578,7 @@ def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, 
     assert "list.txt, line 1: has no label; to train and to test, every file needs one" in error(capsys)
 
 
-def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
+def test_extracted_features_are_probed(trained, digits, tmp_path, capsys):
     for split in ("train", "test"):
         args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}", "--views=1x1"]
         assert main([*args, f"--out={tmp_path / split}.npz"]) == OK
@@ -587,7 +587,7 @@ def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     assert all(0 <= results[name]["top1"] <= 100 for name in ("knn", "linear"))
 
 
-def test_other_seconds_of_the_same_files_are_another_test(trained, wide, classes, tmp_path, capsys):
+def test_other_segments_of_the_same_files_are_another_test(trained, wide, classes, tmp_path, capsys):
     parts = tmp_path / "parts.csv"
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={parts}", f"--out={tmp_path / 'out'}"]
     for start, code in ((0.0, OK), (0.25, FAILED)):
@@ -597,15 +597,15 @@ def test_other_seconds_of_the_same_files_are_another_test(trained, wide, classes
     assert "results.json: belongs to another test (list " in error(capsys)
 
 
-def test_features_are_a_file(trained, digits, tmp_path, capsys):
+def test_a_folder_is_refused_as_a_file_of_features(trained, digits, tmp_path, capsys):
     assert main(["extract", checkpoint(trained), f"--data.root={digits}", f"--out={tmp_path}"]) == FAILED
     assert error(capsys) == f"error: {tmp_path}: is a folder; --out must name the file to write"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, wide, tmp_path, monkeypatch, capsys):
-    """Numbers go down the pipe, the bar to the terminal, whose cursor is back in the end."""
+def test_progress_bars_go_to_the_terminal_and_restore_it(bad, trained, digits, wide, tmp_path, monkeypatch, capsys):
+    """The results go to the pipe and the bar to the terminal, whose cursor is visible at the end."""
     if bad:
         run = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
     else:

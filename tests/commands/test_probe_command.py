@@ -1,4 +1,4 @@
-"""`sparsevideo probe`: two files of features in, two classifiers' scores out."""
+"""`sparsevideo probe`: scores of two classifiers on two files of features."""
 
 import json
 
@@ -22,7 +22,7 @@ def pair(tmp_path):
     return tmp_path / "train.npz", tmp_path / "test.npz"
 
 
-def test_probe_leaves_and_prints_the_scores_of_both(pair, tmp_path, capsys):
+def test_probe_writes_and_prints_the_scores_of_both(pair, tmp_path, capsys):
     train, test = map(str, pair)
     assert main(["probe", train, test, f"--out={tmp_path / 'deep' / 'out'}", "--k=3", "--json"]) == OK
     output = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Every video is scored once, with every view; whatever fails is counted; what was scored is not lost."""
+"""Each video is scored once with all views; failures are counted; an interrupted test is resumed."""
 
 import json
 
@@ -11,7 +11,7 @@ from sparsevideo.engine.evaluate import Journal, evaluate, row_width
 
 
 def batches(indices, views, failures=()):
-    """View v of video i says i + v of class 1 and 0 of class 0; its short side is 100 + i."""
+    """Yield a batch in which view v of video i has the scores 0 and i + v, and the short side is 100 + i."""
     index = torch.tensor(indices, dtype=torch.int64)
     scores = torch.stack([torch.stack([torch.tensor([0.0, i + v]) for v in range(views)]) for i in indices])
     numbers = torch.arange(views).expand(len(index), -1)
@@ -48,7 +48,7 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
 
 
 def test_clips_have_rows_and_seconds_of_their_own_also_after_an_interruption(tmp_path):
-    """Two clips of two crops; frame 1,000,001 of a film of hours at 29.97 frames a second is still found."""
+    """Two clips of two crops. The seconds of frame 1,000,001 at 29.97 frames per second are exact."""
     seconds = [[[0.0, 0.96], [0.96, 33366.7]], [[1_000_000 / 29.97, 1_000_001 / 29.97], [5.0, 6.0]]]
     spans = torch.tensor(seconds, dtype=torch.float64)
 
@@ -127,7 +127,7 @@ def test_an_interrupted_test_scores_no_video_again(tmp_path):
             run(lambda indices: load(indices, until=2), 7, 2, journal())
     (corrupt,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
     corrupt.write_bytes(corrupt.read_bytes() + b"half a row")
-    np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
+    np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # like after a power failure
     scores = run(load, 7, 2, journal())
     assert asked == [[0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [4, 5, 6]]
     alone = run(lambda indices: load(indices), 7, 2)

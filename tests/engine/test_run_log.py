@@ -1,4 +1,4 @@
-"""The run folder's log survives a killed run and repeats nothing."""
+"""The log of a run folder is complete after a killed run and repeats no line."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def test_an_error_ends_up_in_the_text_log(tmp_path):
     assert "stopped by ValueError: boom" in text
 
 
-def test_meter_averages_since_the_last_read():
+def test_meter_averages_since_the_last_pop():
     meter = Meter()
     meter.add(loss=1.0)
     meter.add(loss=3.0)

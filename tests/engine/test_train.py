@@ -1,4 +1,4 @@
-"""The loop says where its time goes, and what it could not read, as soon as it matters."""
+"""The training loop warns of waiting for data, and stops if too many files are unreadable."""
 
 import logging
 from itertools import repeat
@@ -40,7 +40,7 @@ def run(batches, tmp_path, *, steps=8, log_every=4):
     )
 
     def preprocess(batch):
-        sleep(0.01)  # what a step takes
+        sleep(0.01)  # time of a step
         return torch.ones(2, 2), torch.tensor([0, 1])
 
     train(
@@ -65,7 +65,7 @@ def waiting(*seconds):
     [
         ((0.1,) * 8, 1),  # in both lines of the log, warned of once
         ((0.0,) * 8, 0),
-        ((0.5,) + (0.0,) * 7, 0),  # loaders have to start: nothing to advise
+        ((0.5,) + (0.0,) * 7, 0),  # the start of the loader processes
         ((0.0,) * 4 + (0.1,) * 4, 1),
     ],
 )
@@ -77,7 +77,7 @@ def test_much_waiting_for_data_is_warned_of_once(pauses, num_warnings, caplog, t
     assert all("data.num_workers" in line for line in advice)
 
 
-def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed(tmp_path):
+def test_one_process_stops_in_the_step_in_which_too_many_files_have_failed(tmp_path):
     steps_read = []
 
     def failing():
