@@ -174,7 +174,9 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="run folder")
     parser.add_argument("--resume", nargs="?", const="auto", help="resume from the last checkpoint of --out, if any")
     parser.add_argument("--allow-changes", action="store_true", help="resume even if the schedule has changed")
-    parser.add_argument("--dry-run", action="store_true", help="describe the run and do one step, without writing files")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="describe the run and do one step, without writing files"
+    )
     config, args = parse_run(parser, argv)
     from sparsevideo.commands.train import dry_run, train_run
 
@@ -268,7 +270,7 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--num-tubes", type=int, default=8, help="number of tubes, each with a copy of the tokens")
     parser.add_argument("--model", help="name of the image model, for files that hold only tensors")
     args = parser.parse(argv)
-    from sparsevideo.commands.runs import inflate_weights
+    from sparsevideo.commands.convert import inflate_weights
 
     changes = inflate_weights(Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model)
     for name, before, after, change in changes:
@@ -283,7 +285,7 @@ def convert(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
     parser.add_argument("--model", help="name of the model, for files that hold only tensors")
     args = parser.parse(argv)
-    from sparsevideo.commands.runs import convert_weights
+    from sparsevideo.commands.convert import convert_weights
 
     print(convert_weights(Path(args.weights), Path(args.out), name=args.model))
     return OK

@@ -382,7 +382,7 @@ def test_a_file_listed_twice_is_refused_but_not_two_segments_of_it(trained, wide
 
 
 def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_path, capsys):
-    """Four segments of a video of three seconds. The third starts after its end; the others are scored as clips of it."""
+    """Four segments of a video of three seconds. The third starts after its end, the others are scored like clips."""
     name, spans = f"videos/test/{classes[0]}/a.mp4", [[0, 1], [1, 2], [5, 6], [2, np.inf]]
     listing = tmp_path / "list.csv"
     rows = "".join(f"{name},{classes[0]},{start},{'' if end == np.inf else end}\n" for start, end in spans)

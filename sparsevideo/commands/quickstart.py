@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.commands.runs import check_folder, checkpoint_config, inflate_weights
+from sparsevideo.commands.convert import inflate_weights
+from sparsevideo.commands.runs import check_folder, checkpoint_config
 from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
