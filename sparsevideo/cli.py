@@ -174,9 +174,7 @@ def train(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="run folder")
     parser.add_argument("--resume", nargs="?", const="auto", help="resume from the last checkpoint of --out, if any")
     parser.add_argument("--allow-changes", action="store_true", help="resume even if the schedule has changed")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="describe the run, do one step, and write no files"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="describe the run, do one step, and write no files")
     config, args = parse_run(parser, argv)
     from sparsevideo.commands.train import dry_run, train_run
 

@@ -155,8 +155,9 @@ def add_run_file(parser: Parser, config: Config | None = None, hidden: Sequence[
     """
     parser.add_argument("--config", action="config", help="run file (YAML); later options override it")
     for section, settings in vars(config or Config()).items():
-        shown = {"help": SUPPRESS} if section in hidden else {}
-        parser.add_argument(f"--{section}", type=type(settings), default=settings, **shown)
+        parser.add_argument(
+            f"--{section}", type=type(settings), default=settings, help=SUPPRESS if section in hidden else None
+        )
 
 
 def parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
@@ -222,7 +223,7 @@ def _add_test_options(parser: Parser, config: Config | None, options: Mapping[st
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
     for name, meaning in options.items():
-        parser.add_argument(f"--{name}", help=meaning, **({} if name == "out" else {"action": "store_true"}))
+        parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     parser.unused = ("model.", "optim.", "train.")
     add_run_file(parser, config, hidden=("model", "optim", "train"))

@@ -429,7 +429,7 @@ def test_settings_in_chinese_work_on_a_system_without_utf_8(tmp_path):
         (b"- a\n", "a run file must hold sections"),
         (b"data:\n  list: [\n", ", line 3: not YAML"),
         (b"data: \x07\n", "not YAML"),
-        ("data: {root: 向左}".encode("gbk"), "not a text in UTF-8"),
+        ("data: {root: 向左}".encode("gbk"), "not encoded in UTF-8"),
     ],
 )
 def test_a_malformed_run_file_is_named(content, message, tmp_path, capsys):

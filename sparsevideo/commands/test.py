@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 class TestResults(Metrics):
     """Content of `results.json`. Settings of videos are None for images."""
 
-    __test__ = False  # not a test, whatever pytest makes of the name
-
     clips: int
     crops: int
     protocol: str
