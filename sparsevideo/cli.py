@@ -120,10 +120,7 @@ def _dispatch(args: list[str]) -> int:
 def _usage() -> str:
     lines = ["usage: sparsevideo COMMAND ...", "", "Video-first action recognition with SparseFormer.", ""]
     lines += [f"  {name:18s}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
-    lines += [
-        "",
-        "`sparsevideo COMMAND --help` lists the options of a command; --debug shows the traceback of an error.",
-    ]
+    lines += ["", "`sparsevideo COMMAND --help` lists the options of a command; --debug shows tracebacks of errors."]
     return "\n".join(lines)
 
 
@@ -229,9 +226,7 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
 def analyze(parser: Parser, argv: Sequence[str]) -> int:
     """Analyze the accuracy, the errors and the calibration of predictions; compare and average several files."""
     parser.add_argument("predictions", nargs="+", help="predictions.npz of a test, or the test's folder")
-    parser.add_argument(
-        "--out", help="folder for report.html and its data; by default `analysis` beside the first file"
-    )
+    parser.add_argument("--out", help="folder for report.html and its data; by default `analysis` beside the first")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random splits")
     parser.add_argument("--json", action="store_true", help="print analysis.json")
     args = parser.parse(argv)
@@ -278,7 +273,7 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def convert(parser: Parser, argv: Sequence[str]) -> int:
-    """Write the weights of a checkpoint, of sharded checkpoints, or published weights to one file."""
+    """Write the weights of a checkpoint, sharded or not, or published weights to one file."""
     parser.add_argument("weights", help="checkpoint, sharded or not, or published weights")
     parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
     parser.add_argument("--model", help="name of the model, for files that hold only tensors")
@@ -308,12 +303,7 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("root", help="folder, with all its subfolders; skips hidden files and folders, follows links")
     parser.add_argument("--index", help="file to write, or to continue; by default sparsevideo-index.jsonl in root")
     parser.add_argument("--workers", type=int | None, help="child processes; by default one per core")
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        default=300.0,
-        help="longest time for one file, in seconds; a file that takes longer is bad",
-    )
+    parser.add_argument("--time-limit", type=float, default=300.0, help="longest time for a file, in seconds")
     parser.add_argument("--retry-bad", action="store_true", help="decode the bad files of an earlier scan again")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse(argv)

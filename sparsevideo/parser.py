@@ -167,9 +167,9 @@ def parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
     """
     words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     for index, word in enumerate(words):
-        packaged = Path(str(files("sparsevideo.configs") / word.removeprefix("configs/")))
-        if index and words[index - 1] == "--config" and not Path(word).exists() and packaged.is_file():
-            words[index] = str(packaged)
+        if index and words[index - 1] == "--config" and not Path(word).exists():
+            packaged = Path(str(files("sparsevideo.configs") / word.removeprefix("configs/")))
+            words[index] = str(packaged) if packaged.is_file() else word
     args = parser.parse(words)
     return Config(args.model, args.data, args.optim, args.train, args.test), args
 
