@@ -58,7 +58,6 @@ def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip
     for reason in list(scores.failures.values())[:5]:
         logger.info("could not be read and has a row of zeros: %s", reason)
     num_files = len(scores.means) - len(scores.failures)
-    logger.info(
-        "%d features of %s%d files; see %s", width, f"{num_clips} clips of " if per_clip else "", num_files, out
-    )
+    clips = f"{num_clips} clips of " if per_clip else ""
+    logger.info("%d features of each of %s%d files; see %s", width, clips, num_files, out)
     return features
