@@ -45,14 +45,10 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, Lo
 def build_records(
     config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Records:
-    """Read the list of files of a split, images or videos depending on the network.
+    """Read the list of files of a split: images for `ndim` 2, videos for 3.
 
-    Args:
-        config: Its `root`, `list`, `classes` and `label_column`.
-        split: Name that replaces `{split}`.
-        ndim: 2 for images, 3 for videos.
-        classes: Class names of a checkpoint, which take precedence over `config.classes`.
-        labeled: Refuse files without a label.
+    `classes` are the names of a checkpoint, which take precedence over `config.classes`. With `labeled`, all files must
+    have a label.
     """
     listing = config.list.replace("{split}", split)
     if classes is None and config.classes:
@@ -189,11 +185,7 @@ def index_path(config: DataConfig) -> Path | None:
 
 
 def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
-    """Log the bad files that a scan has found; refuse too many of them.
-
-    Raises:
-        ValueError: They are more than `max_fraction` of the files.
-    """
+    """Log the bad files that a scan has found; raise ValueError if they are more than `max_fraction` of the files."""
     if dataset.index is None:
         return
     reasons = []

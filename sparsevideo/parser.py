@@ -146,13 +146,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def add_run_file(parser: Parser, config: Config | None = None, hidden: Sequence[str] = ()) -> None:
-    """Add `--config` and options for all settings.
-
-    Args:
-        parser: Parser of the command.
-        config: The defaults; None takes those of `Config`.
-        hidden: Sections that a run file may have but `--help` does not show.
-    """
+    """Add `--config` and options for all settings. `--help` does not show the `hidden` sections of a run file."""
     parser.add_argument("--config", action="config", help="run file (YAML); later options override it")
     for section, settings in vars(config or Config()).items():
         parser.add_argument(
@@ -181,16 +175,10 @@ _SHORT_OPTIONS = {"share_stem": bool, "full_frame": bool, "num_frames": int, "nu
 def parse_test(
     parser: Parser, argv: Sequence[str], read_config: Callable[[Path], Config | None], options: Mapping[str, str]
 ) -> tuple[Path, Config, Any]:
-    """Parse the command line of a test, with the settings of the checkpoint as defaults.
+    """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
 
-    Args:
-        parser: Parser of the command.
-        argv: Command line.
-        read_config: Returns the settings in a checkpoint, or None if it has none.
-        options: Help of `out` and of the switches of the command, by name.
-
-    Returns:
-        Path of the checkpoint, settings, and all parsed arguments.
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the help
+    of `out` and of the switches of the command, by name.
     """
     _add_test_options(parser, None, options)
     config, args = parse_run(parser, argv)

@@ -124,14 +124,9 @@ class Evaluation:
 def evaluate_checkpoint(
     path: Path, config: Config, journal_path: Callable[[str], Path], *, features: bool = False, per_clip: bool = False
 ) -> Evaluation:
-    """Load a checkpoint and a list, check that they match, and score all files.
+    """Load a checkpoint and a list, check that they match, and score all files, or compute their features.
 
-    Args:
-        path: Checkpoint of a run, or other weights.
-        config: Settings; see `runs.checkpoint_config`.
-        journal_path: Name of the split and the views -> folder of the journal.
-        features: Compute features instead of scores.
-        per_clip: Keep a row for each clip.
+    `journal_path` maps a name of the split and the views to the folder of the journal. See also `score_files`.
     """
     fabric = launch(config.test.precision)
     model, content = load_model(path, config.model.name)

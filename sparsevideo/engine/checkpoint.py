@@ -35,16 +35,10 @@ Content = TypeVar("Content")
 def gather_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: Ema | None = None, *, sharded: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Collect weights and optimizer state by parameter name. All processes call this.
+    """Collect `model` and, if given, `model_ema` and `optimizer`, by parameter name. All processes call this.
 
-    Args:
-        model: The network after `fabric.setup_module`.
-        optimizer: Optimizer of its parameters.
-        ema: Moving average of its parameters.
-        sharded: Keep the shards of each process. Otherwise process 0 gets full tensors.
-
-    Returns:
-        `model` and, if given, `model_ema` and `optimizer`. Full tensors do not depend on the number of processes.
+    With `sharded`, each process gets its shards. Otherwise process 0 gets full tensors, which do not depend on the
+    number of processes.
     """
     options = StateDictOptions(full_state_dict=not sharded, cpu_offload=True)
     state: dict[str, dict[str, Any]] = {"model": get_model_state_dict(model, options=options)}
@@ -106,14 +100,7 @@ def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> No
 
 
 def save_sharded(fabric: Fabric, path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write a checkpoint folder to which all processes add their shards; see `save`.
-
-    Args:
-        fabric: Processes of the run.
-        path: The folder.
-        content: Shards of this process from `gather_state_dict`, and plain values, which process 0 writes.
-        keep: See `save`.
-    """
+    """Write a checkpoint folder to which each process adds its shards, and process 0 all other values; see `save`."""
     shards = {name: content[name] for name in _SHARDED if name in content}
     unfinished = path.with_name(f".{path.name}.tmp")
     if fabric.is_global_zero:
@@ -151,12 +138,7 @@ def _remove(path: Path) -> None:
 def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> tuple[Path, Content] | None:
     """Read the first of several checkpoints that is complete, and warn of the corrupt ones before it.
 
-    Args:
-        paths: From the newest to the oldest; absent ones are skipped.
-        read: Raises ValueError if a checkpoint is corrupt.
-
-    Raises:
-        ValueError: All checkpoints that exist are corrupt.
+    Absent checkpoints are skipped. `read` raises ValueError if a checkpoint is corrupt. If all are, so does this.
     """
     reasons = []
     for path in paths:

@@ -23,12 +23,7 @@ class Interrupted(Exception):  # not an error, so its name does not end in Error
 
 
 def launch(precision: Precision, strategy: StrategyName = "auto") -> Fabric:
-    """Connect this process with all that torchrun or `srun` started.
-
-    Args:
-        precision: Precision in Fabric's notation.
-        strategy: "auto" is "ddp" if there are several processes; "fsdp" shards weights and optimizer over them.
-    """
+    """Connect this process with all that torchrun or `srun` started."""
     nodes, local = _count_nodes_and_local_processes()
     by_srun = nodes * local > 1 and "LOCAL_WORLD_SIZE" not in os.environ
     chosen: str | Strategy = "ddp" if strategy == "auto" and nodes * local > 1 else strategy

@@ -12,14 +12,9 @@ from sparsevideo.utils.hints import did_you_mean
 
 
 def train_only(model: nn.Module, parts: Iterable[str]) -> None:
-    """Freeze all parameters except those of the named parts.
+    """Freeze all parameters except those of the named modules or parameters, such as `head`; without names, none.
 
-    Args:
-        model: The network.
-        parts: Names of modules or parameters, such as `head` or `cortex.0`; if empty, no parameter is frozen.
-
-    Raises:
-        ValueError: A name matches no parameter.
+    Raises ValueError if a name matches no parameter.
     """
     trained = list(parts)
     _check_parts("optim.train_only", trained, [name for name, _ in model.named_parameters()])
@@ -37,19 +32,11 @@ def adamw(
     layer_decay: float = 1.0,
     lr_scale: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """Return AdamW of the parameters that are not frozen. Its groups have a `weight_decay` and an `lr_scale`.
+    """Return AdamW of the parameters that are not frozen. Each group has an `lr_scale`, a factor on the learning rate.
 
-    Args:
-        model: The network. Biases and one-dimensional parameters never decay. `group_matcher` defines its layers.
-        lr: Learning rate, which `engine.train.set_learning_rate` multiplies by the `lr_scale` of each group.
-        weight_decay: Weight decay of the other parameters.
-        betas: Coefficients of the running averages.
-        no_decay: Names of further parameters without weight decay.
-        layer_decay: Factor from each layer to the layer below it (Clark et al., 2020, "ELECTRA").
-        lr_scale: Further factors by names of modules or parameters. The longest name that matches applies.
-
-    Raises:
-        ValueError: A name in `lr_scale` matches no parameter.
+    Biases, one-dimensional parameters and those named in `no_decay` have no weight decay. The factor is `layer_decay`
+    (Clark et al., 2020, "ELECTRA"), once for each layer above that of the parameter, times the value of the longest
+    name in `lr_scale` that matches. Raises ValueError if such a name matches no parameter.
     """
     from timm.optim import param_groups_layer_decay  # takes a second to import
 

@@ -77,7 +77,7 @@ class RunLog:
             total_steps: Optimizer steps of the whole run.
             metrics: `epoch`, `lr`, `loss`, `grad_norm` and `top1`.
             speed: `data_s`, `iter_s`, `samples_per_s` over all processes, and peak `memory_gb`.
-            kind: "images" or "clips".
+            kind: Kind of samples: "images" or "clips".
         """
         data_s, iter_s = speed["data_s"], speed["iter_s"]
         if self.folder is not None:
