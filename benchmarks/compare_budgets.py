@@ -16,8 +16,9 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
+from sparsevideo.commands.convert import inflate_weights
 from sparsevideo.commands.quickstart import _best, _settings
-from sparsevideo.commands.runs import checkpoint_config, inflate_weights
+from sparsevideo.commands.runs import checkpoint_config
 from sparsevideo.commands.test import test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.data.moving_digits import make_moving_digits

@@ -25,8 +25,9 @@ from lightning_fabric import Fabric
 
 from benchmarks.data import _ratio, environment, interleaved, lean
 from sparsevideo import build
+from sparsevideo.commands.evaluation import score_files
 from sparsevideo.commands.runs import checkpoint_config
-from sparsevideo.commands.test import score_files, test_run
+from sparsevideo.commands.test import test_run
 from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.clip_sampling import spread_clips
 from sparsevideo.data.loader import collate

@@ -1,1 +1,1 @@
-"""Run files; a package so that they travel inside the wheel."""
+"""Run files, as a package so that the wheel contains them."""

@@ -1,4 +1,4 @@
-"""`python -m sparsevideo VERB ...`, which is also what torchrun launches."""
+"""Entry point of `python -m sparsevideo COMMAND ...` and `torchrun -m sparsevideo`."""
 
 from sparsevideo.cli import main
 

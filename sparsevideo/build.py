@@ -1,9 +1,8 @@
-"""Settings to objects; the only file that knows both."""
+"""Builds objects from settings; the only file that knows both."""
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from sparsevideo.data.tar_shards import is_shards, read_shards
 from sparsevideo.engine import optim
 from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.engine.state import BadFiles, TrainState
+from sparsevideo.engine.train import Preprocess, TrainBatch
 from sparsevideo.io.backends import resolve_decoder
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.models.elastic import ElasticSparseFormer
@@ -32,11 +32,9 @@ from sparsevideo.models.weights import LoadReport, load_weights
 
 logger = logging.getLogger(__name__)
 
-_PIXELS = {2: "image", 3: "video"}  # their key in a batch
-
 
 def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
-    """The network, and what became of the weights that it starts from, if any."""
+    """Return the network, and a report on its initial weights if `config.weights` is set."""
     model = create_model(config.name, **{"num_classes": num_classes, **config.args})
     if model.num_classes != num_classes:
         raise ValueError(f"model.args.num_classes is {model.num_classes}, but the data has {num_classes} classes")
@@ -47,20 +45,16 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, Lo
 def build_records(
     config: DataConfig, split: str, ndim: int, classes: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Records:
-    """The files of one split, images or videos as the network takes them.
+    """Read the list of files of a split: images for `ndim` 2, videos for 3.
 
-    Args:
-        config: Its `root`, `list`, `classes` and `label_column`.
-        split: Stands for `{split}`.
-        ndim: 2 for images, 3 for videos.
-        classes: Class names of a checkpoint, which come before those of `config.classes`.
-        labeled: Refuse files without a label.
+    `classes` are the names of a checkpoint, which take precedence over `config.classes`. With `labeled`, all files must
+    have a label.
     """
     listing = config.list.replace("{split}", split)
     if classes is None and config.classes:
         classes = read_class_names(Path(config.root) / config.classes)
     if ndim == 3:
-        resolve_decoder(config.decoder)  # one that does not work stops before long lists are read
+        resolve_decoder(config.decoder)  # a decoder that does not work is an error before a long list is read
     args: dict[str, Any] = {"kind": "image" if ndim == 2 else "video", "classes": classes}
     args |= {"label_column": config.label_column, "labeled": labeled}
     if is_shards(config.root, listing):
@@ -69,7 +63,7 @@ def build_records(
 
 
 def has_split(config: DataConfig, split: str) -> bool:
-    """Tell whether a split's folder or list file exists; shards named by a pattern are taken to."""
+    """Return whether the folder or list file of a split exists; a pattern of shards counts as existing."""
     listing = config.list.replace("{split}", split)
     return (Path(config.root) / listing).exists() or is_shards(config.root, listing)
 
@@ -77,14 +71,12 @@ def has_split(config: DataConfig, split: str) -> bool:
 def build_train_loader(
     config: Config, records: Records, ndim: int, *, rank: int, world_size: int
 ) -> tuple[DataLoader, samplers.EpochSampler]:
-    """This process' share of endless training batches, and what chooses them."""
-    data, seed = config.data, config.train.seed
+    """Return endless training batches of this process, and their sampler."""
+    data, seed, batch_size = config.data, config.train.seed, config.train.batch_size
     check_classes(records)
-    files, rest = divmod(config.train.batch_size, data.num_repeats)
-    if rest:
+    if batch_size % data.num_repeats:
         raise ValueError(
-            f"train.batch_size is {config.train.batch_size}; it must be a multiple of"
-            f" data.num_repeats {data.num_repeats}"
+            f"train.batch_size is {batch_size}; it must be a multiple of data.num_repeats {data.num_repeats}"
         )
     transform = transforms.TrainTransform(
         data.size,
@@ -99,13 +91,13 @@ def build_train_loader(
         color_jitter=data.color_jitter,
         fill=data.mean,
     )
-    build_test_transform(config)  # impossible test views stop before the first step, not at the first validation
+    build_test_transform(config)  # wrong test views are an error before the first step, not at the first validation
     dataset = _dataset(data, records, ndim, transform=transform, seed=seed, num_repeats=data.num_repeats)
     if isinstance(dataset, VideoDataset):
         _check_bad(dataset, data.max_bad_fraction)
     sampler = samplers.EpochSampler(
         len(records),
-        files,
+        batch_size // data.num_repeats,
         accumulate=config.train.accumulate,
         shuffle=True,
         seed=seed,
@@ -127,38 +119,33 @@ def build_train_loader(
 def build_test_loader(
     config: Config, records: Records, ndim: int, indices: Sequence[int], *, with_clip_spans: bool = False
 ) -> DataLoader:
-    """The files with these indices, each once, with all its views and, if asked for, the seconds of its clips."""
+    """Return test batches of the files with these indices, each once with all views."""
     test = config.test
-    if test.share_stem and config.data.size % 4:  # crops are fractions of features, of a quarter of the resolution
-        raise ValueError(f"test.share_stem wants a data.size that is a multiple of 4, got {config.data.size}")
+    if test.share_stem and config.data.size % 4:  # the features have a quarter of the resolution
+        raise ValueError(f"data.size is {config.data.size}; with test.share_stem it must be a multiple of 4")
     transform = build_test_transform(config)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
         views |= {"num_clips": test.clips, "protocol": test.protocol, "repeat_middle_frame": test.repeat_middle_frame}
         views |= {"with_clip_spans": with_clip_spans}
     dataset = _dataset(config.data, records, ndim, transform=transform, **views)
-    # Whole frames differ in shape from file to file.
-    alone = test.share_stem or test.full_frame
+    has_whole_frames = test.share_stem or test.full_frame  # their shape differs from file to file
     return loader.test_loader(
         dataset,
         indices,
-        batch_size=1 if alone else max(1, test.batch_size // (test.clips * test.crops)),
+        batch_size=1 if has_whole_frames else max(1, test.batch_size // (test.clips * test.crops)),
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
     )
 
 
 def build_test_transform(config: Config) -> transforms.TestTransform:
-    """Resize and crops of a test."""
+    """Return the resize and the crops of a test."""
     test = config.test
     if test.short_side is not None and test.short_side < config.data.size:
         raise ValueError(f"test.short_side is {test.short_side}; it must be at least data.size, {config.data.size}")
     return transforms.TestTransform(
-        config.data.size,
-        test.crops,
-        full_frame=test.full_frame,
-        short_side=test.short_side,
-        protocol=test.protocol,
+        config.data.size, test.crops, full_frame=test.full_frame, short_side=test.short_side, protocol=test.protocol
     )
 
 
@@ -180,31 +167,32 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
 
 
 def _index(config: DataConfig, records: Records) -> Index | None:
-    """What a scan knows of the videos; one that lies in the root unasked stops nobody."""
-    names = map(records.name, range(len(records)))
+    """Return the index that a scan wrote, if any. An unusable index is an error only if the settings name it."""
     path = index_path(config)
     try:
-        return None if path is None else read_index(path, names)
+        return None if path is None else read_index(path, map(records.name, range(len(records))))
     except ValueError as error:
         if config.index:
             raise
-        logger.warning("%s; going on without it", error)
+        logger.warning("%s; continuing without it", error)
         return None
 
 
 def index_path(config: DataConfig) -> Path | None:
-    """Where a scan has left what it knows of the videos: `data.index`, or the file in `data.root`, if there is one."""
+    """Return the path of the index: `data.index`, or the file in `data.root` if it exists."""
     index = Path(config.index or Path(config.root) / INDEX)
     return index if config.index or index.exists() else None
 
 
 def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
-    """Name what a scan has found to be bad before the first step, and stop there where it is too much."""
-    reasons, index = [], dataset.index
-    for number in range(len(dataset)) if index else ():
+    """Log the bad files that a scan has found; raise ValueError if they are more than `max_fraction` of the files."""
+    if dataset.index is None:
+        return
+    reasons = []
+    for file_index in range(len(dataset)):
         try:
-            if index and index.error(number):
-                index.checked_table(number, dataset.records.source(number))  # whether it is the same file still
+            if dataset.index.error(file_index):
+                dataset.index.checked_table(file_index, dataset.records.source(file_index))  # raises if unchanged
         except DecodeError as error:
             reasons.append(str(error))
     for reason in reasons[:5]:
@@ -216,12 +204,11 @@ def _check_bad(dataset: VideoDataset, max_fraction: float) -> None:
         )
 
 
-def build_batch_transform(
-    config: DataConfig, ndim: int, device: torch.device, *, train_classes: int = 0
-) -> Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]:
-    """The device's half of the training transforms: batch -> normalised inputs (B, 3, [T,] S, S) and labels (B,).
+def build_batch_transform(config: DataConfig, ndim: int, device: torch.device, *, train_classes: int = 0) -> Preprocess:
+    """Return the part of the training transforms that runs on the device: batch -> inputs (B, 3, [T,] S, S) and labels.
 
-    With `train_classes`, their number, inputs are erased and mixed as the settings say; labels are (B, K) where mixed.
+    Inputs are normalized. With `train_classes`, the number of classes, they are also erased and mixed as set in
+    `config`. Labels are (B,), or (B, K) of mixed samples.
     """
     normalize = transforms.Normalize(config.mean, config.std).to(device)
     erase = None
@@ -233,9 +220,10 @@ def build_batch_transform(
             train_classes, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mix_prob
         )
 
-    def transform(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        pixels = batch[_PIXELS[ndim]].to(device, non_blocking=True)
-        inputs, labels = normalize(pixels), batch["label"].to(device, non_blocking=True)
+    def transform(batch: TrainBatch) -> tuple[Tensor, Tensor]:
+        pixels = batch["image"] if ndim == 2 else batch["video"]
+        inputs = normalize(pixels.to(device, non_blocking=True))
+        labels = batch["label"].to(device, non_blocking=True)
         inputs = erase(inputs) if erase else inputs
         return mix(inputs, labels) if mix else (inputs, labels)
 
@@ -245,7 +233,7 @@ def build_batch_transform(
 def build_predictor(
     config: Config, model: SparseFormer, fabric: Fabric, *, features: bool = False
 ) -> MultiViewPredictor:
-    """The device's half of a test; with `features`, of an extraction."""
+    """Return the part of a test that runs on the device: batch -> scores of all views, or their features."""
     return MultiViewPredictor(
         model,
         fabric,
@@ -259,15 +247,7 @@ def build_predictor(
 def build_train_state(
     config: Config, fabric: Fabric, records: Records, network: SparseFormer, sampler: samplers.EpochSampler
 ) -> TrainState:
-    """Set up network and optimizer on the devices, at the first step of a run.
-
-    Args:
-        config: All settings.
-        fabric: Devices, precision, processes.
-        records: The files to train on.
-        network: The network, its weights loaded.
-        sampler: Sampler of the training batches.
-    """
+    """Set up network and optimizer on the devices, at step 0 of a run. The network has its initial weights."""
     train_config = config.train
     optim.train_only(network, config.optim.train_only)
     budgets = build_budgets(config, network)
@@ -295,29 +275,29 @@ def build_train_state(
 
 
 def build_budgets(config: Config, model: SparseFormer) -> dict[str, list[int]]:
-    """What every training step draws: `num_tubes`, `num_frames` and `num_points`, where the settings list them.
+    """Return the values from which each training step draws `num_tubes`, `num_frames` and `num_points`, if given.
 
     Raises:
-        ValueError: The network or its clips cannot have as many, or FSDP shards what would be resized.
+        ValueError: The network does not allow a value, or FSDP is used with `num_tubes` or `num_points`.
     """
     train, frames, points = config.train, config.data.num_frames, model.hparams["num_points"]
-    drawn = {"num_tubes": train.num_tubes, "num_frames": train.num_frames, "num_points": train.num_points}
-    drawn = {name: list(counts) for name, counts in drawn.items() if counts}
-    for name, counts in drawn.items():
-        told = f"train.{name} is {counts}"
+    budgets = {"num_tubes": train.num_tubes, "num_frames": train.num_frames, "num_points": train.num_points}
+    budgets = {name: list(values) for name, values in budgets.items() if values}
+    for name, values in budgets.items():
+        setting = f"train.{name} is {values}"
         if model.ndim == 2 and name != "num_points":
-            raise ValueError(f"{told}, but {config.model.name} is an image model: an image has no time")
+            raise ValueError(f"{setting}, but {config.model.name} is an image model; only num_points can be drawn")
         if train.strategy == "fsdp" and name != "num_frames":
-            raise ValueError(f"{told}, which train.strategy fsdp cannot: shards cannot be resized; use ddp")
-        if name == "num_frames" and any(frames % count for count in counts):
-            raise ValueError(f"{told}; each must divide data.num_frames, {frames}")
-        if name == "num_points" and max(counts) > points:
-            raise ValueError(f"{told}; each must be at most the network's own {points}")
-    return drawn
+            raise ValueError(f"{setting}, which is not possible with train.strategy fsdp; use ddp")
+        if name == "num_frames" and any(frames % value for value in values):
+            raise ValueError(f"{setting}; each must divide data.num_frames, {frames}")
+        if name == "num_points" and max(values) > points:
+            raise ValueError(f"{setting}; each must be at most {points}, the num_points of the network")
+    return budgets
 
 
 def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Optimizer:
-    """AdamW with weight decay and learning rates where they belong."""
+    """Return AdamW with the weight decay and the learning rate of each parameter."""
     return optim.adamw(
         model,
         lr=config.lr,
@@ -330,12 +310,12 @@ def build_optimizer(config: OptimConfig, model: SparseFormer) -> torch.optim.Opt
 
 
 def build_schedule(config: OptimConfig, total_steps: int, global_batch: int) -> Callable[[int], float]:
-    """Learning rate by step, in proportion to the global batch where the settings say for which batch they are."""
+    """Return the learning rate by step, scaled by the global batch size if `lr_base_size` is set."""
     factor = global_batch / config.lr_base_size if config.lr_base_size else 1.0
-    rates = {name: factor * asdict(config)[name] for name in ("lr", "min_lr", "warmup_lr")}
+    rates = {name: factor * getattr(config, name) for name in ("lr", "min_lr", "warmup_lr")}
     return optim.warmup_cosine(total_steps, **rates, warmup_ratio=config.warmup_ratio)
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the optimizer steps of the whole run."""
     return config.train.max_steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))

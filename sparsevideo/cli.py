@@ -1,7 +1,6 @@
-"""The `sparsevideo` command: one verb, one function."""
+"""The `sparsevideo` program: one function per command."""
 
 import atexit
-import difflib
 import errno
 import json
 import logging
@@ -9,29 +8,21 @@ import os
 import re
 import signal
 import sys
-from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib.resources import files
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
-
-import jsonargparse
 
 from sparsevideo import __version__
-from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, config_yaml
-
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help prints what config.py says
+from sparsevideo.parser import Parser, UsageError, add_run_file, config_yaml, parse_run, parse_test
+from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
-REQUEUE = 75  # asked to end by SIGUSR1 or SIGTERM, saved, and ready to go on; sysexits.h calls it EX_TEMPFAIL
+REQUEUE = 75  # stopped by SIGUSR1 or SIGTERM, saved, and ready to be resumed; sysexits.h calls it EX_TEMPFAIL
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints to whatever stderr is at that moment, so that lines stay above a progress bar."""
+    """Print records to the current `sys.stderr`, which a progress bar replaces to keep lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -39,74 +30,72 @@ class ConsoleHandler(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
     Args:
-        argv: The command line without the program's name; None takes the process' own.
+        argv: Command line without the name of the program; None takes that of the process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 misused, 3 done although some files could not be read, 75 ended by a
-        signal and ready to be resumed, 130 interrupted.
+        Exit code: 0 done, 1 failed, 2 wrong usage, 3 done but some files could not be read, 75 stopped by a signal and
+        ready to be resumed, 130 interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     _log_to_console()
-    if isinstance(sys.stdout, TextIOWrapper):  # class names of any script, also on a system without UTF-8
+    if isinstance(sys.stdout, TextIOWrapper):  # class names in any script, even if the system is not set to UTF-8
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="backslashreplace")
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    # Before torch loads: let OpenMP threads that wait for each other fall asleep soon. Where another process wants a
-    # core, a loader worker say, spinning threads hold up the very one they wait for: steps take many times longer.
-    # On an idle machine nothing changes.
+    # Set before torch loads: waiting OpenMP threads fall asleep early. If other processes, such as loader workers, need
+    # the cores, spinning threads slow down the threads they wait for, and steps take many times longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         code = _dispatch(args)
         sys.stdout.flush()
         return code
-    except SystemExit as leaving:  # --help and --version
-        return int(leaving.code or 0)
+    except SystemExit as exit_request:  # --help
+        return int(exit_request.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered has nowhere to go
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; drop what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
-        line = _error_line(error, args[0])
-        if debug or line is None:
+        message = _error_message(error, args[0])
+        if debug or message is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
-# What a command can turn down if the memory is too small.
-_SMALLER = {
-    "train": "lower train.batch_size (and raise train.accumulate by as much; validation takes test.batch_size),"
+# Settings that reduce the memory of a command.
+_MEMORY_ADVICE = {
+    "train": "lower train.batch_size (and raise train.accumulate by the same factor), test.batch_size (for validation),"
     " data.num_workers, data.num_frames or data.size, or set model.args.activation_checkpointing true",
     **dict.fromkeys(("test", "extract"), "lower test.batch_size, data.num_workers, test.clips or test.crops"),
     "data": "lower --workers",
 }
-_NO_MEMORY = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|ALLOC_FAILED|shared memory", re.IGNORECASE
 )
 
 
-def _error_line(error: Exception, verb: str) -> str | None:
-    """Say in one line what is wrong and what to do; None for an error that nobody expects."""
+def _error_message(error: Exception, command: str) -> str | None:
+    """Describe an expected error and its remedy in one line; return None for an unexpected error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    # A loader worker's error comes with its traceback, whose last line is what happened.
-    known = lines[-1] if isinstance(error, UsageError | ValueError | TypeError | OSError | ImportError) else None
     if isinstance(error, MemoryError | RuntimeError) or getattr(error, "errno", None) == errno.ENOMEM:
-        reason = next(filter(_NO_MEMORY.search, lines), None)
+        reason = next(filter(_OUT_OF_MEMORY.search, lines), None)
         if reason or isinstance(error, MemoryError):
-            advice = _SMALLER.get(verb, "end other programs, or take a machine with more memory")
+            advice = _MEMORY_ADVICE.get(command, "close other programs, or use a machine with more memory")
             return f"out of memory ({reason or lines[-1]}); {advice}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in lines if "compiler" in line.lower() and "raised:" not in line), lines[0])
         return f"torch.compile failed ({reason}); install a C++ compiler such as g++, or set train.compile false"
-    return known
+    # The message of an error in a loader worker is a traceback; its last line is the error.
+    return lines[-1] if isinstance(error, UsageError | ValueError | TypeError | OSError | ImportError) else None
 
 
 def _dispatch(args: list[str]) -> int:
@@ -116,86 +105,59 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "--version":
         print(__version__)
         return OK
-    verb = next((" ".join(args[:n]) for n in (2, 1) if " ".join(args[:n]) in VERBS), None)
-    if verb is None:
-        two_words = [name for name in VERBS if name.split()[0] == args[0]]
-        if two_words:
-            raise UsageError(f"`sparsevideo {args[0]}` is followed by {' or '.join(n.split()[1] for n in two_words)}")
-        match = difflib.get_close_matches(args[0], VERBS, n=1)
-        raise UsageError(
-            f"unknown verb {args[0]!r}" + (f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(VERBS)}")
-        )
+    command = next((" ".join(args[:n]) for n in (2, 1) if " ".join(args[:n]) in COMMANDS), None)
+    if command is None:
+        if second_words := [name.split()[1] for name in COMMANDS if name.startswith(f"{args[0]} ")]:
+            raise UsageError(f"`sparsevideo {args[0]}`: a word is missing; add {' or '.join(second_words)}")
+        hint = did_you_mean(args[0], COMMANDS) or f"; known: {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {args[0]!r}{hint}")
     warn_of_untested_pyav()
-    function = VERBS[verb]
-    parser = Parser(prog=f"sparsevideo {verb}", description=function.__doc__)
-    return function(parser, args[len(verb.split()) :])
+    function = COMMANDS[command]
+    parser = Parser(prog=f"sparsevideo {command}", description=function.__doc__)
+    return function(parser, args[len(command.split()) :])
 
 
 def _usage() -> str:
-    lines = ["usage: sparsevideo VERB ...", "", "Video-first action recognition with SparseFormer.", ""]
-    lines += [f"  {verb:18s}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
-    lines += ["", "`sparsevideo VERB --help` lists a verb's options; --debug shows where an error came from."]
+    lines = ["usage: sparsevideo COMMAND ...", "", "Video-first action recognition with SparseFormer.", ""]
+    lines += [f"  {name:18s}{(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines += ["", "`sparsevideo COMMAND --help` lists the options of a command; --debug shows tracebacks of errors."]
     return "\n".join(lines)
 
 
-def _first() -> bool:
-    """Whether this is the run's first process, or its only one: torchrun and srun number them."""
+def _is_first_process() -> bool:
+    """Return whether this process has rank 0, by the variables of torchrun or srun."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _log_to_console() -> None:
     log = logging.getLogger("sparsevideo")
-    log.setLevel(logging.INFO if _first() else logging.WARNING)
+    log.setLevel(logging.INFO if _is_first_process() else logging.WARNING)
     log.propagate = False
     if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
         log.addHandler(ConsoleHandler())
 
 
-def _add_settings(parser: Parser, **groups: Any) -> None:
-    for name, settings in groups.items():
-        parser.add_argument(f"--{name}", type=type(settings), default=settings)
-
-
-def _add_run_file(parser: Parser) -> None:
-    parser.add_argument("--config", action="config", help="run file (YAML); options given after it win")
-    _add_settings(
-        parser, model=ModelConfig(), data=DataConfig(), optim=OptimConfig(), train=TrainConfig(), test=TestConfig()
-    )
-
-
-def _parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
-    argv = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    args = parser.parse([_packaged(argv[i - 1], arg) if i else arg for i, arg in enumerate(argv)])
-    return Config(args.model, args.data, args.optim, args.train, args.test), args
-
-
-def _packaged(option: str, value: str) -> str:
-    """The run files of the package can be named from any folder, with or without a leading `configs/`."""
-    shipped = Path(str(files("sparsevideo.configs") / value.removeprefix("configs/")))
-    return str(shipped) if option == "--config" and not Path(value).exists() and shipped.is_file() else value
-
-
 def quickstart(parser: Parser, argv: Sequence[str]) -> int:
-    """Make data, pretrain on stills, inflate, train on videos, test, draw a page: five minutes on two cores."""
+    """Make data, train on images, inflate, train on videos, test, write a page: five minutes on two CPU cores."""
     parser.add_argument("--out", default="runs/quickstart", help="folder for everything")
-    parser.add_argument("--seed", type=int, default=0, help="of both training runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both training runs")
     parser.add_argument("--from-scratch", action="store_true", help="train on the videos without pretraining")
     args = parser.parse(argv)
     from sparsevideo.commands.quickstart import run
 
     return _resumable(
-        lambda: run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch), "the same command goes on"
+        lambda: run(Path(args.out), seed=args.seed, from_scratch=args.from_scratch), "the same command resumes it"
     )
 
 
 def _resumable(work: Callable[[], object], advice: str) -> int:
-    """Train, with an exit code of its own for a run that was asked to end and is saved."""
+    """Run a training; return the exit code REQUEUE if a signal has stopped it and it is saved."""
     from sparsevideo.engine.distributed import STOP_SIGNALS, Interrupted
 
     try:
-        # Python takes seconds to leave. The run is over by then: a signal shall not change the exit code.
-        for number in STOP_SIGNALS:
-            atexit.register(signal.signal, number, signal.SIG_IGN)
+        # Python takes seconds to exit. A signal during that time must not change the exit code.
+        for stop_signal in STOP_SIGNALS:
+            atexit.register(signal.signal, stop_signal, signal.SIG_IGN)
         work()
     except Interrupted as interruption:
         print(f"{interruption}; {advice}", file=sys.stderr)
@@ -204,117 +166,69 @@ def _resumable(work: Callable[[], object], advice: str) -> int:
 
 
 def train(parser: Parser, argv: Sequence[str]) -> int:
-    """Train an image or a video network; the run file decides which."""
-    _add_run_file(parser)
+    """Train an image or a video network, depending on `model.name`."""
+    add_run_file(parser)
     parser.add_argument("--out", help="run folder")
-    parser.add_argument("--resume", nargs="?", const="auto", help="go on from the run folder's last checkpoint, if any")
-    parser.add_argument("--allow-changes", action="store_true", help="resume although the schedule has changed")
-    parser.add_argument("--dry-run", action="store_true", help="do one step, describe the run and leave nothing")
-    config, args = _parse_run(parser, argv)
+    parser.add_argument("--resume", nargs="?", const="auto", help="resume from the last checkpoint of --out, if any")
+    parser.add_argument("--allow-changes", action="store_true", help="resume even if the schedule has changed")
+    parser.add_argument("--dry-run", action="store_true", help="describe the run, do one step, and write no files")
+    config, args = parse_run(parser, argv)
     from sparsevideo.commands.train import dry_run, train_run
 
     if args.dry_run:
-        said = dry_run(config)
-        if _first():
-            print(said)
+        description = dry_run(config)
+        if _is_first_process():
+            print(description)
         return OK
     if args.out is None:
         raise UsageError("--out is missing: the folder for the run")
     return _resumable(
         lambda: train_run(config, Path(args.out), resume=args.resume, allow_changes=args.allow_changes),
-        "the same command with --resume goes on",
+        "the same command with --resume resumes it",
     )
 
 
 def test(parser: Parser, argv: Sequence[str]) -> int:
-    """Score a checkpoint on several views of every video; a test that was killed goes on where it was."""
-    path, config, args = _parse_test(
-        parser, argv, out="folder for results.json and the predictions; by default beside the run"
-    )
+    """Score a checkpoint on several views of each file; a test that was interrupted is resumed."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    out = "folder for results.json and the predictions; by default a folder in the run folder"
+    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out})
     from sparsevideo.commands.test import test_run
 
     results = test_run(path, config, Path(args.out) if args.out else None)
-    first = _first()
-    if args.json and first:
+    if not _is_first_process():
+        return OK
+    if args.json:
         print(json.dumps(results, indent=2))
-    return INCOMPLETE if results["failed"] and first else OK
+    return INCOMPLETE if results["failed"] else OK
 
 
 def extract(parser: Parser, argv: Sequence[str]) -> int:
-    """Write the features of every listed file, what a checkpoint's head sees, as one npz keyed by path."""
-    flags = {"per-clip": "write a row for each clip, with its start and end in seconds, not the mean over all clips"}
-    path, config, args = _parse_test(parser, argv, out="file to write (.npz); by default beside the run", **flags)
-    from sparsevideo.commands.test import extract_run
-
-    features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
-    first = _first()
-    if args.json and first:
-        n, width = features.features.shape
-        print(
-            json.dumps({"clips" if args.per_clip else "files": n, "failed": int(features.failed.sum()), "width": width})
-        )
-    return INCOMPLETE if features.failed.any() and first else OK
-
-
-def _parse_test(parser: Parser, argv: Sequence[str], out: str, **flags: str) -> tuple[Path, Config, Any]:
-    """The checkpoint, and its settings with what the run file and the command line change."""
+    """Write the features of each file, the inputs of a checkpoint's classifier, to one npz file, by path."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    _add_test_options(parser, Config(), out, flags)
-    told, args = _parse_run(parser, argv)
-    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
-    if not views:
-        raise UsageError(f"--views {args.views}: write clips x crops, such as 4x3")
-    of_no_use = [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]
-    if of_no_use:
-        raise UsageError(f"{of_no_use[0]}: a test reads the settings data and test alone")
-    own = checkpoint_config(path)
-    if own is not None:  # once more, with the checkpoint's settings as defaults
-        parser = Parser(prog=parser.prog)
-        _add_test_options(parser, own, out, flags)
-        told, args = _parse_run(parser, argv)
-        if told.model.name != own.model.name:
-            raise UsageError(f"the run file is of {told.model.name}, {path} of {own.model.name}")
-    elif not args.config:
-        raise ValueError(f"{path}: weights without settings; name the run file of their network with --config")
-    given = {name: getattr(args, name) for name in _SHORT}
-    short = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is refused
-    if args.views:
-        short |= {"clips": int(views[1]), "crops": int(views[2])}
-    told.test = replace(told.test, **short)  # which checks it
-    return path, told, args
+    out = "file to write (.npz); by default a file in the run folder"
+    per_clip = "write a row for each clip, with its start and end in seconds, instead of the mean over clips"
+    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out, "per-clip": per_clip})
+    from sparsevideo.commands.extract import extract_run
 
-
-# Settings of a test that have an option of their own.
-_SHORT = {"share_stem": bool, "full_frame": bool, "num_frames": int, "num_tubes": int, "num_points": int}
-
-
-def _add_test_options(parser: Parser, config: Config, out: str, flags: dict[str, str]) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
-    parser.add_argument(
-        "--config", action="config", help="run file (YAML) for data and test; options given after it win"
-    )
-    parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
-    for name, kind in _SHORT.items():
-        option: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **option)
-    for name, meaning in flags.items():
-        parser.add_argument(f"--{name}", action="store_true", help=meaning)
-    parser.add_argument("--out", help=out)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
-    _add_settings(parser, data=config.data, test=config.test)
-    # A run file has these too.
-    parser.unused = ("model.", "optim.", "train.")
-    for name, settings in {"model": config.model, "optim": config.optim, "train": config.train}.items():
-        parser.add_argument(f"--{name}", type=type(settings), default=settings, help=SUPPRESS)
+    features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
+    if not _is_first_process():
+        return OK
+    if args.json:
+        rows, width = features.features.shape
+        failed = int(features.failed.sum())
+        print(json.dumps({"clips" if args.per_clip else "files": rows, "failed": failed, "width": width}))
+    return INCOMPLETE if features.failed.any() else OK
 
 
 def analyze(parser: Parser, argv: Sequence[str]) -> int:
-    """Say how good predictions are, where they err and how sure they are; compare and fuse several files."""
+    """Analyze the accuracy, the errors and the calibration of predictions; compare and average several files."""
     parser.add_argument("predictions", nargs="+", help="predictions.npz of a test, or the test's folder")
-    parser.add_argument("--out", help="folder for report.html and the rest; by default `analysis` beside the first")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of all halves")
-    parser.add_argument("--json", action="store_true", help="print what stands in analysis.json")
+    parser.add_argument("--out", help="folder for report.html and its data; by default `analysis` beside the first")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random splits")
+    parser.add_argument("--json", action="store_true", help="print analysis.json")
     args = parser.parse(argv)
     from sparsevideo.commands.analyze import run, show
 
@@ -327,12 +241,12 @@ def analyze(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def probe(parser: Parser, argv: Sequence[str]) -> int:
-    """Classify extracted features by their nearest neighbours and by a linear probe."""
-    parser.add_argument("train", help="features to learn from, as `sparsevideo extract` writes them")
-    parser.add_argument("test", help="features to classify")
+    """Classify extracted features by their nearest neighbors and by a linear probe."""
+    parser.add_argument("train", help="training features, as `sparsevideo extract` writes them")
+    parser.add_argument("test", help="test features")
     parser.add_argument("--out", help="folder for probe.json and the predictions; by default beside the test features")
-    parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
-    parser.add_argument("--json", action="store_true", help="print what stands in probe.json")
+    parser.add_argument("--k", type=int, default=20, help="number of nearest neighbors")
+    parser.add_argument("--json", action="store_true", help="print probe.json")
     args = parser.parse(argv)
     from sparsevideo.reports.probe import probe_files
 
@@ -343,57 +257,54 @@ def probe(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def inflate(parser: Parser, argv: Sequence[str]) -> int:
-    """Turn image weights into video weights and say what became of each tensor."""
-    parser.add_argument("image_weights", help="checkpoint of ours, or a published one")
+    """Turn image weights into video weights, and list the change of each tensor."""
+    parser.add_argument("image_weights", help="checkpoint of a run, or published weights")
     parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
-    parser.add_argument("--num-tubes", type=int, default=8, help="spans of time with one copy of the tokens each")
-    parser.add_argument("--model", help="name of the image model, for files of bare tensors")
+    parser.add_argument("--num-tubes", type=int, default=8, help="number of tubes, each with a copy of the tokens")
+    parser.add_argument("--model", help="name of the image model, for files that hold only tensors")
     args = parser.parse(argv)
-    from sparsevideo.commands.runs import inflate_weights
+    from sparsevideo.commands.convert import inflate_weights
 
-    for name, before, after, what in inflate_weights(
-        Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model
-    ):
-        print(f"{name:32s} {before!s:18s} -> {after!s:22s} {what}")
+    changes = inflate_weights(Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model)
+    for name, before, after, change in changes:
+        print(f"{name:32s} {before!s:18s} -> {after!s:22s} {change}")
     print(f"wrote {args.out}")
     return OK
 
 
 def convert(parser: Parser, argv: Sequence[str]) -> int:
-    """Write weights as one file of ours: a checkpoint's, the shards of one, or published ones."""
-    parser.add_argument("weights", help="checkpoint, sharded or not, or a published file")
+    """Write the weights of a checkpoint, sharded or not, or published weights to one file."""
+    parser.add_argument("weights", help="checkpoint, sharded or not, or published weights")
     parser.add_argument("--out", required=True, help="file to write: .safetensors, or .pt")
-    parser.add_argument("--model", help="name of the model, for files of bare tensors")
+    parser.add_argument("--model", help="name of the model, for files that hold only tensors")
     args = parser.parse(argv)
-    from sparsevideo.commands.runs import convert_weights
+    from sparsevideo.commands.convert import convert_weights
 
     print(convert_weights(Path(args.weights), Path(args.out), name=args.model))
     return OK
 
 
 def make_digits(parser: Parser, argv: Sequence[str]) -> int:
-    """Make the embedded data set: moving digits as mp4 files, still digits as JPEGs."""
-    parser.add_argument("root", help="folder to make it in")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    """Make the embedded data set: moving digits as mp4 files, still digits as JPEG files."""
+    parser.add_argument("root", help="folder for the data set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
     args = parser.parse(argv)
     from sparsevideo.data.moving_digits import make_moving_digits
 
     made = make_moving_digits(Path(args.root), seed=args.seed)
-    videos, images = (
-        sum(made["videos_per_class"].values()) * len(made["motions"]),
-        10 * sum(made["images_per_class"].values()),
-    )
+    videos = sum(made["videos_per_class"].values()) * len(made["motions"])
+    images = 10 * sum(made["images_per_class"].values())
     print(f"{args.root}: {videos} videos of {len(made['motions'])} motions, {images} images of 10 digits")
     return OK
 
 
 def scan(parser: Parser, argv: Sequence[str]) -> int:
-    """Decode every video below a folder: an index that speeds up training, a list of the bad ones, a summary."""
-    parser.add_argument("root", help="folder; hidden files and folders below it are left out, links followed")
-    parser.add_argument("--index", help="file to write, or to go on with; by default sparsevideo-index.jsonl in root")
-    parser.add_argument("--workers", type=int | None, help="child processes; by default one for each core")
-    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds that a file may take; then it is bad")
-    parser.add_argument("--retry-bad", action="store_true", help="decode once more what an earlier scan found bad")
+    """Decode all videos in a folder; write an index that speeds up training and a list of the bad videos."""
+    parser.add_argument("root", help="folder, with all its subfolders; skips hidden files and folders, follows links")
+    parser.add_argument("--index", help="file to write, or to continue; by default sparsevideo-index.jsonl in root")
+    parser.add_argument("--workers", type=int | None, help="child processes; by default one per core")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="longest time for a file, in seconds")
+    parser.add_argument("--retry-bad", action="store_true", help="decode the bad files of an earlier scan again")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse(argv)
     from sparsevideo.data.scan import describe
@@ -405,16 +316,15 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
-    """List the models by name, with their parameters in millions."""
+    """List the names of the models and their numbers of parameters."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse(argv)
     import torch
 
-    from sparsevideo.models.presets import create_model
-    from sparsevideo.models.presets import list_models as names
+    from sparsevideo.models.presets import create_model, list_models
 
     with torch.device("meta"):
-        sizes = {name: sum(p.numel() for p in create_model(name).parameters()) for name in names()}
+        sizes = {name: sum(p.numel() for p in create_model(name).parameters()) for name in list_models()}
     if args.json:
         print(json.dumps([{"name": name, "parameters": size} for name, size in sizes.items()]))
     else:
@@ -424,14 +334,14 @@ def models_list(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def config_show(parser: Parser, argv: Sequence[str]) -> int:
-    """Print all settings of a run file, defaults included."""
-    _add_run_file(parser)
-    config, _ = _parse_run(parser, argv)
+    """Print all settings of a run file, including the defaults."""
+    add_run_file(parser)
+    config, _ = parse_run(parser, argv)
     print(config_yaml(config), end="")
     return OK
 
 
-VERBS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "quickstart": quickstart,
     "train": train,
     "test": test,

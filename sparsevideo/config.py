@@ -1,172 +1,191 @@
-"""Every setting: its name, type, default, unit and meaning. The only place."""
+"""All settings: name, type, default, unit and meaning; the only place that defines them."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-TEST_PROTOCOLS = (
+TestProtocol = Literal[
     "ends",
-    *("slowfast", "slowfast-offset", "slowfast-pyav", "slowfast-pyav-offset", "slowfast-pyav-2020"),
-    *("pytorchvideo", "mmaction2", "videomae"),
-)
+    "slowfast",
+    "slowfast-offset",
+    "slowfast-pyav",
+    "slowfast-pyav-offset",
+    "slowfast-pyav-2020",
+    "pytorchvideo",
+    "mmaction2",
+    "videomae",
+]
+TEST_PROTOCOLS: tuple[str, ...] = get_args(TestProtocol)
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+StrategyName = Literal["auto", "ddp", "fsdp"]
+
+_Ranges = dict[tuple[float, float], list[str]]
 
 
-def _check(section: str, settings: object, least: dict[str, float], most: dict[str, float] | None = None) -> None:
-    """Refuse values out of range; None is in every range."""
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= bound:  # nor is nan
-            raise ValueError(f"{section}.{name} is {value}; it must be at least {bound:g}")
-    for name, bound in (most or {}).items():
-        if not getattr(settings, name) <= bound:
-            raise ValueError(f"{section}.{name} is {getattr(settings, name)}; it must be at most {bound}")
+def _check(section: str, settings: Any, ranges: _Ranges) -> None:
+    """Refuse unknown choices and values out of range.
 
-
-def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    Args:
+        section: Name of the settings in messages.
+        settings: One of the dataclasses below.
+        ranges: Smallest and largest value, both allowed -> names of settings. None is always allowed.
+    """
+    for setting in fields(settings):
+        value, choices = getattr(settings, setting.name), get_args(setting.type)
+        if get_origin(setting.type) is Literal and value not in choices:
+            raise ValueError(f"{section}.{setting.name} is {value!r}; it must be one of {', '.join(choices)}")
+    for (least, most), names in ranges.items():
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not value >= least:  # true for nan as well
+                raise ValueError(f"{section}.{name} is {value}; it must be at least {least:g}")
+            if value is not None and not value <= most:
+                raise ValueError(f"{section}.{name} is {value}; it must be at most {most:g}")
 
 
 @dataclass
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     name: str = "video_sparseformer_tiny"
-    """One of `sparsevideo models list`; an image model trains on images, a video model on videos."""
+    """Name from `sparsevideo models list`. An image model trains on images, a video model on videos."""
     args: dict[str, Any] = field(default_factory=dict)
-    """SparseFormer's own arguments that replace the preset's, such as `num_tubes`."""
+    """Arguments of SparseFormer that replace those of the preset, such as `num_tubes`."""
     weights: str | None = None
-    """Start from these weights (same architecture; a head of another number of classes is left fresh)."""
+    """File of initial weights of the same architecture; a head for another number of classes is left out."""
 
 
 @dataclass
 class DataConfig:
-    """Which pixels, and what happens to them before the network."""
+    """Files, decoding, augmentation and normalization."""
 
     root: str = "."
     """Folder that `list` and the paths inside list files are relative to."""
     list: str = "{split}"
-    """Class folders or list file of a split, where `{split}` is train, val or test. Without `{split}`, one set that is
-    trained on without validation, or tested."""
+    """Folder of class folders, or list file; `{split}` stands for train, val or test. Without `{split}`, training uses
+    all files and has no validation, and a test scores all files."""
     classes: str | None = None
-    """File of class names in label order, relative to `root`: one name a line, or a csv of `id,name`. It names numbered
-    labels. null takes the names of the training list; a checkpoint's own names come first."""
+    """File of class names in label order, relative to `root`: one name per line, or a csv of `id,name`. It names
+    numeric labels. null takes the names of the training list. The class names of a checkpoint take precedence."""
     label_column: str | None = None
-    """Column or JSON key of a list that holds the labels, such as `verb_class` of EPIC-Kitchens; null finds it by its
-    name, such as `label` or `class`."""
+    """Column or JSON key of the labels in a list file; null takes a common name, such as `label` or `class`."""
     num_frames: int = 32
-    """Frames of a clip."""
+    """Frames per clip, from 1 to 1e6."""
     frame_stride: int = 2
-    """Take every n-th frame of the video."""
-    sampling: str = "consecutive"
-    """Frames of a clip: consecutive (every `frame_stride`-th from a start on) or uniform (TSN's way: one from each of
-    `num_frames` equal parts of the whole video)."""
+    """Frames from one frame of a clip to the next, from 1 to 1e6: 2 takes every second frame of the video."""
+    sampling: Literal["consecutive", "uniform"] = "consecutive"
+    """Frames of a clip: consecutive (every `frame_stride`-th frame from a start frame) or uniform (as in TSN: one frame
+    from each of `num_frames` equal parts of the whole video)."""
     target_fps: float | None = None
-    """Frames per second that `frame_stride` counts in, whatever the video's own; null takes those it has."""
+    """Frame rate, in frames per second, at which `frame_stride` counts; null takes the frame rate of each video."""
     class_balance: float = 0.0
-    """Draws files of rare classes more often in training: from 0 (as listed) to 1 (all classes equally often); 0.5 is
-    square-root sampling. An epoch has as many draws as there are files, so it leaves out files of frequent classes."""
+    """Class-balanced sampling, from 0 (each file once per epoch) to 1 (all classes equally often); 0.5 is square-root
+    sampling. The number of samples per epoch stays the same, so files of frequent classes are left out."""
     num_repeats: int = 1
-    """Samples that a training batch takes from each file, in one reading (repeated augmentation)."""
+    """Samples of each file in a training batch, decoded together (repeated augmentation), at least 1."""
     size: int = 224
     """Height and width of the network's input, in pixels."""
     short_side: int | None = None
-    """Scale frames to this short side while decoding, before any crop; null keeps the stored size."""
+    """Short side to which frames are resized while decoding, before any crop, in pixels; null keeps the stored size."""
     square_pixels: bool = False
-    """Scale frames whose pixels are not square (DV, DVD, anamorphic) to the aspect ratio at which players show them, in
-    one resize with `short_side`; false takes them as they are stored."""
+    """Resize frames whose pixels are not square (DV, DVD, anamorphic) to their display aspect ratio, in the same step
+    as `short_side`; false takes the stored pixels."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
-    """Training crops cover this range of the frame's area."""
+    """Smallest and largest area of a training crop, as a fraction of the frame's area."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Width over height of training crops."""
+    """Smallest and largest aspect ratio of a training crop, width / height."""
     short_side_jitter: tuple[int, int] | None = None
-    """Training crops are squares of `size` from frames whose short side is drawn from this range, in pixels; replaces
-    `crop_scale` and `crop_ratio`."""
+    """Smallest and largest short side, in pixels, to which frames are resized before a square training crop of `size`;
+    replaces `crop_scale` and `crop_ratio`."""
     flip_prob: float = 0.5
-    """Probability of mirroring a training sample left to right."""
+    """Probability that a training sample is flipped horizontally, from 0 to 1."""
     flip_labels: dict[str, str | None] = field(default_factory=dict)
-    """What a mirrored class shows, such as `left: right`, both ways; null for a class that must not be mirrored."""
+    """Class of a flipped sample, such as `left: right`, in both directions; null for a class that is never flipped."""
     rand_augment: int | None = None
-    """RandAugment's magnitude, 0 to 10; null leaves it out."""
+    """Magnitude of RandAugment, from 0 to 10; null turns it off."""
     rand_augment_layers: int = 2
-    """Operations drawn for a training sample, 1 to 14."""
+    """Operations of RandAugment per training sample, from 1 to 14."""
     rand_augment_prob: float = 0.5
-    """Probability of each of them."""
+    """Probability that a drawn operation of RandAugment is applied, from 0 to 1."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strengths for brightness, contrast, saturation and hue (at most 0.5) of a training sample."""
+    """Strengths of the jitter of brightness, contrast, saturation (at least 0) and hue (from 0 to 0.5) in training."""
     erase_prob: float = 0.0
-    """Probability of covering a random box of a training sample, the same in all its frames."""
-    erase_mode: str = "pixel"
-    """What covers it: pixel (noise) or const (the mean)."""
+    """Probability of random erasing, from 0 to 1. The erased box is the same in all frames of a clip."""
+    erase_mode: Literal["pixel", "const"] = "pixel"
+    """Content of the erased box: pixel (noise) or const (the mean)."""
     mixup: float = 0.0
-    """Alpha of mixup: samples of a batch are blended; 0 for none. With `cutmix` too, each batch gets one of them."""
+    """Alpha of mixup; 0 turns it off. If `cutmix` is set as well, each batch gets one of the two at random."""
     cutmix: float = 0.0
-    """Alpha of CutMix: boxes are pasted between the samples of a batch; 0 for none."""
+    """Alpha of CutMix; 0 turns it off."""
     mix_prob: float = 1.0
-    """Probability of mixing a training batch, where `mixup` or `cutmix` is set."""
+    """Probability that a training batch is mixed, from 0 to 1, if `mixup` or `cutmix` is set."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from each channel of pixels in 0..1."""
+    """Mean of each channel (red, green, blue), for pixels from 0 to 1; it is subtracted from the pixels."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divides each channel afterwards."""
-    decoder: str = "auto"
-    """Video decoder: pyav, torchcodec, torchcodec-cuda (NVDEC), decord, or auto, the fastest that works."""
+    """Standard deviation of each channel, above 0; the pixels are divided by it."""
+    decoder: Literal["auto", "pyav", "torchcodec", "torchcodec-cuda", "decord"] = "auto"
+    """Video decoder: pyav, torchcodec, torchcodec-cuda (NVDEC) or decord; auto takes the fastest one that works."""
     index: str | None = None
-    """Path of what `sparsevideo data scan` wrote about the videos; null takes what it left in `root`, if anything. It
-    spares PyAV the work of finding the frames, and names bad files in advance."""
+    """Index file of `sparsevideo data scan`, which speeds up PyAV; null takes the one in `root`, if it exists."""
     num_workers: int = 4
-    """Loader processes per device; 0 loads in the main process."""
+    """Loader processes per device, at least 0; 0 loads in the main process."""
     timeout_s: float = 120.0
-    """Longest time that a loader process may take for one file, in seconds; 0 for no limit."""
+    """Longest time for reading one file in a loader process, in seconds, from 0 to 1e6; 0 sets no limit."""
     max_bad_fraction: float = 0.01
-    """Training stops when more than this fraction of the listed files could not be read; fewer are replaced."""
+    """Largest fraction of training files that may be unreadable, from 0 to 1. The next file replaces such a file."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("num_frames", "frame_stride", "size", "short_side", "num_repeats"), 1.0)
-        shares = ("max_bad_fraction", "class_balance", "flip_prob", "erase_prob", "mix_prob")
-        least |= dict.fromkeys(("num_workers", "timeout_s", "mixup", "cutmix", *shares), 0.0)
-        most = dict.fromkeys(shares, 1.0) | {"timeout_s": 1e6, "frame_stride": 1e6, "num_frames": 1e6}
-        _check("data", self, least, most)
+        ranges: _Ranges = {
+            (0, 1): ["max_bad_fraction", "class_balance", "flip_prob", "erase_prob", "mix_prob"],
+            (0, inf): ["num_workers", "mixup", "cutmix"],
+            (0, 1e6): ["timeout_s"],
+            (1, inf): ["size", "short_side", "num_repeats"],
+            (1, 1e6): ["num_frames", "frame_stride"],
+        }
+        _check("data", self, ranges)
         if self.target_fps is not None and not 0 < self.target_fps < inf:
-            raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0, and a number")
-        _check_one_of("data.sampling", self.sampling, ("consecutive", "uniform"))
-        _check_one_of("data.erase_mode", self.erase_mode, ("pixel", "const"))
+            raise ValueError(f"data.target_fps is {self.target_fps}; it must be above 0 and finite")
         if not all(0 < value < inf for value in self.std):
-            raise ValueError(f"data.std is {self.std}; every channel's must be above 0, and a number")
+            raise ValueError(f"data.std is {self.std}; each value must be above 0 and finite")
 
 
 @dataclass
 class OptimConfig:
-    """AdamW with a linear warm-up and a cosine decay, both functions of the step alone."""
+    """AdamW with a linear warm-up and a cosine decay by optimizer step."""
 
     lr: float = 5e-4
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up, at least 0."""
     min_lr: float = 5e-6
-    """Learning rate at the last step."""
+    """Learning rate at the last step, at least 0."""
     warmup_lr: float = 5e-7
-    """Learning rate at the first step."""
+    """Learning rate at the first step, at least 0."""
     lr_base_size: int | None = None
-    """Global batch for which the three rates above are meant: each is multiplied by the run's global batch over this.
-    null takes them as they are."""
+    """Global batch size to which the three learning rates above refer: they are multiplied by the global batch size of
+    the run / `lr_base_size`. null does not scale them."""
     warmup_ratio: float = 0.05
-    """Part of all steps that the warm-up takes."""
+    """Fraction of all steps that the warm-up takes, from 0 to 1."""
     weight_decay: float = 0.05
-    """On weight matrices only: not on biases, norms, embeddings, boxes or point offsets."""
+    """Weight decay of the weight matrices. Biases, norms, embeddings, boxes and point offsets have none."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's running averages."""
+    """Coefficients of the two running averages of AdamW."""
     clip_grad: float = 5.0
-    """Largest norm of the whole gradient."""
+    """Largest norm of the gradient of all parameters together, at least 1e-6; a larger gradient is scaled down."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each layer to the one below it, the head's being 1."""
+    """Layer-wise learning rate decay, from 0 to 1: factor from each layer to the layer below it. The head has 1."""
     lr_scale: dict[str, float] = field(default_factory=dict)
-    """Factors on the learning rate of parts of the network, such as `head: 10` for what is new after inflation; the
-    longest name that fits a parameter counts."""
+    """Factors on the learning rate of parts of the network, such as `head: 10`. The longest matching name applies."""
     train_only: list[str] = field(default_factory=list)
-    """The parts of the network that learn, such as `[head]` or `[cortex, norm, head]`; empty for all of it."""
+    """Parts of the network that are trained, such as `[head]` or `[cortex, norm, head]`; empty trains all parts."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("lr", "min_lr", "warmup_lr", "warmup_ratio", "weight_decay", "layer_decay"), 0.0)
-        _check("optim", self, {**least, "clip_grad": 1e-6, "lr_base_size": 1}, {"warmup_ratio": 1, "layer_decay": 1})
+        ranges: _Ranges = {
+            (0, 1): ["warmup_ratio", "layer_decay"],
+            (0, inf): ["lr", "min_lr", "warmup_lr", "weight_decay"],
+            (1e-6, inf): ["clip_grad"],
+            (1, inf): ["lr_base_size"],
+        }
+        _check("optim", self, ranges)
         for part, factor in self.lr_scale.items():
             if not 0 <= factor < inf:
                 raise ValueError(f"optim.lr_scale.{part} is {factor}; it must be at least 0")
@@ -174,114 +193,111 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
-    """How long, how often, how exactly."""
+    """Length, batch size, precision and logging of a training run."""
 
     epochs: float = 50
-    """Passes over the training list, each with `data.num_repeats` samples of each file; fractions of an epoch count."""
+    """Passes over the training list, each with `data.num_repeats` samples of each file. Fractions are allowed."""
     max_steps: int | None = None
-    """Optimizer steps of the whole run, in place of `epochs`."""
+    """Optimizer steps of the whole run, at least 1; replaces `epochs`."""
     batch_size: int = 8
-    """Samples per device that go through the network together."""
+    """Samples per device in one forward pass, at least 1."""
     accumulate: int = 1
-    """Such batches per device in one optimizer step: the global batch is devices x `accumulate` x `batch_size`."""
+    """Batches per device and optimizer step, at least 1: the global batch is devices x `accumulate` x `batch_size`."""
     label_smoothing: float = 0.1
-    """Part of the target that is spread over all classes."""
+    """Label smoothing, from 0 to 1: fraction of the target that is spread over all classes."""
     ema: float | None = None
-    """Decay per step of an exponential moving average of the weights, which is what is validated; null for none. In
-    step t of its beginning it is (1 + t) / (10 + t) where that is less."""
-    precision: str = "32-true"
-    """32-true or bf16-mixed. No fp16: its loss scaling would be undone by the clamp on the points' gradient."""
+    """Decay per step of an exponential moving average (EMA) of the weights, above 0 and below 1; null keeps no average.
+    In step t the decay is at most (1 + t) / (10 + t). Validation and `best.pt` use the average."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """32-true or bf16-mixed. Loss scaling, which fp16 needs, conflicts with the clamped gradient of the points."""
     compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, faster steps."""
+    """Compile the network with torch.compile: it takes minutes at the start and makes the steps faster."""
     num_tubes: list[int] = field(default_factory=list)
-    """Each step draws the network's tubes from this list, so that one checkpoint serves several budgets at test time;
-    empty for `model.args.num_tubes` always. Tubes cannot be drawn under FSDP, nor points."""
+    """Numbers of tubes, at least 1, one of which is drawn in each step, so that one checkpoint can be tested at several
+    budgets. If this or `num_frames` or `num_points` is empty, the network's own number is used. FSDP allows only
+    `num_frames`."""
     num_frames: list[int] = field(default_factory=list)
-    """Each step draws how many of a clip's frames it looks at, evenly spread; divisors of `data.num_frames`."""
+    """Numbers of evenly spaced frames of a clip, one of which is drawn in each step; divisors of `data.num_frames`."""
     num_points: list[int] = field(default_factory=list)
-    """Each step draws how many points a token reads, at least 2 and at most `model.args.num_points`."""
-    strategy: str = "auto"
-    """How several devices share the work: ddp (each has the whole network), fsdp (each has a shard of it), or auto: ddp
-    where there are several."""
+    """Numbers of sampling points per token, from 2 to `model.args.num_points`, one of which is drawn in each step."""
+    strategy: StrategyName = "auto"
+    """Several devices: ddp (each holds the whole network), fsdp (each holds a shard), or auto (ddp if several)."""
     seed: int = 0
-    """Decides weights, order, crops and drop path; the same seed gives the same run."""
+    """Seed of the initial weights, the order of the files, the augmentation and the drop path, at least 0."""
     log_every: int = 50
-    """Steps between two lines of the log."""
+    """Steps between two lines of the log, at least 1."""
     validate_every: int | None = None
-    """Steps between two validations, beside that at the end; null is an epoch, 0 asks for no validation at all."""
+    """Steps between two validations; there is one at the end as well. null validates once per epoch, 0 never."""
     checkpoint_every: int | None = None
-    """Steps between two writes of `last.pt`, beside those after every validation and at the end."""
+    """Steps between two writes of `last.pt`, at least 1. It is written after each validation and at the end as well."""
     wandb: str | None = None
-    """Project at Weights & Biases that gets the numbers too; wants `pip install wandb`."""
+    """Project at Weights & Biases to which the metrics are sent as well; needs `pip install wandb`."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("max_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"), 1.0)
-        least |= dict.fromkeys(("epochs", "seed", "validate_every", "label_smoothing"), 0.0)
-        _check("train", self, least, {"label_smoothing": 1})
+        ranges: _Ranges = {
+            (0, 1): ["label_smoothing"],
+            (0, inf): ["epochs", "seed", "validate_every"],
+            (1, inf): ["max_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"],
+        }
+        _check("train", self, ranges)
         if self.epochs == 0 and self.max_steps is None:
-            raise ValueError("train.epochs is 0; it must be above 0, or train.max_steps be given")
+            raise ValueError("train.epochs is 0; it must be above 0; or set train.max_steps")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}; it must be above 0 and below 1, such as 0.9999, or null")
-        _check_one_of("train.precision", self.precision, ("32-true", "bf16-mixed"))
-        _check_one_of("train.strategy", self.strategy, ("auto", "ddp", "fsdp"))
-        for name, bound in (("num_tubes", 1), ("num_frames", 1), ("num_points", 2)):
-            if any(count < bound for count in getattr(self, name)):
-                raise ValueError(f"train.{name} is {getattr(self, name)}; each must be at least {bound:g}")
+        for name, least in (("num_tubes", 1), ("num_frames", 1), ("num_points", 2)):
+            if any(count < least for count in getattr(self, name)):
+                raise ValueError(f"train.{name} is {getattr(self, name)}; each must be at least {least}")
 
 
 @dataclass
 class TestConfig:
-    """Which views of a video are scored, and how."""
+    """Views of a file that are scored, and their scores."""
 
     split: str = "test"
-    """Stands for `{split}` in `data.list`."""
+    """Name that replaces `{split}` in `data.list`."""
     clips: int = 1
-    """Clips of a video, spread evenly from its first frame to its last."""
+    """Clips per video, at least 1, evenly spread from the first frame to the last one."""
     crops: int = 1
-    """Square crops of a clip, spread evenly over the longer side."""
-    protocol: str = "ends"
-    """Protocol of frames, resize and crops: `ends` reaches both ends of the video, and the others choose as other code
-    bases do: slowfast, slowfast-offset, slowfast-pyav, slowfast-pyav-offset, slowfast-pyav-2020, pytorchvideo,
-    mmaction2, videomae. See docs/protocols.md."""
+    """Square crops per clip or image, at least 1, evenly spread over the long side."""
+    protocol: TestProtocol = "ends"
+    """Choice of frames, resize and crops: `ends` covers the whole video; see docs/protocols.md for the others."""
     short_side: int | None = None
-    """Short side of the frame before the crop, in pixels, at least `data.size`; null takes `data.size`."""
+    """Short side of frames and images before the crop, in pixels, at least `data.size`: 256 with `data.size` 224 is the
+    usual test on ImageNet. null takes `data.size`. Validation during training uses it as well."""
     repeat_middle_frame: bool = False
-    """Repeat the video's middle frame: what a network knows without motion."""
-    scores: str = "softmax"
-    """A video's scores are the mean of its views' softmax, or of their logits."""
+    """Replace each frame by the middle frame of the video, to measure the accuracy without motion."""
+    scores: Literal["softmax", "logits"] = "softmax"
+    """Scores of a view, of which the mean over all views is taken: softmax or logits."""
     full_frame: bool = False
-    """Look at whole frames, of any aspect ratio, instead of square crops; their short side is `data.size`."""
+    """Score whole frames of any aspect ratio, resized to a short side of `data.size`, instead of square crops."""
     share_stem: bool = False
-    """Decode and run the stem once on whole frames, from which all crops of a clip and all clips that share frames
-    read: faster, with slightly other scores, since a crop's borders then know what lies beyond them."""
+    """Run the stem once on whole frames and sample all views from its features. This is faster. Scores differ slightly,
+    because the features at the border of a crop include pixels outside of it."""
     num_frames: int | None = None
-    """Frames of a clip, over the same span of time as `data.num_frames` at `data.frame_stride`; null takes these."""
+    """Frames per clip, over the same span of time as in training; null takes `data.num_frames`."""
     num_tubes: int | None = None
-    """Tubes of the network; null takes those it was trained with."""
+    """Tubes of the network, at least 1; null takes the number from training."""
     num_points: int | None = None
-    """Points that a token reads at each look, at most as many as in training; null takes those."""
+    """Sampling points per token and sampling step, at least 2 and at most the number from training; null takes that."""
     batch_size: int = 8
-    """Views per device that go through the network together."""
-    precision: str = "32-true"
+    """Views per device in one forward pass, at least 1."""
+    precision: Precision = "32-true"
     """32-true, bf16-mixed or bf16-true."""
 
     def __post_init__(self) -> None:
-        counts = ("clips", "crops", "short_side", "batch_size", "num_frames", "num_tubes", "num_points")
-        _check("test", self, dict.fromkeys(counts, 1.0) | {"num_points": 2.0})
-        _check_one_of("test.scores", self.scores, ("softmax", "logits"))
+        counts = ["clips", "crops", "short_side", "batch_size", "num_frames", "num_tubes"]
+        _check("test", self, {(1, inf): counts, (2, inf): ["num_points"]})
         if self.short_side and (self.full_frame or self.share_stem):
-            raise ValueError("test.short_side is for crops; test.full_frame and test.share_stem scale whole frames")
+            raise ValueError("test.short_side is for crops; test.full_frame and test.share_stem resize whole frames")
         if self.share_stem and self.protocol != "ends":
-            raise ValueError(f"test.share_stem has crops of its own; test.protocol is {self.protocol}, not ends")
+            raise ValueError(f"test.share_stem has its own crops; set test.protocol to ends, got {self.protocol}")
         if self.full_frame and self.crops > 1:
-            raise ValueError(f"test.full_frame is the whole frame in place of crops; test.crops is {self.crops}, not 1")
-        _check_one_of("test.protocol", self.protocol, TEST_PROTOCOLS)
-        _check_one_of("test.precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
+            raise ValueError(f"test.full_frame has no crops; set test.crops to 1, got {self.crops}")
 
 
 @dataclass
 class Config:
-    """A whole run."""
+    """All settings of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -291,7 +307,7 @@ class Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Return all settings as plain values: tuples become lists, as YAML and torch's safe loading need them."""
+    """Return all settings as plain values. Tuples become lists, as YAML and `torch.load(weights_only=True)` need."""
     return json.loads(json.dumps(asdict(config)))
 
 
@@ -301,14 +317,7 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
     Raises:
         ValueError: A section or a setting is missing, unknown or out of range.
     """
-    sections = {
-        "model": ModelConfig,
-        "data": DataConfig,
-        "optim": OptimConfig,
-        "train": TrainConfig,
-        "test": TestConfig,
-    }
     try:
-        return Config(**{name: section(**settings[name]) for name, section in sections.items()})
+        return Config(**{name: type(section)(**settings[name]) for name, section in vars(Config()).items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"the settings are not those of this version ({error})") from error

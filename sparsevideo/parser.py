@@ -1,10 +1,12 @@
-"""Parser of command lines and run files: one line for what is wrong, with the name that was probably meant."""
+"""Parser of command lines and run files. Its errors are one line, with the nearest name for an unknown one."""
 
 import difflib
 import os
 import re
-from argparse import ArgumentError
-from collections.abc import Sequence
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ import yaml
 
 from sparsevideo.config import Config, config_to_dict
 
-_SECTIONS = vars(Config())  # their names, and their defaults
-# What other tools call a setting -> the last word of its name here.
+jsonargparse.set_parsing_settings(
+    docstring_parse_attribute_docstrings=True
+)  # --help prints the docstrings of config.py
+
+_SECTIONS = vars(Config())  # name of a section -> its default settings
+# Name of a setting in other tools -> the last part of its name here.
 _OTHER_NAMES = {
     **dict.fromkeys(("learning_rate", "base_lr", "blr"), "lr"),
     **dict.fromkeys(("wd", "decay"), "weight_decay"),
@@ -38,22 +44,24 @@ _OTHER_NAMES = {
     "fps": "target_fps",
     "smoothing": "label_smoothing",
 }
+# Message of jsonargparse about a value that is not in a `Literal`.
+_NOT_A_CHOICE = re.compile(r'.*key "([\w.]+)": Expected a \S*Literal\[(.*)\]\. Got value: (.*)')
 
 
 class UsageError(Exception):
-    """The command line or a run file holds an unknown name, or a value of the wrong type."""
+    """The command line or a run file has an unknown name, or a value that the setting does not allow."""
 
 
 def config_yaml(config: Config) -> str:
-    """All settings as a run file that can be run again."""
+    """Return all settings as the text of a run file."""
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises one line, with the nearest name where a name is unknown.
+    """Parser whose errors are one line.
 
     Attributes:
-        unused: Prefixes of settings that a run file may hold and that the command has no use for.
+        unused: Prefixes of settings that a run file may have but the command does not use.
     """
 
     unused: tuple[str, ...] = ()
@@ -62,28 +70,31 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
 
     def parse(self, argv: Sequence[str]) -> Any:
-        """Parse and build the settings objects.
+        """Parse a command line and build the settings objects.
 
         Raises:
-            UsageError: An unknown name, or a value of the wrong type.
+            UsageError: An unknown name, or a value that the setting does not allow.
         """
         try:
             return self.instantiate(self.parse_args(list(argv)))
         except (ArgumentError, jsonargparse.ArgumentError) as error:
             message = " ".join(str(error).split())
+            if not_a_choice := _NOT_A_CHOICE.match(message):
+                name, choices, value = not_a_choice.groups()
+                message = f"{name} is {value!r}; it must be one of " + choices.replace("'", "")
             raise UsageError(message + self._nearest(message)) from error
 
     def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Parse a run file: UTF-8 whatever the system's encoding; what stands there without a value has its default.
+        """Parse a run file in UTF-8. A setting without a value gets its default.
 
         Raises:
-            UsageError: The file is not YAML in UTF-8, or does not hold sections of settings.
+            UsageError: The file is not YAML in UTF-8, or does not consist of sections of settings.
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
             content = yaml.safe_load(text)
         except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not a text in UTF-8; save it as UTF-8") from error
+            raise UsageError(f"{path}: not encoded in UTF-8; save it as UTF-8") from error
         except yaml.MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise UsageError(f"{path}{line}: not YAML ({error.problem})") from error
@@ -93,7 +104,7 @@ class Parser(jsonargparse.ArgumentParser):
         if not isinstance(content, dict):
             raise UsageError(f"{path}: a run file must hold sections such as `data:`, got {str(content)[:50]!r}")
         if all(section in _SECTIONS and values is None for section, values in content.items()):
-            return super().parse_string("{}", str(path), *args, **kwargs)  # jsonargparse takes `train:` for a word
+            return super().parse_string("{}", str(path), *args, **kwargs)  # jsonargparse reads `train:` as a string
         settings = super().parse_string(text, str(path), *args, **kwargs)
         for section in _SECTIONS & content.keys():
             values = content[section]
@@ -103,12 +114,12 @@ class Parser(jsonargparse.ArgumentParser):
                 raise UsageError(f"{path}: {section} must hold settings (`name: value`), got {values!r}")
             else:
                 for name in [name for name, value in values.items() if value is None]:
-                    if getattr(_SECTIONS[section], name, None) is not None:  # null is not a value of this setting
+                    if getattr(_SECTIONS[section], name, None) is not None:  # this setting cannot be null
                         del settings[section][name]
         return settings
 
     def _nearest(self, message: str) -> str:
-        """Return a hint for the first unknown name in a message, or nothing."""
+        """Return a hint for the first unknown name in a message; an empty string if there is none."""
         options = {
             action.dest: action.option_strings[0]
             for action in self._actions
@@ -123,11 +134,84 @@ class Parser(jsonargparse.ArgumentParser):
             if word == "num_classes":
                 return "; the list of files decides the number of classes"
             word = _OTHER_NAMES.get(word, word)
-            own = [option for option in options if section and option.startswith(f"{section}.")]
-            # Its own section first, then the command's sections in their order: those of training before the test.
-            exact = [option for option in (*own, *options) if words[option] == word]
-            extended = sorted((option for option in own if name.startswith(option)), key=len, reverse=True)
-            close = difflib.get_close_matches(word, [words[option] for option in own or options], n=1, cutoff=0.5)
-            similar = [option for option in own or options if words[option] in close]
+            same_section = [option for option in options if section and option.startswith(f"{section}.")]
+            candidates = same_section or list(options)
+            # The same section comes first, then the others in their order: training before test.
+            exact = [option for option in (*same_section, *options) if words[option] == word]
+            extended = sorted((option for option in same_section if name.startswith(option)), key=len, reverse=True)
+            close = difflib.get_close_matches(word, [words[option] for option in candidates], n=1, cutoff=0.5)
+            similar = [option for option in candidates if words[option] in close]
             return next((f"; did you mean {options[near]}?" for near in (*exact, *extended, *similar)), "")
         return ""
+
+
+def add_run_file(parser: Parser, config: Config | None = None, hidden: Sequence[str] = ()) -> None:
+    """Add `--config` and options for all settings. `--help` does not show the `hidden` sections of a run file."""
+    parser.add_argument("--config", action="config", help="run file (YAML); later options override it")
+    for section, settings in vars(config or Config()).items():
+        parser.add_argument(
+            f"--{section}", type=type(settings), default=settings, help=SUPPRESS if section in hidden else None
+        )
+
+
+def parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
+    """Parse a command line with all settings; return the settings and all parsed arguments.
+
+    The run files of the package can be named from any folder, with or without `configs/`.
+    """
+    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    for index, word in enumerate(words):
+        if index and words[index - 1] == "--config" and not Path(word).exists():
+            packaged = Path(str(files("sparsevideo.configs") / word.removeprefix("configs/")))
+            words[index] = str(packaged) if packaged.is_file() else word
+    args = parser.parse(words)
+    return Config(args.model, args.data, args.optim, args.train, args.test), args
+
+
+# Options of a test that are short for a setting `test.<name>`.
+_SHORT_OPTIONS = {"share_stem": bool, "full_frame": bool, "num_frames": int, "num_tubes": int, "num_points": int}
+
+
+def parse_test(
+    parser: Parser, argv: Sequence[str], read_config: Callable[[Path], Config | None], options: Mapping[str, str]
+) -> tuple[Path, Config, Any]:
+    """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
+
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the help
+    of `out` and of the switches of the command, by name.
+    """
+    _add_test_options(parser, None, options)
+    config, args = parse_run(parser, argv)
+    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
+    if not views:
+        raise UsageError(f"--views is {args.views!r}; it must be clips x crops, such as 4x3")
+    if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
+        raise UsageError(f"{unused[0]}: a test uses only the settings of data and test")
+    saved = read_config(path)
+    if saved is not None:  # parse again, with the settings of the checkpoint as defaults
+        parser = Parser(prog=parser.prog)
+        _add_test_options(parser, saved, options)
+        config, args = parse_run(parser, argv)
+        if config.model.name != saved.model.name:
+            raise UsageError(f"the run file is for {config.model.name}, but {path} is a {saved.model.name}")
+    elif not args.config:
+        raise ValueError(f"{path}: has weights but no settings; give the run file of the network with --config")
+    values = {name: getattr(args, name) for name in _SHORT_OPTIONS}
+    changes = {name: value for name, value in values.items() if value is not None and value is not False}
+    if args.views:
+        changes |= {"clips": int(views[1]), "crops": int(views[2])}
+    config.test = replace(config.test, **changes)  # checks the values, such as 0
+    return path, config, args
+
+
+def _add_test_options(parser: Parser, config: Config | None, options: Mapping[str, str]) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
+    for name, kind in _SHORT_OPTIONS.items():
+        kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
+    for name, meaning in options.items():
+        parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
+    parser.unused = ("model.", "optim.", "train.")
+    add_run_file(parser, config, hidden=("model", "optim", "train"))

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # its processes share the cores, and threads would wait for each other
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # like the command line, before torch loads
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the cores
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
@@ -18,7 +18,7 @@ from sparsevideo.cli import OK, main
 from sparsevideo.data.moving_digits import make_moving_digits
 
 if "forkserver" in multiprocessing.get_all_start_methods():
-    # The server that forks all loader workers imports what they need once, whichever test starts it.
+    # The server that forks all loader workers imports their modules once.
     from multiprocessing import forkserver
 
     forkserver.set_forkserver_preload(["sparsevideo.data.datasets", "torchvision"])
@@ -36,13 +36,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring forward the files that take longest: of two processes neither is left alone with one at the end."""
+    """Run the longest files first, so that two processes end at about the same time."""
     items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded data set, small: 8 motions and 10 digits; 6, 2 and 3 videos and 4, 2 and 2 images of a class."""
+    """A small embedded data set: 8 motions and 10 digits; 6, 2 and 3 videos and 4, 2 and 2 images per class."""
     root = tmp_path_factory.mktemp("digits")
     make_moving_digits(root, videos_per_class=(6, 2, 3), images_per_class=(4, 2, 2))
     return root
@@ -58,7 +58,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def untouched_log() -> Iterator[None]:
-    """The command line sets up the package's log; the next test finds it as it was."""
+    """Restore the log of the package, which the command line sets up."""
     log = logging.getLogger("sparsevideo")
     before = log.level, log.propagate, list(log.handlers)
     yield

@@ -19,7 +19,7 @@ from sparsevideo.io.writer import write_video
 from sparsevideo.reports import analysis, calibration, comparison
 from sparsevideo.reports.predictions import Predictions, load_predictions, save_predictions
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 
 class Page(HTMLParser):
@@ -79,14 +79,14 @@ def save(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Six files whose middle frame has the colour of their class; the rest is black."""
+    """Six files whose middle frame has the color of their class; the rest is black."""
     root = tmp_path_factory.mktemp("videos")
-    for colour, rgb in COLOURS.items():
-        (root / colour).mkdir()
+    for color, rgb in COLORS.items():
+        (root / color).mkdir()
         frames = np.zeros((5, 48, 80, 3), dtype=np.uint8)
         frames[2] = rgb
-        write_video(root / colour / "0.mp4", frames)
-        Image.new("RGB", (300, 200), rgb).save(root / colour / "1.png")
+        write_video(root / color / "0.mp4", frames)
+        Image.new("RGB", (300, 200), rgb).save(root / color / "1.png")
     return root
 
 
@@ -96,8 +96,8 @@ def error(capsys):
 
 
 def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch):
-    names = [f"{colour}/{name}" for colour in COLOURS for name in ("0.mp4", "1.png")]
-    folder = save(tmp_path / "test", [0, 0, 1, 1, 2, 2], [1, 2, 1, 1, 0, 2], COLOURS, root=videos, names=names)
+    names = [f"{color}/{name}" for color in COLORS for name in ("0.mp4", "1.png")]
+    folder = save(tmp_path / "test", [0, 0, 1, 1, 2, 2], [1, 2, 1, 1, 0, 2], COLORS, root=videos, names=names)
     kept = []
     original = analyze._thumbnail
 
@@ -114,7 +114,7 @@ def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch
         "blue/0.mp4": (96, 160, 3),
     }
     for name, picture in kept:
-        assert np.abs(picture.mean((0, 1)) - COLOURS[name.partition("/")[0]]).max() < 12
+        assert np.abs(picture.mean((0, 1)) - COLORS[name.partition("/")[0]]).max() < 12
     assert "Thumbnails: 3 of 3" in page.text
     assert "red taken for green, 90.0 % sure: red/0.mp4" in page.words
     assert sum(picture["src"].startswith("data:image/jpeg;base64,") for picture in page.pictures) == 3
@@ -159,10 +159,10 @@ SEGMENTS = {  # unit -> spans, columns, names of segments 0, 4 and 5, and what i
 def test_segments_of_one_film_have_their_own_pictures_and_reasons(unit, tmp_path, monkeypatch):
     """A film of 25 frames a color; one segment lies behind its end, and the test could not read the last two."""
     spans, (start, end), (first, *unread), behind = SEGMENTS[unit]
-    frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLOURS.values()])
+    frames = np.concatenate([np.full((25, 48, 80, 3), rgb, dtype=np.uint8) for rgb in COLORS.values()])
     write_video(tmp_path / "film.mp4", frames, fps=25)
     folder = save(
-        tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLOURS,
+        tmp_path / "test", [0, 1, 2, 0, 0, 0], [1, 2, 0, 1, 0, 0], COLORS,
         root=tmp_path, names=["film.mp4"] * 6, failed=[4, 5], spans=np.array(spans), unit=unit,
     )  # fmt: skip
     whys = "lost", "gone"
@@ -181,7 +181,7 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(unit, tmp_path
 
     monkeypatch.setattr(analyze, "_thumbnail", keep)
     assert main(["analyze", folder]) == OK
-    assert np.abs(np.array(pictures) - list(COLOURS.values())).max() < 12
+    assert np.abs(np.array(pictures) - list(COLORS.values())).max() < 12
     page = Page(tmp_path / "test" / "analysis" / "report.html")
     assert f"red taken for green, 90.0 % sure: film.mp4 [{first}]" in page.words
     assert any(behind in text for text in page.words)
@@ -197,13 +197,13 @@ def test_segments_of_one_film_have_their_own_pictures_and_reasons(unit, tmp_path
     assert ("start_s" in model["unread"][0]) == (unit == "s")
 
 
-def test_a_file_that_is_not_there_or_does_not_decode_is_told_and_counted(videos, tmp_path):
+def test_a_file_that_is_not_there_or_does_not_decode_is_named_and_counted(videos, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(videos, root)
     (root / "red" / "0.mp4").write_bytes(b"no video")
     (root / "red" / "1.png").write_bytes(b"no image")
     names = ["red/0.mp4", "red/1.png", "red/gone.mp4", "blue/0.mp4", "shard.tar/1.jpg", "red/caf\udce9.mp4"]
-    folder = save(tmp_path / "test", [0, 0, 0, 2, 0, 0], [1, 1, 1, 1, 1, 1], COLOURS, root=root, names=names)
+    folder = save(tmp_path / "test", [0, 0, 0, 2, 0, 0], [1, 1, 1, 1, 1, 1], COLORS, root=root, names=names)
     assert main(["analyze", folder, f"--out={tmp_path / 'out'}"]) == OK
     page = Page(tmp_path / "out" / "report.html")
     assert "Thumbnails: 1 of 6" in page.text
@@ -222,9 +222,9 @@ def test_thumbnails_of_tar_shards(videos, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("red/0.mp4", "red/1.png", "blue/0.mp4"):
             tar.add(videos / name, name)
-    (tmp_path / "b.tar").write_bytes(b"torn")
+    (tmp_path / "b.tar").write_bytes(b"corrupt")
     names = ["a.tar/red/0.mp4", "a.tar/red/1.png", "a.tar/red/gone.mp4", "b.tar/0.mp4"]
-    folder = save(tmp_path / "test", [0, 0, 0, 0], [1, 1, 1, 1], COLOURS, root=tmp_path, names=names)
+    folder = save(tmp_path / "test", [0, 0, 0, 0], [1, 1, 1, 1], COLORS, root=tmp_path, names=names)
     assert main(["analyze", folder, f"--out={tmp_path / 'out'}"]) == OK
     page = Page(tmp_path / "out" / "report.html")
     assert "Thumbnails: 2 of 4" in page.text
@@ -238,9 +238,9 @@ def test_the_numbers_are_printed_and_kept_alike(tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     out = tmp_path / "test" / "analysis"
     assert printed == json.loads((out / "analysis.json").read_text())
-    told = printed["models"]["test"]
-    assert told["accuracies"]["top1"]["value"] == pytest.approx(400 / 6)
-    assert (printed["seed"], told["listed"], told["failed"], told["scores"]) == (3, 6, 1, "softmax")
+    summary = printed["models"]["test"]
+    assert summary["accuracies"]["top1"]["value"] == pytest.approx(400 / 6)
+    assert (printed["seed"], summary["listed"], summary["failed"], summary["scores"]) == (3, 6, 1, "softmax")
     assert printed["comparisons"] == [] and printed["fusion"] is None
     assert {path.name for path in out.iterdir()} == {
         "report.html",
@@ -253,8 +253,8 @@ def test_the_numbers_are_printed_and_kept_alike(tmp_path, capsys):
 
 def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, capsys):
     folder = save(tmp_path / "run" / "test-4x3", [0, 0, 1, 1], [0, 0, 1, 0], ["<b>", "$5"])
-    told = {"clips": 4, "crops": 3, "decoder": "pyav", "short_side": None, "environment": {}}
-    (tmp_path / "run" / "test-4x3" / "results.json").write_text(json.dumps(told))
+    results = {"clips": 4, "crops": 3, "decoder": "pyav", "short_side": None, "environment": {}}
+    (tmp_path / "run" / "test-4x3" / "results.json").write_text(json.dumps(results))
     assert main(["analyze", folder]) == OK
     assert "75.0" in capsys.readouterr().out
     page = Page(tmp_path / "run" / "test-4x3" / "analysis" / "report.html")
@@ -265,17 +265,17 @@ def test_the_page_stands_alone_and_says_how_its_numbers_were_made(tmp_path, caps
     assert ["$5", "2", "50.0", "100.0", "<b>", "50.0"] in page.rows
 
 
-def test_files_that_could_not_be_read_are_told_with_their_reasons(tmp_path):
+def test_files_that_could_not_be_read_are_listed_with_their_reasons(tmp_path):
     folder = save(tmp_path / "test", [0, 1, 1, 0], [0, 1, 0, 0], "ab", failed=[1, 2], root=tmp_path)
-    reason = f"{tmp_path}/b/1.mp4: does not decode (<torn>); remove it or make it again"
+    reason = f"{tmp_path}/b/1.mp4: does not decode (<corrupt>); remove it or make it again"
     results = {"clips": 1, "crops": 1, "failed": [{"name": "b/1.mp4", "reason": reason}]}
     (tmp_path / "test" / "results.json").write_text(json.dumps(results))
     assert main(["analyze", folder]) == OK
     page = Page(tmp_path / "test" / "analysis" / "report.html")
-    assert ["b/1.mp4", "b", "does not decode (<torn>)"] in page.rows
+    assert ["b/1.mp4", "b", "does not decode (<corrupt>)"] in page.rows
     assert ["b/2.mp4", "b", "unknown"] in page.rows
-    told = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
-    assert [each["name"] for each in told["unread"]] == ["b/1.mp4", "b/2.mp4"]
+    summary = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
+    assert [each["name"] for each in summary["unread"]] == ["b/1.mp4", "b/2.mp4"]
 
 
 def test_what_lies_near_is_named(tmp_path, capsys):
@@ -294,9 +294,9 @@ def test_a_results_file_of_another_program_tells_nothing(tmp_path):
 
 def test_a_list_that_is_whole_is_not_called_the_worst():
     row = {"class": "a", "files": 1, "accuracy": 0.0, "precision": None, "taken_for": "b", "taken_for_share": 100.0}
-    for count, told in ((30, False), (31, True)):
+    for count, is_limited in ((30, False), (31, True)):
         _, text = analyze._classes([row] * count)
-        assert text.text.startswith("The 30 worst of") == told
+        assert text.text.startswith("The 30 worst of") == is_limited
 
 
 def test_a_page_of_400_classes_stays_readable(tmp_path):
@@ -322,16 +322,16 @@ def test_a_page_of_400_classes_stays_readable(tmp_path):
 
 def test_logits_are_scaled_as_they_are_and_both_kinds_give_the_same_numbers(tmp_path):
     labels, predicted = [0, 0, 1, 1, 2, 2, 0, 1], [0, 1, 1, 1, 2, 0, 0, 1]
-    told = {}
+    results = {}
     for kind in ("softmax", "logits"):
         folder = save(tmp_path / kind, labels, predicted, "abc", kind=kind, failed=[7], sure=0.7)
         assert main(["analyze", folder]) == OK
-        told[kind] = json.loads((tmp_path / kind / "analysis" / "analysis.json").read_text())["models"][kind]
-    assert told["logits"]["calibration"]["temperature"] == pytest.approx(
-        told["softmax"]["calibration"]["temperature"], rel=1e-3
+        results[kind] = json.loads((tmp_path / kind / "analysis" / "analysis.json").read_text())["models"][kind]
+    assert results["logits"]["calibration"]["temperature"] == pytest.approx(
+        results["softmax"]["calibration"]["temperature"], rel=1e-3
     )
-    assert told["logits"]["accuracies"] == told["softmax"]["accuracies"]
-    pages = [Page(tmp_path / kind / "analysis" / "report.html").text for kind in told]
+    assert results["logits"]["accuracies"] == results["softmax"]["accuracies"]
+    pages = [Page(tmp_path / kind / "analysis" / "report.html").text for kind in results]
     assert "logarithms of the mean softmax are divided by" in pages[0]
     assert "which the logits are divided by" in pages[1]
 
@@ -341,8 +341,8 @@ def test_several_files_are_compared_and_fused(tmp_path, capsys):
     good = save(tmp_path / "good" / "test-4x3", labels, labels, "ab", failed=[0])
     bad = save(tmp_path / "bad" / "test-4x3", labels, np.zeros(40, int), "ab", sure=0.6)
     assert main(["analyze", good, bad, f"--out={tmp_path / 'both'}"]) == OK
-    said = capsys.readouterr().out
-    assert "good against bad: +47.5 (" in said
+    output = capsys.readouterr().out
+    assert "good against bad: +47.5 (" in output
     numbers = json.loads((tmp_path / "both" / "analysis.json").read_text())
     assert list(numbers["models"]) == ["good", "bad"]  # the folders that tell them apart
     (pair,) = numbers["comparisons"]
@@ -374,16 +374,16 @@ def test_the_seed_reaches_every_number_that_is_drawn(two_models):
     _, numbers = analyze.run(two_models, seed=5)
     one, other = map(load_predictions, two_models)
     first, second = analysis.answers(one), analysis.answers(other)
-    told = numbers["models"]["a"]
-    assert told["accuracies"] == analysis.accuracies(one.labels, first, 3, seed=5)
-    assert told["calibration"] == calibration.calibration(one, seed=5)
+    summary = numbers["models"]["a"]
+    assert summary["accuracies"] == analysis.accuracies(one.labels, first, 3, seed=5)
+    assert summary["calibration"] == calibration.calibration(one, seed=5)
     (pair,) = numbers["comparisons"]
     assert pair["difference"] == comparison.compare(first.top1, second.top1, seed=5)["difference"]
     fused = comparison.fusion([one, other], seed=5)
     assert numbers["fusion"] == {"models": ["a", "b"], **fused}
 
 
-def test_the_page_has_the_numbers_in_their_places(two_models, monkeypatch):
+def test_the_page_shows_each_number_at_its_position(two_models, monkeypatch):
     drawn = {}
     for draw in (analyze.metrics.save_reliability_diagram, analyze.metrics.save_confusion_matrix):
 
@@ -393,9 +393,9 @@ def test_the_page_has_the_numbers_in_their_places(two_models, monkeypatch):
 
         monkeypatch.setattr(analyze.metrics, draw.__name__, keep)
     out, numbers = analyze.run(two_models)
-    page, told = Page(out / "report.html"), numbers["models"]["a"]
-    states, temperature = told["calibration"], f"at temperature {told['calibration']['temperature']:.2f}"
-    assert ["a", *analyze._cells(told["accuracies"]), f"{states['all']['ece']:.1f}", "60", "1"] in page.rows
+    page, summary = Page(out / "report.html"), numbers["models"]["a"]
+    states, temperature = summary["calibration"], f"at temperature {summary['calibration']['temperature']:.2f}"
+    assert ["a", *analyze._cells(summary["accuracies"]), f"{states['all']['ece']:.1f}", "60", "1"] in page.rows
     for key, name in (
         ("all", "all readable files, as they are"),
         ("before", "other half, as it is"),
@@ -437,9 +437,9 @@ def test_models_are_called_after_what_tells_their_folders_apart(tmp_path):
     ],
 )
 def test_predictions_of_another_list_are_refused_with_the_first_difference(change, message, tmp_path, capsys):
-    told = {"labels": [0, 1, 0, 1], "predicted": [0, 1, 1, 1], "classes": "ab"}
-    told["names"] = ["x.mp4", "y.mp4", "z.mp4", "w.mp4"]
-    folders = [save(tmp_path / "one", **told), save(tmp_path / "two", **(told | change))]
+    columns = {"labels": [0, 1, 0, 1], "predicted": [0, 1, 1, 1], "classes": "ab"}
+    columns["names"] = ["x.mp4", "y.mp4", "z.mp4", "w.mp4"]
+    folders = [save(tmp_path / "one", **columns), save(tmp_path / "two", **(columns | change))]
     assert main(["analyze", *folders]) == FAILED
     line = error(capsys)
     assert message in line
@@ -456,17 +456,17 @@ def test_what_cannot_be_analysed_leaves_one_clear_line_and_no_files(tmp_path, ca
     nan = save(tmp_path / "nan", [0, 1, 0], [0, 1, 0], "ab", sure=float("nan"))
     assert main(["analyze", nan]) == FAILED
     assert "nan/predictions.npz: 3 rows have scores that are NaN or infinite; the first is 0, a/0.mp4" in error(capsys)
-    (tmp_path / "torn.npz").write_bytes(b"PK\3\4 torn")
-    assert main(["analyze", str(tmp_path / "torn.npz")]) == FAILED
-    assert "torn.npz: not the predictions of a test" in error(capsys)
+    (tmp_path / "corrupt.npz").write_bytes(b"PK\3\4 corrupt")
+    assert main(["analyze", str(tmp_path / "corrupt.npz")]) == FAILED
+    assert "corrupt.npz: not the predictions of a test" in error(capsys)
     assert main(["analyze", str(tmp_path / "nowhere")]) == FAILED
     assert "nowhere: no such file" in error(capsys)
     assert main(["analyze", good, good]) == FAILED
     assert "given twice" in error(capsys)
     assert main(["analyze"]) == USAGE
     assert "predictions" in error(capsys)
-    assert main(["analyze", good, f"--out={tmp_path / 'torn.npz' / 'out'}"]) == FAILED
-    assert "torn.npz" in error(capsys)
+    assert main(["analyze", good, f"--out={tmp_path / 'corrupt.npz' / 'out'}"]) == FAILED
+    assert "corrupt.npz" in error(capsys)
     assert list(tmp_path.rglob("analysis")) == []
 
 

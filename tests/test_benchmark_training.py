@@ -1,4 +1,4 @@
-"""The loop that the engine is measured against does the engine's training."""
+"""The reference loop of the training benchmark computes the losses of the engine."""
 
 import sys
 from typing import Any
@@ -23,7 +23,7 @@ def test_the_bare_loop_has_the_losses_that_a_run_logs(monkeypatch: pytest.Monkey
     times = tool.loop_times(2, ema)  # compares the losses
     assert [len(steps) for steps in times.values()] == [2, 2]  # the first block is left out
     for step in times["run"] + times["bare"]:
-        parts = [step[part] for part in tool.WORK]  # each of them was found where the tool looks for it
+        parts = [step[part] for part in tool.WORK]  # the tool has timed each part
         assert min(parts) > 0
         assert sum(parts) < step["whole"]
 

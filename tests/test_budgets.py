@@ -1,4 +1,4 @@
-"""Training at drawn budgets: every process, batch and resumed run draws the same, and the checkpoint is one network."""
+"""Training with drawn budgets: all processes, batches and resumed runs draw the same values."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def losses(run):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_path):
+def test_two_processes_draw_the_values_of_one_process(digits, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     args = [*CURVE, f"--data.root={digits}"]
     assert main(["train", *args, f"--out={alone}", "--train.batch_size=8"]) == OK
@@ -39,12 +39,12 @@ def test_two_processes_draw_what_one_draws_in_all_batches_of_a_step(digits, tmp_
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
 
 
-def test_a_resumed_run_draws_what_the_whole_one_draws(digits, tmp_path, capsys):
-    """Drop path and activation checkpointing included; what is drawn is told, and what is kept is the whole network."""
+def test_a_resumed_run_draws_the_values_of_an_uninterrupted_run(digits, tmp_path, capsys):
+    """With drop path and activation checkpointing. The log names the values; the checkpoint has the whole network."""
     args = [*DRAWN, f"--data.root={digits}", "--model.args.drop_path=0.2", "--model.args.activation_checkpointing=true"]
     assert main(["train", *args, f"--out={tmp_path / 'whole'}"]) == OK
-    told = "drawn at each step: num_tubes from 1, 4, 6; num_frames from 2, 4; num_points from 2, 3, 4"
-    assert told in capsys.readouterr().err
+    message = "drawn in each step: num_tubes from 1, 4, 6; num_frames from 2, 4; num_points from 2, 3, 4"
+    assert message in capsys.readouterr().err
     resumed = interrupted_and_resumed(args, tmp_path / "resumed")
     assert_equal_weights(resumed, read_weights(tmp_path / "whole" / "checkpoints" / "last.pt")["model"])
     model, _ = load_model(tmp_path / "whole" / "checkpoints" / "best.pt")
@@ -54,8 +54,8 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(digits, tmp_path, capsys):
     assert "train.num_tubes [1, 4, 6] -> [1]" in capsys.readouterr().err
 
 
-class Told(torch.nn.Module):
-    """Notes what it is called with."""
+class Recorder(torch.nn.Module):
+    """Network that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -68,9 +68,9 @@ class Told(torch.nn.Module):
 
 
 def called(budgets, seed, accumulate=2):
-    """What the network is called with in one step, on clips whose frames are numbered."""
+    """Return the inputs of the network in one step, for clips with numbered frames."""
     fabric = Fabric(accelerator="cpu", devices=1)
-    model = Told()
+    model = Recorder()
     config = Config()
     config.train.seed, config.train.accumulate, config.train.label_smoothing = seed[0], accumulate, 0.0
     state = SimpleNamespace(
@@ -84,23 +84,23 @@ def called(budgets, seed, accumulate=2):
 
 def test_draws_are_independent_and_even():
     budgets = {"num_tubes": [1, 2], "num_frames": [2, 8], "num_points": [4, 9]}
-    seen = {}
+    counts = {}
     for step in range(160):
         first, second = called(budgets, (0, step))
         assert first == second
         key = (*first[1].values(), len(first[0]))
-        seen[key] = seen.get(key, 0) + 1
-    assert len(seen) == 8 and min(seen.values()) > 5  # 20 are expected, with a deviation of 4.2
+        counts[key] = counts.get(key, 0) + 1
+    assert len(counts) == 8 and min(counts.values()) > 5  # 20 are expected, with a deviation of 4.2
     assert [called(budgets, (1, step)) for step in range(20)] != [called(budgets, (0, step)) for step in range(20)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 8])
-def test_fewer_frames_are_every_nth_from_the_first_on(frames):
+def test_fewer_frames_are_evenly_spaced_from_the_first_frame(frames):
     (call,) = called({"num_frames": [frames]}, (0, 0), accumulate=1)
     assert call == (list(range(0, 8, 8 // frames)), {})
 
 
-def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch, capsys):
+def test_without_budgets_the_network_is_not_wrapped(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ElasticSparseFormer, "__init__", lambda *_, **__: pytest.fail("wrapped"))
     args = ["train", *VIDEO, f"--data.root={digits}", "--train.validate_every=0"]
     assert main([*args, f"--out={tmp_path / 'none'}"]) == OK
@@ -110,18 +110,18 @@ def test_without_lists_nothing_is_wrapped_or_drawn(digits, tmp_path, monkeypatch
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Frames and budget of every call of the network in training."""
-    seen, forward = [], ElasticSparseFormer.forward
+    """Frames and budget of each call of the network in training."""
+    calls, forward = [], ElasticSparseFormer.forward
 
     def noted(self, x, **budget):
-        seen.append((x.shape[2], budget))
+        calls.append((x.shape[2], budget))
         return forward(self, x, **budget)
 
     monkeypatch.setattr(ElasticSparseFormer, "forward", noted)
-    return seen
+    return calls
 
 
-def test_a_run_draws_in_every_step(calls, digits, tmp_path):
+def test_a_run_draws_in_each_step(calls, digits, tmp_path):
     args = [*CURVE, f"--data.root={digits}", "--train.accumulate=2", "--train.batch_size=2"]
     assert main(["train", *args, f"--out={tmp_path}"]) == OK
     steps = calls[::2]
@@ -132,10 +132,10 @@ def test_a_run_draws_in_every_step(calls, digits, tmp_path):
         assert len(drawn) > 1 and drawn <= set(BUDGETS[name])
 
 
-def test_a_dry_run_takes_the_largest_of_each(calls, digits, capsys):
+def test_a_dry_run_takes_the_largest_budget(calls, digits, capsys):
     assert main(["train", *DRAWN, f"--data.root={digits}", "--dry-run"]) == OK
     assert calls == [(4, {"num_tubes": 6, "num_points": 4})]
-    assert "drawn at each step: num_tubes from 1, 4, 6" in capsys.readouterr().out
+    assert "drawn in each step: num_tubes from 1, 4, 6" in capsys.readouterr().out
 
 
 def test_an_image_network_draws_points(digits, tmp_path):
@@ -143,32 +143,32 @@ def test_an_image_network_draws_points(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting", "told"),
+    ("kind", "setting", "message"),
     [
-        (IMAGE, "num_tubes=[1]", "sparseformer_nano is an image model: an image has no time"),
-        (IMAGE, "num_frames=[1]", "sparseformer_nano is an image model: an image has no time"),
+        (IMAGE, "num_tubes=[1]", "sparseformer_nano is an image model; only num_points can be drawn"),
+        (IMAGE, "num_frames=[1]", "sparseformer_nano is an image model; only num_points can be drawn"),
         (VIDEO, "num_frames=[2,3]", "each must divide data.num_frames, 4"),
-        (VIDEO, "num_points=[2,5]", "each must be at most the network's own 4"),
+        (VIDEO, "num_points=[2,5]", "each must be at most 4, the num_points of the network"),
         (VIDEO, "num_points=[1,2]", "each must be at least 2"),
         (VIDEO, "num_tubes=[0]", "each must be at least 1"),
         (VIDEO, "num_frames=[0]", "each must be at least 1"),
-        ([*VIDEO, "--train.strategy=fsdp"], "num_points=[2]", "which train.strategy fsdp cannot"),
-        ([*VIDEO, "--train.strategy=fsdp"], "num_tubes=[2]", "which train.strategy fsdp cannot"),
+        ([*VIDEO, "--train.strategy=fsdp"], "num_points=[2]", "which is not possible with train.strategy fsdp"),
+        ([*VIDEO, "--train.strategy=fsdp"], "num_tubes=[2]", "which is not possible with train.strategy fsdp"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_the_first_step(kind, setting, told, digits, tmp_path, capsys):
+def test_wrong_budgets_are_refused_before_the_first_step(kind, setting, message, digits, tmp_path, capsys):
     assert main(["train", *kind, f"--data.root={digits}", f"--out={tmp_path}", f"--train.{setting}"]) != OK
-    said = capsys.readouterr().err
-    assert told in said
+    output = capsys.readouterr().err
+    assert message in output
     name, _, counts = setting.partition("=")
-    assert f"train.{name} is {counts.replace(',', ', ')}" in said
+    assert f"train.{name} is {counts.replace(',', ', ')}" in output
     assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_compiled_networks_of_several_budgets_train_as_they_are(digits, tmp_path):
+def test_compiled_networks_with_several_budgets_have_the_same_losses(digits, tmp_path):
     if not (shutil.which("c++") or shutil.which("g++")):
-        pytest.skip("torch.compile wants a C++ compiler")
+        pytest.skip("torch.compile needs a C++ compiler")
     args = ["train", *CURVE, f"--data.root={digits}", "--train.num_tubes=[]", "--train.num_points=[2,4]"]
     for compiled in ("false", "true"):
         assert main([*args, f"--out={tmp_path / compiled}", f"--train.compile={compiled}"]) == OK

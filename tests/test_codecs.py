@@ -1,4 +1,4 @@
-"""A decoder or an encoder that does not work is no file's fault: every command says so at once and makes nothing."""
+"""A decoder or encoder that does not work is reported at once, as no fault of a file, and no output is written."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.io import backends, pyav, writer
 
 ROOT = Path(__file__).parents[1]
-# What a Python runs at its start if it finds it: PyAV opens files with an argument that it no longer has.
-OF_ANOTHER_VERSION = """
+# Code that Python runs at its start: it makes PyAV open files with an argument that does not exist.
+SITECUSTOMIZE = """
 import av
 opened = av.open
 av.open = lambda *args, **kwargs: opened(*args, gone="ignore", **kwargs)
@@ -27,7 +27,7 @@ av.open = lambda *args, **kwargs: opened(*args, gone="ignore", **kwargs)
 
 
 def command(site: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run one of our commands in a process of its own that finds what lies in the folder `site`."""
+    """Run a command in a new process that imports from the folder `site`."""
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     return subprocess.run(
         [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, check=False
@@ -38,7 +38,7 @@ def command(site: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def broken(tmp_path: Path) -> Path:
     site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(OF_ANOTHER_VERSION)
+    (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
     return site
 
 
@@ -47,7 +47,7 @@ def videos(digits: Path) -> Path:
     return digits / "videos" / "test"
 
 
-def test_scan_blames_no_file(broken: Path, videos: Path, tmp_path: Path) -> None:
+def test_scan_does_not_blame_files(broken: Path, videos: Path, tmp_path: Path) -> None:
     index = tmp_path / "index.jsonl"
     done = command(broken, "-m", "sparsevideo", "data", "scan", videos, "--index", index)
     (line,) = done.stderr.splitlines()
@@ -56,7 +56,7 @@ def test_scan_blames_no_file(broken: Path, videos: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("index*"))
 
 
-def test_quickstart_makes_nothing(broken: Path, tmp_path: Path) -> None:
+def test_quickstart_writes_nothing(broken: Path, tmp_path: Path) -> None:
     done = command(broken, "-m", "sparsevideo", "quickstart", "--out", tmp_path / "out")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: pyav does not decode here (")
@@ -72,7 +72,7 @@ def test_kinetics_are_not_prepared(broken: Path, videos: Path, tmp_path: Path) -
 
 @pytest.fixture
 def fresh_tests() -> Iterator[None]:
-    """The self-tests run once a process; here each test is a process."""
+    """Clear the caches of the self-tests, which run once per process."""
     tests = backends.resolve_decoder, writer.check_codecs, pyav.warn_of_untested_pyav
     for test in tests:
         test.cache_clear()
@@ -95,7 +95,9 @@ def test_train_test_and_extract_stop_before_the_list_is_read(
 
 
 @pytest.mark.usefixtures("fresh_tests")
-def test_the_bridge_stops_before_the_list_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pytorchvideo_interface_stops_before_the_list_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(av, "open", None)
     with pytest.raises(ValueError, match=r"pyav does not decode here \(.*; try: pip install 'av"):
         ptv.kinetics(tmp_path / "absent", ptv.make_clip_sampler("random", 1.0), num_frames=4)
@@ -117,7 +119,7 @@ def test_wrong_pictures_fail_the_self_test(monkeypatch: pytest.MonkeyPatch) -> N
         (lambda path, frames: write_video(path, 255 - frames // 2), r"pixels are 6\d levels off"),
     ],
 )
-def test_an_encoder_that_does_not_work_stops_what_makes_videos(
+def test_an_encoder_that_does_not_work_stops_commands_that_make_videos(
     fault: Callable[..., Any],
     reason: str,
     tmp_path: Path,
@@ -136,8 +138,8 @@ write_video = writer.write_video
 
 
 @pytest.mark.parametrize(("version", "relation"), [("17.0.1", "older"), ("99.0", "newer")])
-def test_untested_versions_are_told_first_and_once(version: str, relation: str, videos: Path, tmp_path: Path) -> None:
-    """Neither children nor what decodes later says it again; the command does its work."""
+def test_untested_versions_are_named_first_and_once(version: str, relation: str, videos: Path, tmp_path: Path) -> None:
+    """There is one warning, even from child processes, and the command does its work."""
     (tmp_path / f"av-{version}.dist-info").mkdir()
     (tmp_path / f"av-{version}.dist-info" / "METADATA").write_text(f"Name: av\nVersion: {version}\n")
     done = command(tmp_path, "-m", "sparsevideo", "data", "scan", videos, "--index", tmp_path / "index.jsonl")

@@ -1,4 +1,4 @@
-"""The run files below configs/: each says only what it must, builds its network, trains, and keeps its head's word."""
+"""The run files in configs/: each is minimal, builds its network, trains, and matches its header."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ KINETICS = [name for name in RUN_FILES if "/kinetics400/video_" in name]
 RECIPES = [*IMAGENET, *KINETICS, "configs/kinetics400/linear_probe.yaml", "configs/finetune/own_videos.yaml"]
 PAGE = "docs/recipes.md"
 
-CLASSES = {"imagenet": 1000, "kinetics400": 400, "finetune": 400}  # by folder; one's own videos have any number
+CLASSES = {"imagenet": 1000, "kinetics400": 400, "finetune": 400}  # by folder; own videos may have another number
 MILLIONS = {"sparseformer_tiny": 31.5, "sparseformer_small": 47.6, "sparseformer_base": 81.1}  # published
 MILLIONS |= {"video_sparseformer_tiny": 31.3, "video_sparseformer_small": 47.4, "video_sparseformer_base": 80.9}
 
@@ -48,10 +48,10 @@ def leaves(tree, prefix=""):
 
 @cache
 def shown(name):
-    """What `sparsevideo config show` prints of a run file."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    """Return the output of `sparsevideo config show` for a run file."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main(["config", "show", "--config", str(ROOT / name)]) == OK
-    return yaml.safe_load(said.getvalue())
+    return yaml.safe_load(output.getvalue())
 
 
 def settings(name):
@@ -60,7 +60,7 @@ def settings(name):
 
 
 def header(name):
-    """The comment above the first key, without its signs."""
+    """Return the lines of the comment above the first key, without `#`."""
     lines = (ROOT / name).read_text().splitlines()
     return [line[1:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
 
@@ -83,12 +83,12 @@ def commands(name):
 
 
 class Parsed(Exception):
-    """Parsing went well: what came out of it, and nothing is done with it."""
+    """Carries the result of parsing out of a command, which then does not run."""
 
 
 @pytest.fixture
 def parse(monkeypatch, capsys):
-    """Read a command line as its verb reads it."""
+    """Parse a command line without running the command."""
     original = cli.Parser.parse
 
     def stop_after(parser, argv):
@@ -116,16 +116,18 @@ def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
     with torch.device("meta"):
         defaults["model"]["args"] = presets.create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}
-    told, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
-    assert "weights" not in told.get("model", {}), "weights are given on the command line"
+    written, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
+    assert "weights" not in written.get("model", {}), "weights are given on the command line"
     # An empty section has no resolved value of its own.
-    repeated = {key for key, _ in leaves(told) if key not in resolved or resolved[key] == defaults.get(key, math.nan)}
+    repeated = {
+        key for key, _ in leaves(written) if key not in resolved or resolved[key] == defaults.get(key, math.nan)
+    }
     assert repeated == set()
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_the_networks_are_those_of_the_paper(name):
-    """Every size of a recipe is the paper's network; `model.name` chooses it."""
+def test_the_networks_have_the_sizes_in_the_paper(name):
+    """`model.name` selects the other sizes of a recipe."""
     recipe = KINETICS[0] if name.startswith("video_") else IMAGENET[0]
     with torch.device("meta"):
         model, _ = build.build_model(replace(settings(recipe).model, name=name), CLASSES[Path(recipe).parent.name])
@@ -133,13 +135,13 @@ def test_the_networks_are_those_of_the_paper(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_test_runs_at_least_the_views_of_one_file_at_a_time(name):
+def test_a_test_batch_holds_all_views_of_a_file(name):
     test = settings(name).test
     assert test.batch_size >= test.clips * test.crops
 
 
 def shrunk(name, digits):
-    """Options that make a run small, and leave its recipe as it is."""
+    """Return options that make a run small and keep its recipe."""
     config, kind = settings(name), "videos" if "video_" in settings(name).model.name else "images"
     args = [*NANO_ARGS, "--data.size=32", "--data.num_workers=0", "--train.max_steps=2"]
     args += [
@@ -164,17 +166,17 @@ def test_two_steps_of_the_recipe_train(name, digits, tmp_path):
     assert changed <= {arg[2:].partition("=")[0] for arg in args}
     checkpoint = read_weights(tmp_path / "checkpoints" / "last.pt")
     assert ("model_ema" in checkpoint) == (config.train.ema is not None)
-    learning = re.findall(r"of which ([\d.]+) M learn", (tmp_path / "log.txt").read_text())
+    learning = re.findall(r"of which ([\d.]+) M are trained", (tmp_path / "log.txt").read_text())
     assert len(learning) == bool(config.optim.train_only)
 
 
-def test_a_dry_run_describes_fine_tuning_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_of_fine_tuning_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = "configs/finetune/own_videos.yaml"
     assert main(["train", "--config", str(ROOT / name), *shrunk(name, digits), "--dry-run"]) == OK
-    said = capsys.readouterr().out
-    assert "global batch 16 = 1 x 8 x 2" in said
-    groups = dict(re.findall(r"learning rate x ([\d.]+), weight decay 0.05: .*\((.*)\)", said))
+    output = capsys.readouterr().out
+    assert "global batch 16 = 1 x 8 x 2" in output
+    groups = dict(re.findall(r"learning rate x ([\d.]+), weight decay 0.05: .*\((.*)\)", output))
     scales = {"0.3164": "stem.conv.weight", "0.4219": "focus.", "0.5625": "cortex.0.", "0.75": "cortex.1."}
     assert all(groups[scale].startswith(first) for scale, first in {**scales, "10": "head.weight"}.items())
     assert list(tmp_path.iterdir()) == []
@@ -192,21 +194,21 @@ def schedule(name, devices, files):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_batch_rate_and_steps_are_what_the_header_says(name):
+def test_batch_rate_and_steps_match_the_header(name):
     config = settings(name)
-    told = re.search(
+    match = re.search(
         r"Global batch (\d+) = (\d+) x (\d+) x (\d+) \(devices x accumulate x batch_size\), peak learning rate (\S+), "
         r"([\d,]+) steps with ([\d,]+) (?:images|videos)",
         " ".join(" ".join(header(name)).split()),
     )
-    assert told, "the header says no global batch, peak learning rate and steps"
-    batch, devices, accumulate, batch_size = (int(number) for number in told.groups()[:4])
-    files, expected_steps = (int(told[group].replace(",", "")) for group in (7, 6))
+    assert match, "the header must state global batch, peak learning rate and steps"
+    batch, devices, accumulate, batch_size = (int(number) for number in match.groups()[:4])
+    files, expected_steps = (int(match[group].replace(",", "")) for group in (7, 6))
     assert (accumulate, batch_size) == (config.train.accumulate, config.train.batch_size)
     assert devices == (1 if "finetune" in name else 8)
     samples, steps, rates = schedule(name, devices, files)
     assert (samples, steps) == (batch, expected_steps)
-    assert f"{max(rates):.3g}" == f"{float(told[5]):.3g}"
+    assert f"{max(rates):.3g}" == f"{float(match[5]):.3g}"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +219,8 @@ def test_batch_rate_and_steps_are_what_the_header_says(name):
     ],
     ids=["imagenet", "kinetics400"],
 )
-def test_the_schedule_is_the_one_that_is_named(name, files, batch, epochs, warmup_epochs, base_size, rates):
-    """An epoch of the papers is as many samples as there are files, repeated augmentation or not."""
+def test_the_schedule_matches_its_source(name, files, batch, epochs, warmup_epochs, base_size, rates):
+    """An epoch in the papers has one sample per file, with and without repeated augmentation."""
     samples, steps, rate = schedule(name, 8, files)
     assert samples == pytest.approx(batch, rel=0.02)
     assert steps * samples / files == pytest.approx(epochs, rel=1e-3)
@@ -227,7 +229,7 @@ def test_the_schedule_is_the_one_that_is_named(name, files, batch, epochs, warmu
 
 
 @pytest.mark.parametrize("name", [*RUN_FILES, PAGE])
-def test_the_commands_are_understood(name, parse):
+def test_the_commands_parse(name, parse):
     trains = 0
     for devices, _, argv in commands(name):
         args = parse(argv)
@@ -238,7 +240,7 @@ def test_the_commands_are_understood(name, parse):
         assert recipe in (RECIPES if name == PAGE else [name]), argv
         with torch.device("meta"):
             presets.create_model(args.model.name, **args.model.args)  # refuses unknown arguments
-        if recipe in RECIPES and "--dry-run" not in argv:  # on fewer devices, or with less memory, the batch stays
+        if recipe in RECIPES and "--dry-run" not in argv:  # the global batch does not depend on devices and memory
             usual = settings(recipe).train
             batch = usual.batch_size * usual.accumulate * (1 if "finetune" in recipe else 8)
             assert devices * args.train.accumulate * args.train.batch_size == batch, argv
@@ -246,7 +248,7 @@ def test_the_commands_are_understood(name, parse):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_tells_how_to_train_on_one_or_two_machines_and_how_to_test(name):
+def test_a_recipe_has_commands_for_training_on_one_and_two_machines_and_for_testing(name):
     every = [*commands(name), *commands(PAGE)]
     trained = {(devices, nodes) for devices, nodes, argv in every if argv[0] == "train" and name in argv}
     assert {(8, 1), (8, 2), (1, 1)} <= trained
@@ -254,6 +256,6 @@ def test_a_recipe_tells_how_to_train_on_one_or_two_machines_and_how_to_test(name
     assert any(argv[:1] == ["test"] and argv[1].startswith(out) for _, _, argv in every)
 
 
-def test_tools_that_the_recipes_name_are_there():
+def test_tools_in_the_recipes_exist():
     text = "".join((ROOT / name).read_text() for name in (*RECIPES, PAGE))
     assert all((ROOT / tool).exists() for tool in re.findall(r"tools/\w+\.py", text))

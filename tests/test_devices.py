@@ -1,4 +1,4 @@
-"""Nothing is left behind on the CPU: a step and a test run on another device, one that keeps shapes and no values."""
+"""A training step and a test keep all tensors on the device, here the meta device, which has only shapes."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ META = torch.device("meta")
 
 
 class OnMeta(Fabric):
-    """A process whose device is the meta device."""
+    """Fabric with the meta device."""
 
     @property
     def device(self):
@@ -51,7 +51,7 @@ def test_a_test(ndim, share_stem):
     if share_stem:
         batch |= {"boxes": torch.rand(2, 3, 4), "frames": torch.zeros(2, 3, 4, dtype=torch.int64)}
     config = Config()
-    config.test.batch_size = 2  # of three views
+    config.test.batch_size = 2  # fewer than the three views
     score = build.build_predictor(config, model(ndim), OnMeta())
     with torch.no_grad():
         scores = score(batch)

@@ -108,7 +108,7 @@ def test_interrupted_and_resumed(kinetics: Path) -> None:
         while len(list(copies.rglob("*.mp4"))) < 2:  # all of train that can be copied
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # like a terminal
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
     assert "KeyboardInterrupt" in errors

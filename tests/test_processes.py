@@ -1,4 +1,4 @@
-"""Real processes: what several ranks compute is what one computes."""
+"""Several processes compute the results of one process."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def one_process(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(one_process, digits, tmp_path_factory):
-    """41 videos, and what one process without workers makes of them."""
+    """41 videos, and the results of one process without workers."""
     root = tmp_path_factory.mktemp("many")
     videos = sorted(digits.glob("videos/*/*/*.mp4"))
     for number in range(41):
@@ -56,7 +56,7 @@ test_of.__test__ = False
 
 
 def assert_same_test(folder, many):
-    """The same metrics, and predictions in the same order to 1e-6."""
+    """Check the metrics, and that the predictions are equal to 1e-6, in the same order."""
     alone, together = (load_predictions(folder) for folder in (many / "alone", folder))
     assert alone.names == together.names and alone.labels.tolist() == together.labels.tolist()
     assert np.abs(alone.scores - together.scores).max() < 1e-6
@@ -64,20 +64,20 @@ def assert_same_test(folder, many):
     assert theirs["listed"] == theirs["scored"] == 41
     differing = {name for name in ours if ours[name] != theirs[name]}
     assert differing <= {"environment", "time", "loss"}
-    assert abs(ours["loss"] - theirs["loss"]) < 1e-6  # batches of other sizes round it elsewhere
+    assert abs(ours["loss"] - theirs["loss"]) < 1e-6  # rounding depends on the batch size
     return theirs
 
 
 @pytest.mark.slow
-def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits, tmp_path):
-    """A share of 23 videos and one that fails: nobody waits for ever, and rank 0's results are whole."""
+def test_a_corrupt_video_is_listed_on_any_rank(one_process, digits, tmp_path):
+    """22 of 23 videos can be read. No process waits forever, and the results of rank 0 are complete."""
     test = tmp_path / "videos" / "test"
     shutil.copytree(digits / "videos" / "test", test)
-    (test / "up" / "0001.mp4").write_bytes(b"torn")
+    (test / "up" / "0001.mp4").write_bytes(b"corrupt")
     (test / "up" / "0002.mp4").unlink()
     args = [one_process / "checkpoints" / "last.pt", f"--data.root={tmp_path}", f"--out={tmp_path / 'results'}"]
     done = torchrun(2, *SPARSEVIDEO, "test", *args)
-    assert done.returncode != OK  # torchrun's own, for rank 0's 3
+    assert done.returncode != OK  # torchrun replaces the exit code 3 of rank 0
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert (results["listed"], results["scored"]) == (23, 22)
     assert [failure["name"] for failure in results["failed"]] == ["videos/test/up/0001.mp4"]
@@ -85,10 +85,10 @@ def test_a_torn_video_is_told_whatever_the_rank_that_met_it(one_process, digits,
 
 
 @pytest.mark.slow
-def test_ranks_count_a_torn_video_that_both_met_once(digits, tmp_path):
-    """1 of 48 files is within 3 %, whoever meets it; a run that goes on with other ranks says so."""
+def test_ranks_count_a_corrupt_video_once(digits, tmp_path):
+    """1 of 48 files is less than 3 %, though both ranks read it. Resuming with another global batch is refused."""
     shutil.copytree(digits / "videos", tmp_path / "videos")
-    (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"torn")
+    (tmp_path / "videos" / "train" / "up" / "0001.mp4").write_bytes(b"corrupt")
     args = [*VIDEO, f"--data.root={tmp_path}", f"--out={tmp_path / 'run'}", "--data.max_bad_fraction=0.03"]
     args += ["--train.validate_every=0", "--train.batch_size=6"]
     done = torchrun(2, *SPARSEVIDEO, "train", *args, "--train.max_steps=16")  # four epochs
@@ -111,7 +111,7 @@ def curve_of(strategy, processes, accumulate):
 
 @pytest.fixture(scope="module")
 def two_ranks(one_process, many, digits, tmp_path_factory):
-    """A folder with what two ranks do, one command after the other: to start them takes longer than all of these."""
+    """Folder with the results of several commands of two ranks, which are started once because that is slow."""
     out = tmp_path_factory.mktemp("two")
     commands = [
         ["test", *test_of(one_process, many), f"--out={out / 'test'}", "--data.num_workers=2"],
@@ -128,20 +128,20 @@ def two_ranks(one_process, many, digits, tmp_path_factory):
 
 
 def test_bad_input_ends_all_ranks(two_ranks):
-    said = (two_ranks / "stderr").read_text()
-    assert "AssertionError" not in said, said[-3000:]  # of the commands before
+    output = (two_ranks / "stderr").read_text()
+    assert "AssertionError" not in output, output[-3000:]  # all commands but the last one succeed
     assert (two_ranks / "code").read_text() != str(OK)
-    assert "nowhere: no such folder" in said
+    assert "nowhere: no such folder" in output
 
 
 def test_two_processes_with_loader_processes_give_the_same_scores(two_ranks, many):
-    """Shares of different lengths, none of them padded."""
+    """The ranks have different numbers of files, without padding."""
     assert assert_same_test(two_ranks / "test", many)["environment"]["world_size"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0), (3, 0), (3, 2)])
-def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, workers, one_process, many, tmp_path):
+def test_scores_do_not_depend_on_processes_and_workers(processes, workers, one_process, many, tmp_path):
     options = [*test_of(one_process, many), f"--out={tmp_path}", f"--data.num_workers={workers}"]
     done = torchrun(processes, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
@@ -151,7 +151,7 @@ def test_every_number_of_processes_and_workers_gives_the_same_scores(processes, 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pkill") is None, reason="no pkill here, which ends torchrun and its ranks at once")
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (2, 3)])
-def test_killed_processes_leave_what_others_go_on_with(before, after, one_process, many, tmp_path):
+def test_a_killed_test_is_resumed_by_another_number_of_processes(before, after, one_process, many, tmp_path):
     options = [*test_of(one_process, many), f"--out={tmp_path}", "--test.batch_size=1"]
     process = torchrun(before, *SPARSEVIDEO, "test", *options, wait=False)
     while sum(path.stat().st_size for path in tmp_path.glob("unfinished/*.rows")) < 500:
@@ -162,13 +162,13 @@ def test_killed_processes_leave_what_others_go_on_with(before, after, one_proces
     assert not (tmp_path / "results.json").exists()
     done = torchrun(after, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
-    assert "going on where a test was interrupted" in done.stderr
+    assert "resuming a test: " in done.stderr
     assert_same_test(tmp_path, many)
 
 
 @pytest.fixture(scope="module")
 def curve(digits, tmp_path_factory):
-    """Twenty steps of one process."""
+    """Run of twenty steps of one process."""
     out = tmp_path_factory.mktemp("curve") / "run"
     with one_thread():
         assert main([*curve_of("auto", 1, 1), f"--data.root={digits}", f"--out={out}"]) == OK
@@ -176,7 +176,7 @@ def curve(digits, tmp_path_factory):
 
 
 def assert_same_curve(run, curve):
-    """Losses, gradient norms, validation scores, to 1e-5, which rank 0 alone has written; and averaged weights."""
+    """Check that losses, gradient norms and validation scores are equal to 1e-5, and the averaged weights to 1e-4."""
     ours, theirs = ([json.loads(line) for line in (out / "metrics.jsonl").open()] for out in (run, curve))
     assert len(ours) == len(theirs) == 22
     for line, expected in zip(ours, theirs, strict=True):
@@ -187,14 +187,14 @@ def assert_same_curve(run, curve):
         assert torch.allclose(last["model_ema"][name], tensor, rtol=1e-4, atol=1e-6), name
 
 
-def test_two_processes_train_as_one(two_ranks, curve):
+def test_two_processes_train_like_one(two_ranks, curve):
     assert_same_curve(two_ranks / "train", curve)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("processes", "accumulate"), [(2, 3), (3, 1), (3, 2)])
-def test_every_split_of_the_global_batch_trains_as_one_process(
+def test_all_splits_of_the_global_batch_train_like_one_process(
     strategy, processes, accumulate, curve, digits, tmp_path
 ):
     args = [*curve_of(strategy, processes, accumulate), f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
@@ -204,15 +204,15 @@ def test_every_split_of_the_global_batch_trains_as_one_process(
 
 
 @pytest.mark.slow
-def test_shards_are_put_together_on_request_and_go_on_in_one_process(curve, digits, tmp_path, capsys):
-    """Two ranks, asked to end on the way; the rest of the run is another number of processes' and unsharded."""
+def test_shards_are_converted_to_one_file_and_resumed_in_one_process(curve, digits, tmp_path, capsys):
+    """A signal stops two ranks with FSDP. One process without FSDP resumes the run."""
     out = tmp_path / "run"
     args = [*CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=6", "--train.strategy=fsdp"]
     process = torchrun(2, *SPARSEVIDEO, "train", *args, wait=False)
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 5:
         assert process.poll() is None, process.stderr.read()
         sleep(0.05)
-    process.terminate()  # torchrun hands it on
+    process.terminate()  # torchrun forwards the signal
     assert "saved at step" in process.communicate(timeout=60)[1]
     last = out / "checkpoints" / "last.pt"
     assert last.is_dir()

@@ -1,4 +1,4 @@
-"""Under Slurm: what srun tells makes its tasks one run, and the script has a saved run queued again."""
+"""Slurm: the tasks of srun are one run, and the job script requeues a saved run."""
 
 import os
 import re
@@ -26,13 +26,13 @@ RUN = [*VIDEO, f"--train.max_steps={STEPS}", "--train.log_every=1", "--train.val
 
 
 def srun(*argv, nodes=1, on_each=2, job="sparsevideo"):
-    """Start tasks as srun does; each with its children is a process group, which gets a signal as a whole.
+    """Start tasks like srun. Each task and its children are a process group, which gets signals as a whole.
 
     They are a step that has only some of its job's nodes.
     """
     tasks = nodes * on_each
-    told = {
-        "SLURM_JOB_ID": f"1{free_port() - 15000:04}",  # the port follows from it
+    variables = {
+        "SLURM_JOB_ID": f"1{free_port() - 15000:04}",  # Fabric derives the port from it
         "SLURM_JOB_NAME": job,
         "SLURM_JOB_NODELIST": "elsewhere[1-8]",
         "SLURM_NODELIST": "elsewhere[1-8]",
@@ -44,20 +44,20 @@ def srun(*argv, nodes=1, on_each=2, job="sparsevideo"):
         "SLURM_STEP_NUM_NODES": nodes,
         "SLURM_STEP_NUM_TASKS": tasks,
         "SLURM_STEP_TASKS_PER_NODE": f"{on_each}(x{nodes})" if nodes > 1 else on_each,
-        "OMP_NUM_THREADS": 1,  # the order of sums is part of their result
+        "OMP_NUM_THREADS": 1,  # results depend on the order of sums
     }
     command = [sys.executable, "-m", "sparsevideo", "train", *map(str, argv)]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     started = []
     for rank in range(tasks):
         own = {"SLURM_PROCID": rank, "SLURM_NODEID": rank // on_each, "SLURM_LOCALID": rank % on_each}
-        environment = {**os.environ, **{name: str(value) for name, value in {**told, **own}.items()}}
+        environment = {**os.environ, **{name: str(value) for name, value in {**variables, **own}.items()}}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
     return started
 
 
 def free_port():
-    """One that Fabric may take: 15000 and the last four digits of the job's number."""
+    """Return a free port in Fabric's range: 15000 + the last four digits of the job id."""
     for port in range(15000 + os.getpid() % 5000, 25000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
@@ -66,14 +66,14 @@ def free_port():
 
 
 def ends(tasks):
-    """Exit codes and what was said, of tasks that end by themselves."""
+    """Wait for the tasks to end; return exit codes and outputs."""
     try:
-        said = [task.communicate(timeout=60)[1] for task in tasks]
+        output = [task.communicate(timeout=60)[1] for task in tasks]
     finally:
         for task in tasks:
             with suppress(ProcessLookupError):
                 os.killpg(task.pid, signal.SIGKILL)
-    return [task.returncode for task in tasks], said
+    return [task.returncode for task in tasks], output
 
 
 def weights(out):
@@ -82,23 +82,23 @@ def weights(out):
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """A run of two tasks on one node that nothing interrupted."""
+    """An uninterrupted run of two tasks on one node."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    codes, said = ends(srun(*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}"))
-    assert codes == [OK, OK], said
+    codes, output = ends(srun(*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}"))
+    assert codes == [OK, OK], output
     return out
 
 
 @pytest.mark.slow
-def test_tasks_of_srun_train_as_one_process_with_twice_the_batch(whole, digits, tmp_path):
+def test_tasks_of_srun_train_like_one_process_with_twice_the_batch(whole, digits, tmp_path):
     assert main(["train", *RUN, "--train.batch_size=4", f"--data.root={digits}", f"--out={tmp_path / 'run'}"]) == OK
     alone = weights(tmp_path / "run")
     assert all(torch.allclose(tensor, alone[name], rtol=1e-5, atol=1e-5) for name, tensor in weights(whole).items())
 
 
 @pytest.mark.slow
-def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_had_been(whole, digits, tmp_path):
-    """In a job that salloc has made before, on two nodes afterwards; the signal comes to loader processes, too."""
+def test_ranks_save_before_the_time_limit_and_the_run_is_resumed(whole, digits, tmp_path):
+    """First in a job of salloc, then on two nodes. The loader processes get the signal as well."""
     out = tmp_path / "run"
     args = [*RUN, "--train.batch_size=2", f"--data.root={digits}", f"--out={out}", "--resume"]
     tasks = srun(*args, "--data.num_workers=1", job="interactive")
@@ -109,15 +109,15 @@ def test_before_the_time_is_up_all_ranks_save_and_the_run_goes_on_as_if_nothing_
         sleep(0.02)
     for task in tasks:
         os.killpg(task.pid, signal.SIGUSR1)
-    codes, said = ends(tasks)
-    assert codes == [REQUEUE, REQUEUE], said
+    codes, output = ends(tasks)
+    assert codes == [REQUEUE, REQUEUE], output
     stands = read_weights(out / "checkpoints" / "last.pt")["step"]
-    assert all(f"asked to end by SIGUSR1, saved at step {stands}" in text for text in said)
-    assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in said] == [["0"], ["1"]]  # none has started others
+    assert all(f"stopped by SIGUSR1, saved at step {stands}" in text for text in output)
+    assert [re.findall(r"GLOBAL_RANK: (\d)", text) for text in output] == [["0"], ["1"]]  # no task has started others
     assert 3 <= stands < STEPS
 
-    codes, said = ends(srun(*args, nodes=2, on_each=1))
-    assert codes == [OK, OK], said
+    codes, output = ends(srun(*args, nodes=2, on_each=1))
+    assert codes == [OK, OK], output
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
     assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -129,14 +129,14 @@ class Blank:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_loader_process_outlives_what_asks_the_run_to_end(number):
-    """The rest of the step, a validation and the save may need it yet."""
-    with StopSignal().noted():
+def test_a_loader_process_ignores_the_stop_signals(number):
+    """The rest of the step and a validation still need it."""
+    with StopSignal().recorded():
         loader = train_loader(Blank(), EpochSampler(64, 4), num_workers=1)
         batches = iter(loader)
         next(batches)
         os.kill(loader._iterator._workers[0].pid, number)
-        for _ in range(40):  # more than were ready
+        for _ in range(40):  # more than are prefetched
             next(batches)
         assert loader._iterator._workers[0].is_alive()
 
@@ -154,7 +154,7 @@ TIME_LIMIT = "JobState=COMPLETING Reason=TimeLimit"
 
 @pytest.fixture
 def submit(tmp_path):
-    """Run the script where srun and scontrol are stand-ins that write down how they were called."""
+    """Run the script with replacements of srun and scontrol that record their arguments."""
     calls = tmp_path / "calls"
 
     def executable(name, *lines):
@@ -187,7 +187,7 @@ def submit(tmp_path):
         (75, CANCELLED, False),
     ],
 )
-def test_the_script_has_only_a_saved_run_queued_again_which_nobody_has_cancelled(code, state, requeued, submit):
+def test_the_script_requeues_only_a_saved_run_that_is_not_cancelled(code, state, requeued, submit):
     done, calls = submit(code, state, "--out", "run")
     assert done.returncode == code
     assert calls.count("<scontrol><requeue><7>") == requeued
@@ -195,25 +195,25 @@ def test_the_script_has_only_a_saved_run_queued_again_which_nobody_has_cancelled
 
 
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
-def test_the_script_outlives_the_signals_to_its_tasks(name, submit):
+def test_the_script_ignores_the_signals_to_its_tasks(name, submit):
     done, calls = submit(75, TIME_LIMIT, before=f"kill -{name} $PPID")
     assert (done.returncode, calls[-1]) == (75, "<scontrol><requeue><7>")
 
 
-def test_the_script_hands_on_what_it_was_given(submit):
+def test_the_script_passes_its_arguments_on(submit):
     before = 'echo "$SRUN_CPUS_PER_TASK CPUs, $OMP_NUM_THREADS threads"'
     done, calls = submit(0, RUNNING, "--out", "a run", "--data.flip_prob=0", before=before, SLURM_CPUS_PER_TASK="6")
     assert calls[0].endswith("<sparsevideo><train><--out><a run><--data.flip_prob=0><--resume>")
     assert "6 CPUs, 6 threads" in done.stdout
 
 
-def test_the_script_says_that_the_environment_is_not_active(submit):
+def test_the_script_reports_an_inactive_environment(submit):
     done, calls = submit(0, RUNNING, installed=False)
     assert (done.returncode, calls) == (127, [])
     assert "activate" in done.stderr
 
 
-def test_the_script_says_that_a_process_must_see_all_gpus_of_its_node(submit):
+def test_the_script_refuses_gpus_per_task(submit):
     done, calls = submit(0, RUNNING, SLURM_GPUS_PER_TASK="1")
     assert (done.returncode, calls) == (2, [])
     assert "ask for --gpus-per-node" in done.stderr
@@ -221,7 +221,7 @@ def test_the_script_says_that_a_process_must_see_all_gpus_of_its_node(submit):
 
 def test_the_script_parses_and_sbatch_reads_all_its_options():
     subprocess.run(["bash", "-n", SCRIPT], check=True)
-    head = re.match(r"(#.*\n|\n)*", SCRIPT.read_text())[0]  # at the first command sbatch stops reading
+    head = re.match(r"(#.*\n|\n)*", SCRIPT.read_text())[0]  # sbatch stops reading at the first command
     options = re.findall(r"^#SBATCH (.*)$", head, re.MULTILINE)
     assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= set(options)
     assert SCRIPT.read_text().count("\n#SBATCH") == len(options)

@@ -1,4 +1,4 @@
-"""The verbs `test` and `extract`: each option does what it says, a killed test goes on, and bad input is named."""
+"""The commands `test` and `extract`: options, resuming, results, and messages for wrong input."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from sparsevideo.commands import test as test_command
 from sparsevideo.data import clip_sampling
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.io.backends import read_frames
+from sparsevideo.io.image import read_image
 from sparsevideo.io.pixels import resize
 from sparsevideo.io.writer import write_video
 from sparsevideo.models.elastic import with_budget
@@ -30,7 +31,7 @@ from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.reports.features import load_features
 from sparsevideo.reports.predictions import load_predictions
 
-SIZE = 32  # of the toy runs
+SIZE = 32  # data.size of the toy runs
 
 
 def error(capsys):
@@ -43,7 +44,7 @@ def checkpoint(run):
 
 
 def make_videos(root, classes, height, width):
-    """A video of 30 frames for each class: colours that drift, so that neither place nor time is uniform."""
+    """Write a video of 30 frames per class, with moving colors, so that all positions and frames differ."""
     y, x, t = np.meshgrid(np.arange(height), np.arange(width), np.arange(30), indexing="ij")
     for number, name in enumerate(classes):
         waves = [np.sin((x * (c + 1) + y * (number % 3) + t * (number + 1)) / 9) for c in range(3)]
@@ -76,7 +77,7 @@ def scores(run, root, out, *options):
     return load_predictions(out)
 
 
-def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
+def test_results_describe_the_test(trained, wide, classes, tmp_path):
     predictions = scores(trained, wide, tmp_path, "--views=2x3", "--num-points=3")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["stored_short_sides"] == {"48": 8}
@@ -91,7 +92,7 @@ def test_the_results_say_how_they_were_made(trained, wide, classes, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.csv", "predictions.npz", "results.json"]
 
 
-def test_one_view_is_the_validation_of_training(digits, tmp_path):
+def test_a_test_with_one_view_equals_the_validation(digits, tmp_path):
     run = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={run}", "--train.ema=0.5"]) == OK
     *_, validation = (json.loads(line) for line in (run / "metrics.jsonl").open())
@@ -112,19 +113,19 @@ def test_the_loss_is_the_cross_entropy_of_the_mean_scores_of_the_files_that_coul
 ):
     root = tmp_path / "data"
     shutil.copytree(wide, root)
-    (root / "videos" / "test" / classes[0] / "a.mp4").write_bytes(b"torn")
+    (root / "videos" / "test" / classes[0] / "a.mp4").write_bytes(b"corrupt")
     options = [f"--data.root={root}", f"--out={tmp_path / 'out'}", "--views=3x1", f"--test.scores={kind}"]
     assert main(["test", checkpoint(trained), *options]) == INCOMPLETE
     starts = clip_sampling.spread_clips(30, 4, 2, 3)
-    logits = looked_at(trained, wide, [(numbers, *CROPS[1]) for numbers in starts])[1:].double()
+    logits = slow_logits(trained, wide, [(numbers, *CROPS[1]) for numbers in starts])[1:].double()
     log_prob = logits.softmax(-1).mean(1).log() if kind == "softmax" else logits.mean(1).log_softmax(-1)
     labels = torch.arange(1, len(classes))
     loss = json.loads((tmp_path / "out" / "results.json").read_text())["loss"]
     assert loss == pytest.approx(torch.nn.functional.nll_loss(log_prob, labels).item(), abs=1e-5)
 
 
-def looked_at(run, root, views, **budget):
-    """The slow way: every view decoded, cut and looked at by itself; logits (n, V, K).
+def slow_logits(run, root, views, **budget):
+    """Slow reference: decode, crop and score each view separately; return logits (n, V, K).
 
     `views` gives for a video of 30 frames the frame numbers, and for frames of a size the boxes and their shape.
     """
@@ -147,7 +148,7 @@ CROPS = [((0, left, 48, 48), (SIZE, SIZE)) for left in (0, 16, 32)]  # of frames
 
 def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(trained, wide, tmp_path):
     starts = clip_sampling.spread_clips(30, 4, 2, 3)
-    logits = looked_at(trained, wide, [(numbers, *crop) for numbers in starts for crop in CROPS])
+    logits = slow_logits(trained, wide, [(numbers, *crop) for numbers in starts for crop in CROPS])
     plain = scores(trained, wide, tmp_path / "softmax", "--views=3x3")
     assert np.abs(plain.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
     assert plain.kind == "softmax"
@@ -156,9 +157,9 @@ def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(t
     assert other.kind == "logits"
 
 
-def test_fewer_frames_tubes_and_points_are_looked_at_over_the_same_time(trained, wide, tmp_path):
-    (numbers,) = clip_sampling.spread_clips(30, 2, 4, 1)  # in place of 4 frames at stride 2
-    logits = looked_at(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
+def test_smaller_budgets_cover_the_same_time(trained, wide, tmp_path):
+    (numbers,) = clip_sampling.spread_clips(30, 2, 4, 1)  # instead of 4 frames at stride 2
+    logits = slow_logits(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
     got = scores(trained, wide, tmp_path, "--views=1x1", "--num-frames=2", "--num-tubes=2", "--num-points=3")
     assert np.abs(got.scores - logits.softmax(-1)[:, 0].numpy()).max() < 1e-6
 
@@ -166,15 +167,15 @@ def test_fewer_frames_tubes_and_points_are_looked_at_over_the_same_time(trained,
 def test_full_frames_keep_their_shape(trained, wide, tmp_path):
     starts = clip_sampling.spread_clips(30, 4, 2, 2)
     whole = ((0, 0, 48, 80), (SIZE, 52))  # 53.3, to the nearest multiple of 4
-    logits = looked_at(trained, wide, [(numbers, *whole) for numbers in starts])
+    logits = slow_logits(trained, wide, [(numbers, *whole) for numbers in starts])
     got = scores(trained, wide, tmp_path / "alone", "--views=2x1", "--full-frame")
     assert np.abs(got.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
     shared = scores(trained, wide, tmp_path / "shared", "--views=2x1", "--full-frame", "--share-stem")
     assert np.abs(got.scores - shared.scores).max() < 1e-6
 
 
-def test_pixels_that_are_not_square_are_counted_and_scaled_if_asked_for(trained, wide, classes, tmp_path, caplog):
-    """Two files are stored narrower than they are shown; with `data.square_pixels` they look as they are shown."""
+def test_pixels_that_are_not_square_are_counted_and_resized_on_request(trained, wide, classes, tmp_path, caplog):
+    """Two files are stored narrower than they are shown; `data.square_pixels` resizes them."""
     shutil.copytree(wide, tmp_path / "mixed")
     names = [f"videos/test/{name}/a.mp4" for name in classes[:2]]
     for name in names:
@@ -196,13 +197,13 @@ def test_pixels_that_are_not_square_are_counted_and_scaled_if_asked_for(trained,
         assert results["stored_sample_aspect_ratios"] == {"1:1": 6, "3:2": 2}
         assert results["stored_short_sides"] == {"48": 8}
         (line,) = [record.getMessage() for record in caplog.records if "square" in record.getMessage()]
-        assert line.startswith(f"2 files have pixels that are not square, {names[0]} among them; they were ")
+        assert line.startswith(f"2 files have pixels that are not square, for example {names[0]}; ")
         assert np.array_equal(got[2:], plain[2:])
         assert np.array_equal(got[:2], plain[:2]) != square
     assert main(["analyze", str(tmp_path / "outTrue")]) == OK
 
 
-def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders(trained, classes, wide, tmp_path):
+def test_a_shared_stem_is_exact_for_clips_and_differs_at_the_borders_of_crops(trained, classes, wide, tmp_path):
     square = make_videos(tmp_path / "square", classes, 48, 48)
     views = ["--views=9x1", "--data.frame_stride=3"]  # 36 frames of clips are 22 frames of the video
     alone = scores(trained, square, tmp_path / "a", *views)
@@ -213,14 +214,36 @@ def test_clips_that_overlap_share_a_stem_exactly_and_crops_but_for_their_borders
     assert 1e-6 < np.abs(alone.scores - shared.scores).max() < 0.02
 
 
-def test_images_too_have_crops_that_share_a_stem(trained_on_images, digits, tmp_path):
+def test_crops_of_images_share_a_stem(trained_on_images, digits, tmp_path):
     run = trained_on_images
     alone, shared = (scores(run, digits, tmp_path / str(len(o)), "--views=1x3", *o) for o in ([], ["--share-stem"]))
     assert np.abs(alone.scores - shared.scores).max() < 1e-6  # the images are square
     assert main(["test", checkpoint(run), f"--data.root={digits}", "--num-tubes=2"]) == FAILED
 
 
-def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, capsys):
+def test_images_are_resized_to_a_larger_short_side_than_the_crop(digits, tmp_path):
+    """Validation and test resize images of 80 x 80 to 40 x 40 and take the center 32 x 32, in one step."""
+    run = tmp_path / "run"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={run}", "--test.short_side=40"]) == OK
+    *_, validation = (json.loads(line) for line in (run / "metrics.jsonl").open())
+    got = scores(run, digits, tmp_path / "val", "--test.split=val")
+    results = json.loads((tmp_path / "val" / "results.json").read_text())
+    assert (results["resized_short_side"], results["loss"]) == (40, validation["loss"])
+    model = load_model(checkpoint(run))[0].eval()
+    for name, expected in zip(got.names, got.scores, strict=True):
+        image = read_image(digits / name)
+        assert image.shape == (80, 80, 3)
+        crop = resize(image[8:72, 8:72], (SIZE, SIZE))
+        in_two_steps = resize(image, (40, 40))[4:36, 4:36]
+        assert np.array_equal(crop[1:-1, 1:-1], in_two_steps[1:-1, 1:-1])  # the borders depend on their surroundings
+        pixels = torch.from_numpy(crop).permute(2, 0, 1)
+        with torch.no_grad():
+            assert model(Normalize()(pixels[None])).softmax(-1)[0].numpy() == pytest.approx(expected, abs=1e-6)
+    other = scores(run, digits, tmp_path / "other", "--test.split=val", "--test.short_side=32")
+    assert np.abs(other.scores - got.scores).max() > 1e-6
+
+
+def test_a_killed_test_is_resumed(trained, digits, tmp_path, capsys):
     options = ["test", checkpoint(trained), f"--data.root={digits}", "--views=4x2", "--test.batch_size=1"]
     assert main([*options, f"--out={tmp_path / 'alone'}"]) == OK
 
@@ -236,9 +259,9 @@ def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, 
     assert not (out / "results.json").exists()
 
     assert main([*options, f"--out={out}", "--data.frame_stride=1"]) == FAILED
-    assert "unfinished test of another kind (data.frame_stride 2 -> 1)" in error(capsys)
+    assert "an unfinished test with other settings (data.frame_stride 2 -> 1)" in error(capsys)
     assert main([*options, f"--out={out}"]) == OK
-    assert "going on where a test was interrupted" in capsys.readouterr().err
+    assert "resuming a test: " in capsys.readouterr().err
     alone, resumed = (load_predictions(folder) for folder in (tmp_path / "alone", out))
     assert alone.names == resumed.names
     assert np.abs(alone.scores - resumed.scores).max() < 1e-6
@@ -248,25 +271,25 @@ def test_a_test_that_was_killed_goes_on_where_it_was(trained, digits, tmp_path, 
     assert not (out / "unfinished").exists()
 
 
-def test_weights_without_settings_are_tested_by_a_run_file(trained, digits, tmp_path, capsys):
+def test_weights_without_settings_are_tested_with_a_run_file(trained, digits, tmp_path, capsys):
     weights, run_file = tmp_path / "weights.safetensors", tmp_path / "run.yaml"
     assert main(["convert", checkpoint(trained), f"--out={weights}"]) == OK
     assert main(["test", str(weights)]) == FAILED
-    assert "name the run file of their network with --config" in error(capsys)
+    assert "give the run file of the network with --config" in error(capsys)
     run_file.write_text((trained / "config.yaml").read_text())
-    told = ["test", str(weights), "--config", str(run_file), "--views=2x1", f"--out={tmp_path / 'weights'}"]
-    assert main(told) == OK
+    command = ["test", str(weights), "--config", str(run_file), "--views=2x1", f"--out={tmp_path / 'weights'}"]
+    assert main(command) == OK
     own = scores(trained, digits, tmp_path / "own", "--views=2x1")
     assert np.array_equal(load_predictions(tmp_path / "weights").scores, own.scores)
-    # Without class names the list's are taken, if there are as many.
+    # Without class names those of the list are used, if their number matches.
     bare = tmp_path / "bare.pt"
     content = read_weights(checkpoint(trained))
     torch.save({"model": content["model"], "hparams": content["hparams"]}, bare)
     assert main(["test", str(bare), "--config", str(run_file), f"--out={tmp_path / 'bare'}"]) == OK
-    assert "does not name its classes" in capsys.readouterr().err
+    assert "has no class names" in capsys.readouterr().err
     shutil.copytree(digits / "videos" / "test" / "up", tmp_path / "few" / "videos" / "test" / "up")
     assert main(["test", str(bare), "--config", str(run_file), f"--data.root={tmp_path / 'few'}"]) == FAILED
-    assert "a network of 8 classes, the list has 1: up" in error(capsys)
+    assert "has 8 classes, but the list has 1: up" in error(capsys)
 
 
 def test_the_results_name_the_protocol(trained, wide, tmp_path):
@@ -283,7 +306,7 @@ def test_the_results_name_the_protocol(trained, wide, tmp_path):
     assert (trained / "test-2x3-slowfast-short-side-40" / "results.json").exists()
 
 
-def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, wide, tmp_path, capsys):
+def test_a_run_file_changes_the_settings_of_a_checkpoint_but_not_its_network(trained, wide, tmp_path, capsys):
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump({"data": {"root": str(wide), "frame_stride": 3}, "test": {"clips": 2}}))
     assert main(["test", checkpoint(trained), f"--config={run_file}", f"--out={tmp_path}"]) == OK
@@ -291,60 +314,60 @@ def test_a_run_file_changes_a_checkpoints_settings_but_not_its_network(trained, 
     assert (results["clips"], results["frame_stride"], results["size"]) == (2, 3, SIZE)
     run_file.write_text("model: {name: video_sparseformer_tiny}")
     assert main(["test", checkpoint(trained), f"--config={run_file}"]) == USAGE
-    assert "the run file is of video_sparseformer_tiny" in error(capsys)
+    assert "the run file is for video_sparseformer_tiny" in error(capsys)
     assert main(["test", checkpoint(trained), "--optim.lr=1"]) == USAGE
-    assert "a test reads the settings data and test alone" in error(capsys)
+    assert "a test uses only the settings of data and test" in error(capsys)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--num-frames=3"], "can be read as 1, 2, 4, 8 frames"),
+        (["--num-frames=3"], "it must be one of 1, 2, 4, 8 "),
         (["--num-points=5"], "at most the network's own 4, got 5"),
         (["--num-tubes=0"], "test.num_tubes is 0"),
-        (["--full-frame", "--views=1x3"], "test.crops is 3, not 1"),
-        (["--share-stem", "--data.size=30"], "test.share_stem wants a data.size that is a multiple of 4, got 30"),
-        (["--data.target_fps=.nan"], "data.target_fps is nan; it must be above 0, and a number"),
+        (["--full-frame", "--views=1x3"], "set test.crops to 1, got 3"),
+        (["--share-stem", "--data.size=30"], "data.size is 30; with test.share_stem it must be a multiple of 4"),
+        (["--data.target_fps=.nan"], "data.target_fps is nan; it must be above 0 and finite"),
     ],
 )
-def test_what_the_network_does_not_allow_is_refused(options, said, trained, digits, capsys):
+def test_settings_that_the_network_does_not_allow_are_refused(options, message, trained, digits, capsys):
     assert main(["test", checkpoint(trained), f"--data.root={digits}", *options]) == FAILED
-    assert said in error(capsys)
+    assert message in error(capsys)
 
 
-def test_a_folder_is_no_checkpoint_but_has_one_perhaps(trained, tmp_path, capsys):
+def test_a_run_folder_is_refused_as_a_checkpoint(trained, tmp_path, capsys):
     assert main(["test", str(trained)]) == FAILED
     assert error(capsys).endswith(f"not the shards of a checkpoint; this run's is {checkpoint(trained)}")
     assert main(["test", str(tmp_path)]) == FAILED
     assert error(capsys).endswith("not the shards of a checkpoint")
 
 
-def test_results_are_replaced_by_the_same_test_only(trained, wide, classes, tmp_path, capsys):
+def test_results_are_replaced_only_by_the_same_test(trained, wide, classes, tmp_path, capsys):
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--out={tmp_path / 'out'}"]
     assert main([*test, "--views=1x1"]) == OK
     assert main([*test, "--views=1x1", "--test.batch_size=1"]) == OK
     kept = (tmp_path / "out" / "predictions.npz").read_bytes()
     assert main([*test, "--views=1x3"]) == FAILED
-    assert "results.json: of another test (test.crops 1 -> 3)" in error(capsys)
+    assert "results.json: belongs to another test (test.crops 1 -> 3)" in error(capsys)
     (tmp_path / "list.csv").write_text(f"videos/test/{classes[0]}/a.mp4,{classes[0]}\n")
     assert main([*test, "--views=1x1", f"--data.list={tmp_path / 'list.csv'}"]) == FAILED
     assert "list.csv" in error(capsys)
     (tmp_path / "out" / "results.json").write_text("[]")
     assert main([*test, "--views=1x1"]) == FAILED
-    assert "of another test (it does not say which)" in error(capsys)
+    assert "belongs to another test (it has no settings)" in error(capsys)
     assert (tmp_path / "out" / "predictions.npz").read_bytes() == kept
 
 
-def test_the_training_list_is_told_from_a_test_list(digits, tmp_path, capsys):
+def test_a_test_on_the_training_list_is_warned_of(digits, tmp_path, capsys):
     run, test = tmp_path / "run", ["--views=1x1", "--test.batch_size=8"]
     assert main(["train", *VIDEO, f"--data.root={digits}", "--data.list=videos/train", f"--out={run}"]) == OK
     for listing, warned in (("videos/train", True), ("videos/test", False)):
         capsys.readouterr()
         scores(run, digits, tmp_path / listing.replace("/", "-"), *test, f"--data.list={listing}")
-        assert ("is what the network was trained on" in capsys.readouterr().err) == warned
+        assert ("is the training list of the network" in capsys.readouterr().err) == warned
 
 
-def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(trained, wide, classes, tmp_path, capsys):
+def test_a_file_listed_twice_is_refused_but_not_two_segments_of_it(trained, wide, classes, tmp_path, capsys):
     name, root = f"videos/test/{classes[0]}/a.mp4", f"--data.root={wide}"
     listing = tmp_path / "list.csv"
     listing.write_text(f"{name},{classes[0]}\n{name},{classes[1]}\n")
@@ -359,7 +382,7 @@ def test_a_file_that_is_listed_twice_is_refused_but_two_parts_of_one_are_not(tra
 
 
 def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_path, capsys):
-    """Four segments of a film of three seconds; the third lies behind its end, the others score as their frames do."""
+    """Four segments of a video of three seconds. The third starts after its end, the others are scored like clips."""
     name, spans = f"videos/test/{classes[0]}/a.mp4", [[0, 1], [1, 2], [5, 6], [2, np.inf]]
     listing = tmp_path / "list.csv"
     rows = "".join(f"{name},{classes[0]},{start},{'' if end == np.inf else end}\n" for start, end in spans)
@@ -390,7 +413,7 @@ def test_results_name_the_seconds_of_each_segment(trained, wide, classes, tmp_pa
 
 
 def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes, tmp_path, capsys, monkeypatch):
-    """Two segments of one film change places in the list: the rows of the journal are not theirs any more."""
+    """Two segments of a video are swapped in the list, so the rows of the journal do not match any more."""
     name, listing = f"videos/test/{classes[0]}/a.mp4", tmp_path / "list.csv"
     rows = [f"{name},{classes[0]},{start},{start + 1}" for start in (0, 1)]
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={listing}", f"--out={tmp_path / 'out'}"]
@@ -399,21 +422,24 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
         raise OSError("no space left on device")
 
     monkeypatch.setattr(test_command, "save_predictions", full)
-    for order, message in ((rows, "no space left on device"), (rows[::-1], "unfinished test of another kind (list ")):
+    for order, message in (
+        (rows, "no space left on device"),
+        (rows[::-1], "an unfinished test with other settings (list "),
+    ):
         listing.write_text("\n".join(["path,label,start_s,end_s", *order]))
         assert main([*test, "--views=1x1"]) == FAILED
         assert message in error(capsys)
 
 
-def test_images_have_one_clip_and_their_results_are_called_so(trained_on_images, digits):
+def test_images_have_one_clip(trained_on_images, digits):
     assert main(["test", checkpoint(trained_on_images), f"--data.root={digits}", "--views=4x1"]) == OK
     assert (trained_on_images / "test-1x1" / "results.json").exists()
 
 
-def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, capsys):
+def test_a_test_without_readable_videos_is_an_error(trained, classes, tmp_path, capsys):
     for name in classes:
         (tmp_path / "videos" / "test" / name).mkdir(parents=True)
-        (tmp_path / "videos" / "test" / name / "a.mp4").write_bytes(b"torn")
+        (tmp_path / "videos" / "test" / name / "a.mp4").write_bytes(b"corrupt")
     out = tmp_path / "results"
     assert main(["test", checkpoint(trained), f"--data.root={tmp_path}", f"--out={out}"]) == FAILED
     line = error(capsys)
@@ -421,48 +447,48 @@ def test_no_readable_video_is_an_error_and_no_score(trained, classes, tmp_path, 
     assert not (out / "results.json").exists()
 
 
-def test_features_are_what_the_head_sees_by_path(trained, wide, classes, tmp_path, capsys):
+def test_features_are_the_inputs_of_the_classifier_by_path(trained, wide, classes, tmp_path, capsys):
     out = tmp_path / "features.npz"
     shutil.copytree(wide, tmp_path / "data")
-    (tmp_path / "data" / "videos" / "test" / classes[0] / "torn.mp4").write_bytes(b"torn")
+    (tmp_path / "data" / "videos" / "test" / classes[0] / "corrupt.mp4").write_bytes(b"corrupt")
     args = ["extract", checkpoint(trained), f"--data.root={tmp_path / 'data'}", f"--out={out}", "--views=2x1", "--json"]
     assert main(args) == INCOMPLETE
     assert json.loads(capsys.readouterr().out) == {"files": 9, "failed": 1, "width": 32}
     features = load_features(out)
     starts = clip_sampling.spread_clips(30, 4, 2, 2)
     model, _ = load_model(checkpoint(trained))
-    seen = []
+    rows = []
     for numbers in starts:
         frames = read_frames(wide / features.names[2], numbers)[:, :, 16:64]
         clip = torch.from_numpy(resize(frames, (SIZE, SIZE))).permute(3, 0, 1, 2)
         with torch.no_grad():
-            seen.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
-    assert features[features.names[2]] == pytest.approx(torch.stack(seen).mean(0).numpy(), abs=1e-5)
-    assert not features[f"videos/test/{classes[0]}/torn.mp4"].any()
+            rows.append(model.norm(model.forward_features(Normalize()(clip[None])).tokens.mean(1))[0])
+    assert features[features.names[2]] == pytest.approx(torch.stack(rows).mean(0).numpy(), abs=1e-5)
+    assert not features[f"videos/test/{classes[0]}/corrupt.mp4"].any()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "features.npz"]
 
 
-def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_path, capsys):
-    """Of a film, a segment of it, one behind its end and a torn file; at 10 frames a second, clips of 4 at stride 2."""
+def test_features_per_clip_have_the_seconds_of_the_clip(trained, wide, classes, tmp_path, capsys):
+    """A video, a segment of it, one after its end, and a corrupt file; clips of 4 frames at stride 2, at 10 fps."""
     root = tmp_path / "data"
     shutil.copytree(wide, root)
-    name, torn = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
-    (root / torn).write_bytes(b"torn")
+    name, corrupt = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
+    (root / corrupt).write_bytes(b"corrupt")
     rows = [
         f"{name},{classes[0]},,",
         f"{name},{classes[0]},1,1.95",
         f"{name},{classes[0]},5,6",
-        f"{torn},{classes[1]},,",
+        f"{corrupt},{classes[1]},,",
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,start_s,end_s", *rows]))
     options = ["extract", checkpoint(trained), f"--data.root={root}", f"--data.list={tmp_path / 'list.csv'}", "--json"]
     args = [*options, "--views=3x2", "--per-clip", f"--out={tmp_path / 'clips.npz'}"]
     assert main(args) == INCOMPLETE
-    said = capsys.readouterr()
-    assert json.loads(said.out) == {"clips": 12, "failed": 6, "width": 32}
-    assert "32 features of each of 3 clips of 2 files" in said.err
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"clips": 12, "failed": 6, "width": 32}
+    assert "32 features of each of 3 clips of 2 files" in output.err
     features = load_features(tmp_path / "clips.npz")
-    assert features.names == [name] * 9 + [torn] * 3
+    assert features.names == [name] * 9 + [corrupt] * 3
     assert features.labels.tolist() == [0] * 9 + [1] * 3 and features.failed.tolist() == [False] * 6 + [True] * 6
     whole = [[0, 0.7], [1.1, 1.8], [2.3, 3]]
     part = [[1, 1.7], [1.1, 1.8], [1.3, 1.95]]  # frames 10 to 19; the last one ends with the segment
@@ -485,23 +511,23 @@ def test_features_of_every_clip_have_its_seconds(trained, wide, classes, tmp_pat
     assert features.features.reshape(4, 3, 32).mean(1) == pytest.approx(means.features, abs=1e-5)
 
 
-def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, tmp_path, capsys):
-    """At 10 frames a second, frame 10 is second 1. Clips have seconds whatever the list has."""
+def test_results_of_segments_in_frames_are_in_frames(trained, wide, classes, tmp_path, capsys):
+    """At 10 frames per second, frame 10 is second 1. Clips always have seconds."""
     root = tmp_path / "data"
     shutil.copytree(wide, root)
-    name, torn = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
-    (root / torn).write_bytes(b"torn")
-    parts = [(name, 0, 10), (name, 10, 20), (name, 50, 60), (name, 20, np.inf), (torn, 0, np.inf)]
-    label = {name: classes[0], torn: classes[1]}
+    name, corrupt = f"videos/test/{classes[0]}/a.mp4", f"videos/test/{classes[1]}/a.mp4"
+    (root / corrupt).write_bytes(b"corrupt")
+    parts = [(name, 0, 10), (name, 10, 20), (name, 50, 60), (name, 20, np.inf), (corrupt, 0, np.inf)]
+    label = {name: classes[0], corrupt: classes[1]}
     for unit, header, scale in (("frames", "start_frame,stop_frame", 1), ("s", "start_s,end_s", 10)):
         rows = [f"{path},{label[path]},{a // scale},{'' if b == np.inf else int(b) // scale}" for path, a, b in parts]
         (tmp_path / f"{unit}.csv").write_text("\n".join([f"path,label,{header}", *rows]))
     options = [checkpoint(trained), f"--data.root={root}"]
     in_frames, in_s = (f"--data.list={tmp_path / unit}.csv" for unit in ("frames", "s"))
     assert main(["test", *options, in_frames, "--views=1x1", f"--out={tmp_path / 'frames'}"]) == INCOMPLETE
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     line = f"could not be read and counts as wrong: {root / name} [frames 50-60]: no frame in the segment; it starts at"
-    assert line in said and "[50-60 s]" not in said
+    assert line in output and "[50-60 s]" not in output
     failed = json.loads((tmp_path / "frames" / "results.json").read_text())["failed"]
     assert [(each["start_frame"], each["stop_frame"]) for each in failed] == [(50, 60), (0, None)]
     assert not {"start_s", "end_s"} & failed[0].keys()
@@ -524,14 +550,14 @@ def test_results_of_segments_in_frames_call_them_frames(trained, wide, classes, 
     read = [0, 1, 2, 3, 6, 7]
     assert per_clip.spans[read] == pytest.approx(expected.spans[read], abs=1e-9)
     assert per_clip.spans[2:4] == pytest.approx(np.array([[1, 1.7], [1.3, 2]]), abs=1e-9)
-    # A segment in frames of a file that failed has no known seconds; a whole file is whole in any unit.
+    # The seconds of a segment in frames are unknown if the file failed; a whole file starts at 0 and has no end.
     assert np.isnan(per_clip.spans[4:6]).all() and per_clip.spans[8:].tolist() == [[0, np.inf]] * 2
 
 
-def test_an_image_has_no_clips(trained_on_images, digits, capsys):
+def test_per_clip_features_of_images_are_refused(trained_on_images, digits, capsys):
     weights = checkpoint(trained_on_images)
     assert main(["extract", weights, f"--data.root={digits}", "--per-clip"]) == FAILED
-    assert error(capsys).startswith("error: --per-clip is for videos; ")
+    assert error(capsys).startswith("error: --per-clip is for videos, but ")
     assert main(["test", weights, "--per-clip"]) == USAGE
 
 
@@ -552,7 +578,7 @@ def test_features_need_no_labels_and_tests_do(trained, wide, classes, tmp_path, 
     assert "list.txt, line 1: has no label; write one for each file" in error(capsys)
 
 
-def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
+def test_extracted_features_are_probed(trained, digits, tmp_path, capsys):
     for split in ("train", "test"):
         args = ["extract", checkpoint(trained), f"--data.root={digits}", f"--test.split={split}", "--views=1x1"]
         assert main([*args, f"--out={tmp_path / split}.npz"]) == OK
@@ -561,36 +587,36 @@ def test_probes_of_what_was_extracted(trained, digits, tmp_path, capsys):
     assert all(0 <= results[name]["top1"] <= 100 for name in ("knn", "linear"))
 
 
-def test_other_seconds_of_the_same_files_are_another_test(trained, wide, classes, tmp_path, capsys):
+def test_other_segments_of_the_same_files_are_another_test(trained, wide, classes, tmp_path, capsys):
     parts = tmp_path / "parts.csv"
     test = ["test", checkpoint(trained), f"--data.root={wide}", f"--data.list={parts}", f"--out={tmp_path / 'out'}"]
     for start, code in ((0.0, OK), (0.25, FAILED)):
         rows = [f"videos/test/{name}/a.mp4,{name},{start},1" for name in classes]
         parts.write_text("\n".join(["path,label,start_s,end_s", *rows]))
         assert main([*test, "--views=1x1"]) == code
-    assert "results.json: of another test (list " in error(capsys)
+    assert "results.json: belongs to another test (list " in error(capsys)
 
 
-def test_features_are_a_file(trained, digits, tmp_path, capsys):
+def test_a_folder_is_refused_as_a_file_of_features(trained, digits, tmp_path, capsys):
     assert main(["extract", checkpoint(trained), f"--data.root={digits}", f"--out={tmp_path}"]) == FAILED
-    assert error(capsys) == f"error: {tmp_path}: is a folder; --out names the file to write"
+    assert error(capsys) == f"error: {tmp_path}: is a folder; --out must name the file to write"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, wide, tmp_path, monkeypatch, capsys):
-    """Numbers go down the pipe, the bar to the terminal, whose cursor is back in the end."""
+def test_progress_bars_go_to_the_terminal_and_restore_it(bad, trained, digits, wide, tmp_path, monkeypatch, capsys):
+    """The results go to the pipe and the bar to the terminal, whose cursor is visible at the end."""
     if bad:
         run = ["train", *VIDEO, f"--data.root={digits}", "--optim.lr=1e30", "--optim.warmup_lr=1e30"]
     else:
         run = ["test", checkpoint(trained), f"--data.root={wide}", "--views=1x1", "--json"]
     ours, theirs = os.openpty()
-    said = []
+    output = []
 
     def read():
-        with suppress(OSError):  # how the end of a terminal is told
+        with suppress(OSError):  # at the end of the terminal
             while some := os.read(ours, 4096):
-                said.append(some)
+                output.append(some)
 
     reader = Thread(target=read)
     reader.start()
@@ -600,7 +626,7 @@ def test_bars_are_for_the_terminal_and_leave_it_as_it_was(bad, trained, digits, 
         code = main([*run, f"--out={tmp_path / 'out'}"])
     reader.join()
     os.close(ours)
-    said = b"".join(said)
-    assert code == (FAILED if bad else OK), said
-    assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") > 0
+    output = b"".join(output)
+    assert code == (FAILED if bad else OK), output
+    assert output.count(b"\x1b[?25l") == output.count(b"\x1b[?25h") > 0
     assert bad or json.loads(capsys.readouterr().out)["scored"] == 8

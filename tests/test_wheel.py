@@ -1,4 +1,4 @@
-"""The wheel, in an environment that never saw this repository."""
+"""The wheel works in an environment without this repository."""
 
 import json
 import subprocess

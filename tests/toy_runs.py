@@ -1,4 +1,4 @@
-"""Command lines of four-step runs with a toy network, and processes for them."""
+"""Command lines of four-step runs with a tiny network, and processes for them."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ AUGMENTED += ["--data.erase_prob=0.5", "--data.mixup=0.8", "--data.cutmix=1.0", 
 
 @contextmanager
 def one_thread():
-    """As many as a process with OMP_NUM_THREADS=1 has: the order of sums is part of a run's result."""
+    """Use one thread, like a process with OMP_NUM_THREADS=1, because results depend on the order of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,7 +31,7 @@ def one_thread():
 
 @contextmanager
 def interruptible(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that an interrupt reaches even where this one runs in the background; nothing of it is left."""
+    """Start a process that can be interrupted even from the background; end its process group afterwards."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     with subprocess.Popen(command, **pipes, **heed, **options) as process:

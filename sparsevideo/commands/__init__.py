@@ -1,1 +1,1 @@
-"""Commands of the command line, one file each."""
+"""Commands of the command line, one file per command, and what they share."""

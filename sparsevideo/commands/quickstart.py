@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.commands.runs import check_folder, checkpoint_config, inflate_weights
-from sparsevideo.commands.test import test_run
+from sparsevideo.commands.convert import inflate_weights
+from sparsevideo.commands.runs import check_folder, checkpoint_config
+from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clip_sampling import spread_clips
@@ -127,7 +128,7 @@ def _best(run_folder: Path) -> Path:
     return run_folder / "checkpoints" / "best.pt"
 
 
-def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> dict[str, Any]:
+def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> TestResults:
     config = checkpoint_config(_best(run_folder))
     assert config is not None  # of a run
     config.test.clips, config.test.crops, config.test.repeat_middle_frame = clips, crops, repeat_middle_frame

@@ -1,67 +1,23 @@
-"""From checkpoints to files: inflate, convert; what all runs share."""
+"""Helpers that all runs share: settings in checkpoints, the environment, checks of the output folder."""
 
-import logging
 import platform
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
 from sparsevideo.config import Config, config_from_dict
-from sparsevideo.models.inflate import inflated
-from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.weights import load_model, read_weights, save_weights
+from sparsevideo.models.weights import read_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-logger = logging.getLogger(__name__)
-
-
-def inflate_weights(
-    image_weights: Path, out: Path, *, num_tubes: int, name: str | None = None
-) -> list[tuple[str, tuple[int, ...], tuple[int, ...], str]]:
-    """Write video weights; return each tensor's name, its shape before and after, and what was done to it.
-
-    Raises:
-        ValueError: The file holds no image model.
-    """
-    _check_file(out, image_weights)
-    image_model, content = load_model(image_weights, name)
-    if image_model.ndim != 2:
-        raise ValueError(f"{image_weights}: holds a video model already; inflate takes image weights")
-    video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes})
-    before = image_model.state_dict()
-    steps = list(inflated(before, num_tubes))
-    video_model.load_state_dict({tensor_name: tensor for tensor_name, tensor, _ in steps})
-    classes = {"classes": content["classes"]} if "classes" in content else {}
-    save_weights(out, video_model, **classes)
-    return [
-        (tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), what)
-        for tensor_name, tensor, what in steps
-    ]
-
-
-def convert_weights(weights: Path, out: Path, *, name: str | None = None) -> str:
-    """Write weights as one file of ours, class names included where they are known; say what was written."""
-    _check_file(out, weights)
-    model, content = load_model(weights, name)
-    classes = {"classes": content["classes"]} if "classes" in content else {}
-    save_weights(out, model, **classes)
-    count = sum(tensor.numel() for tensor in model.state_dict().values())
-    return f"{out}: {'averaged ' if 'model_ema' in content else ''}weights, {count / 1e6:.2f} M numbers"
-
-
-def _check_file(out: Path, source: Path) -> None:
-    if out.is_dir() or out.resolve() == source.resolve():
-        raise ValueError(f"{out}: is a folder or the weights themselves; choose another --out")
-
 
 def checkpoint_config(path: Path) -> Config | None:
-    """The settings that a checkpoint of a run carries; None for weights without any."""
+    """Return the settings in a checkpoint of a run; None for weights without settings."""
     settings = read_weights(path).get("config")
     try:
         return None if settings is None else config_from_dict(settings)
@@ -70,18 +26,29 @@ def checkpoint_config(path: Path) -> Config | None:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a run has written; raises ValueError for other files."""
+    """Read a checkpoint of a run; raise ValueError for other files."""
     content = read_weights(path)
     absent = {"model", "hparams", "classes", "config", "step"} - content.keys()
     if absent:
-        raise ValueError(
-            f"{path}: no {', '.join(sorted(absent))} inside: not a checkpoint that `sparsevideo train` wrote"
-        )
+        raise ValueError(f"{path}: has no {', '.join(sorted(absent))}; it must be a checkpoint of `sparsevideo train`")
     return content
 
 
-def environment(fabric: "Fabric") -> dict[str, Any]:
-    """What a figure depends on beside its settings."""
+class Environment(TypedDict):
+    """Circumstances of a run on which its results may depend, beside the settings."""
+
+    python: str
+    platform: str
+    device: str
+    cpu_threads: int
+    world_size: int
+    packages: dict[str, str]  # name -> version
+    commit: str | None
+    command: list[str]
+
+
+def environment(fabric: "Fabric") -> Environment:
+    """Describe this machine, the installed packages and the command."""
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {
         "python": platform.python_version(),
@@ -96,15 +63,12 @@ def environment(fabric: "Fabric") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree, "-dirty" behind it where files have changed since.
-
-    None where the package is installed, whatever repository lies around it.
-    """
+    """Return the commit of the source tree, with "-dirty" if files have changed; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        # No tag's name: the whole hash, and whether the tree is what was committed.
+        # `--exclude=*` prints the full hash even if there is a tag.
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         described = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError:  # no git on this machine
@@ -113,7 +77,7 @@ def _commit() -> str | None:
 
 
 def check_folder(out: Path) -> None:
-    """Stop before the work where its results could not be written."""
-    in_the_way = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
-    if in_the_way:
-        raise NotADirectoryError(f"{out}: {in_the_way} is a file; choose another --out")
+    """Check that a folder for results can be created."""
+    file = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise NotADirectoryError(f"{out}: {file} is a file; choose another --out")

@@ -1,4 +1,4 @@
-"""A training run, from settings to a run folder; or a dry one, to see what it would be."""
+"""`sparsevideo train`: a training run, or a dry run that describes it."""
 
 import json
 import logging
@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
+from sparsevideo.commands.evaluation import one_view, score_files, summarize
 from sparsevideo.commands.runs import check_folder, environment, read_run
-from sparsevideo.commands.test import one_view, score_files, summarize
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.records import Records
 from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import StopSignal, launch
-from sparsevideo.engine.run_log import RunLog, peak_memory_gb
+from sparsevideo.engine.run_log import RunLog, ValidationMetrics, peak_memory_gb
 from sparsevideo.engine.state import TrainState
 from sparsevideo.engine.train import Preprocess, clip_grad_norm, forward_backward, train
 from sparsevideo.models import presets
@@ -30,41 +30,41 @@ from sparsevideo.utils.files import abbreviate
 
 logger = logging.getLogger(__name__)
 
-# Settings of these sections are compared on resuming ...
+# Sections that a resumed run compares with the checkpoint.
 _COMPARED = ("model", "data", "optim", "train")
-# ... those that the schedule depends on must not change,
+# Settings that must not change, because the schedule depends on them.
 _SCHEDULE = {f"optim.{name}" for name in ("lr", "min_lr", "warmup_lr", "warmup_ratio", "lr_base_size")}
 _SCHEDULE |= {"train.epochs", "train.max_steps"}
-# and these change nothing.
+# Settings on which the result does not depend.
 _HARMLESS = {f"data.{name}" for name in ("num_workers", "timeout_s", "max_bad_fraction", "index", "root")}
 _HARMLESS |= {f"train.{name}" for name in ("batch_size", "accumulate", "checkpoint_every", "wandb", "strategy")}
 
 
 def train_run(config: Config, out: Path, resume: str | None = None, *, allow_changes: bool = False) -> None:
-    """Train and leave a run folder.
+    """Train, and write a run folder.
 
-    The folder holds `config.yaml` (runnable as it is), `environment.json`, `metrics.jsonl`, `speed.jsonl`, `log.txt`,
+    The folder has `config.yaml` (a complete run file), `environment.json`, `metrics.jsonl`, `speed.jsonl`, `log.txt`,
     `tensorboard/` and, in `checkpoints/`, `last.pt`, the one before it as `previous.pt`, and `best.pt`, with class
-    names, settings and scores inside. Under FSDP `last.pt` and `previous.pt` are folders of shards.
+    names, settings and scores. With FSDP `last.pt` and `previous.pt` are folders of shards.
 
     Args:
         config: All settings.
         out: The run folder.
-        resume: "auto" goes on from the folder's `last.pt` where there is one, or from `previous.pt` if that is corrupt;
-            a path from that checkpoint.
-        allow_changes: Go on even if settings that the schedule depends on have changed.
+        resume: Checkpoint to resume from; "auto" takes `last.pt` in the folder, or `previous.pt` if that is corrupt. It
+            starts a new run if there is neither.
+        allow_changes: Resume even if settings on which the schedule depends have changed.
 
     Raises:
-        FileExistsError: The folder holds a run and `resume` is None.
-        Interrupted: SIGUSR1 or SIGTERM came; the run is saved and can be resumed.
+        FileExistsError: The folder has a run and `resume` is None.
+        Interrupted: SIGUSR1 or SIGTERM has stopped the run. It is saved and can be resumed.
     """
     check_folder(out)
     checkpoints = out / "checkpoints"
     last, previous = checkpoints / "last.pt", checkpoints / "previous.pt"
     if resume is None and (last.exists() or previous.exists()):
-        raise FileExistsError(f"{out} holds a run already: --resume goes on with it, or choose another --out")
+        raise FileExistsError(f"{out}: has a run already; resume it with --resume, or choose another --out")
     stop = StopSignal()
-    with stop.noted():
+    with stop.recorded():
         run = _set_up(config)
         state, fabric = run.state, run.state.fabric
         if resume is not None:
@@ -73,7 +73,7 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
             if fabric.is_global_zero:
                 (out / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
                 (out / "environment.json").write_text(json.dumps(environment(fabric), indent=2), encoding="utf-8")
-            for line in _described(run):
+            for line in _describe(run):
                 logger.info(line)
             train(
                 state,
@@ -87,23 +87,23 @@ def train_run(config: Config, out: Path, resume: str | None = None, *, allow_cha
 
 
 def dry_run(config: Config) -> str:
-    """Do one step without leaving anything, and describe the run: data, shapes, schedule, parameter groups, memory."""
+    """Do one step without writing files; describe data, shapes, schedule, parameter groups and memory."""
     run = _set_up(config)
     state, network = run.state, run.state.network
-    lines = _described(run)
+    lines = _describe(run)
     batches = iter(run.batches)
     first = next(batches)
     pixels = first.get("video", first.get("image"))
     labels = ", ".join(state.classes[label] for label in first["label"][:5].tolist())
     lines.append(f"a batch of one process: {tuple(pixels.shape)} {pixels.dtype}; its first classes: {labels}")
-    state.budgets = {name: [max(counts)] for name, counts in state.budgets.items()}  # what takes most memory
+    state.budgets = {name: [max(values)] for name, values in state.budgets.items()}  # the most memory
     output = forward_backward(state, batches, run.preprocess)
     norm = clip_grad_norm(state)
     state.optimizer.step()
     lines.append(f"one step: loss {output.loss.item():.4f}, gradient norm {norm.item():.3g}")
     if run.val_records is not None:
-        first_few = range(min(config.test.batch_size, len(run.val_records)))
-        batch = next(iter(build.build_test_loader(one_view(config), run.val_records, network.ndim, first_few)))
+        indices = range(min(config.test.batch_size, len(run.val_records)))
+        batch = next(iter(build.build_test_loader(one_view(config), run.val_records, network.ndim, indices)))
         for _, name, reason in batch["failures"]:
             lines.append(f"could not read {name}: {reason}")
         if len(batch["video_index"]):
@@ -125,21 +125,21 @@ def dry_run(config: Config) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """The state of a run, and what its steps need beside it."""
+    """State and data of a run."""
 
     state: TrainState
     records: Records
     val_records: Records | None
     batches: DataLoader
     preprocess: Preprocess
-    report: LoadReport | None  # of the weights that it starts from
+    report: LoadReport | None  # about the initial weights
 
 
 def _set_up(config: Config) -> _Run:
     fabric = launch(config.train.precision, config.train.strategy)
     fabric.seed_everything(config.train.seed, verbose=False)
     ndim = presets.preset(config.model.name)["ndim"]
-    with fabric.rank_zero_first():  # what it has found out about tar shards, the others need only read
+    with fabric.rank_zero_first():  # process 0 indexes tar shards, the others read its index
         records = build.build_records(config.data, "train", ndim)
         val_records = _val_records(config, ndim, records.classes)
     network, report = build.build_model(config.model, len(records.classes))
@@ -160,20 +160,17 @@ def _val_records(config: Config, ndim: int, classes: Sequence[str]) -> Records |
     path = Path(config.data.root) / config.data.list.replace("{split}", "val")
     advice = "set data.list, or train.validate_every 0 to train without validation"
     if config.train.validate_every is not None:
-        raise FileNotFoundError(f"{path}: no such folder or list file to validate on; {advice}")
-    logger.warning(
-        "%s: no such folder or list file, so there is no validation and best.pt is the last checkpoint; %s",
-        path,
-        advice,
-    )
+        raise FileNotFoundError(f"{path}: no such folder or list file for validation; {advice}")
+    missing = "no such folder or list file, so there is no validation and best.pt is the last checkpoint"
+    logger.warning("%s: %s; %s", path, missing, advice)
     return None
 
 
-def _validate(records: Records, state: TrainState) -> dict[str, float]:
-    """Score the validation files with the averaged weights, where there are some."""
+def _validate(records: Records, state: TrainState) -> ValidationMetrics:
+    """Score the validation files, with the averaged weights if there are any."""
     with state.ema.average_parameters() if state.ema else nullcontext():
         network = state.network
-        if state.is_sharded:  # processes with more videos than others would wait for these in every layer
+        if state.is_sharded:  # all processes would have to score as many files, since they exchange shards
             network = SparseFormer(**state.network.hparams)
             checkpoint.gather_full_weights(state.network, network)
             network = network.to(state.fabric.device)
@@ -186,7 +183,7 @@ def _validate(records: Records, state: TrainState) -> dict[str, float]:
 
 
 def _resume(state: TrainState, paths: list[Path], allow_changes: bool) -> None:
-    """Continue from the first of several checkpoints that is whole; without any of `paths`, start."""
+    """Resume from the first complete checkpoint. None has to exist, unless there is only one path."""
     found = checkpoint.load_first_valid(paths, read_run)
     if found:
         path, saved = found
@@ -200,63 +197,61 @@ def _resume(state: TrainState, paths: list[Path], allow_changes: bool) -> None:
 
 
 def _check_same_run(path: Path, saved: dict[str, Any], state: TrainState, allow_changes: bool) -> None:
-    """Check that a checkpoint belongs to this run.
+    """Check that a checkpoint belongs to this run, and warn of changed settings.
 
     Raises:
-        ValueError: It belongs to another run, or the schedule has changed and nobody allowed it.
+        ValueError: It belongs to another run, or the schedule has changed without `allow_changes`.
     """
     if saved["classes"] != list(state.classes):
-        raise ValueError(f"{path}: trained on {abbreviate(saved['classes'])}, the list has {abbreviate(state.classes)}")
-    if "optimizer" not in saved:
-        raise ValueError(f"{path}: holds no optimizer; resume from a last.pt, or start with --model.weights")
-    if saved["step"] > state.total_steps:
         raise ValueError(
-            f"{path}: is {saved['step']} steps into its run, past the {state.total_steps} that are asked for"
+            f"{path}: was trained on {abbreviate(saved['classes'])}; the list has {abbreviate(state.classes)}"
         )
-    # A copy, since shards cannot be compared by shape: the error names the tensor that does not fit.
+    if "optimizer" not in saved:
+        raise ValueError(f"{path}: has no optimizer state; resume from last.pt, or start a run with --model.weights")
+    if saved["step"] > state.total_steps:
+        raise ValueError(f"{path}: is at step {saved['step']}, but this run has only {state.total_steps} steps")
+    # The error names the tensor that does not match. This takes a copy of the network, because it may be sharded.
     weights = {"model": saved["model"], "hparams": saved["hparams"]}
     load_weights(SparseFormer(**state.network.hparams), weights, strict=True, source=str(path))
-    was, now = saved["config"], config_to_dict(state.config)
+    old, new = saved["config"], config_to_dict(state.config)
     changed = {
-        f"{section}.{name}": f"{section}.{name} {was[section].get(name)} -> {value}"
+        f"{section}.{name}": f"{section}.{name} {old[section].get(name)} -> {value}"
         for section in _COMPARED
-        for name, value in now[section].items()
-        if was[section].get(name) != value and f"{section}.{name}" not in _HARMLESS
+        for name, value in new[section].items()
+        if old[section].get(name) != value and f"{section}.{name}" not in _HARMLESS
     }
     refused = [text for key, text in changed.items() if key in _SCHEDULE]
     refused += state.sampler.differences(saved["sampler"])
     if refused and not allow_changes:
         raise ValueError(
-            f"{path}: the schedule would not be the one it began with ({'; '.join(refused)});"
-            " --allow-changes goes on all the same"
+            f"{path}: the schedule has changed ({'; '.join(refused)}); to resume anyway, add --allow-changes"
         )
     changes = refused + [text for key, text in changed.items() if key not in _SCHEDULE]
     if changes:
-        logger.warning("resumed with other settings, so not the same run: %s", "; ".join(changes))
+        logger.warning("resumed with changed settings, so the result will differ: %s", "; ".join(changes))
 
 
-def _described(run: _Run) -> list[str]:
-    """What a person wants to know before the first step."""
+def _describe(run: _Run) -> list[str]:
     state, config = run.state, run.state.config
     optim, samples = config.optim, state.sampler.global_batch * config.data.num_repeats
     total = sum(p.numel() for p in state.network.parameters())
-    learning = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
     rule = f" x global batch {samples} / {optim.lr_base_size}" if optim.lr_base_size else ""
     warmup = round(state.total_steps * optim.warmup_ratio)
     lines = [
-        f"weights from {config.model.weights}: {run.report}" if run.report else "weights: fresh",
+        f"weights from {config.model.weights}: {run.report}" if run.report else "weights: newly initialized",
         f"{config.model.name}: {total / 1e6:.2f} M parameters"
-        + (f", of which {learning / 1e6:.3f} M learn" if learning < total else "")
+        + (f", of which {trained / 1e6:.3f} M are trained" if trained < total else "")
         + f"; {len(state.classes)} classes; {len(run.records)} files to train on"
         + (f", {len(run.val_records)} to validate on" if run.val_records is not None else ""),
         f"global batch {samples} = {state.fabric.world_size} x {config.train.accumulate} x {config.train.batch_size}"
         f" (processes x accumulate x batch_size); {state.total_steps} steps, {state.sampler.steps_per_epoch} an epoch"
-        + (f"; going on from step {state.step}" if state.step else ""),
+        + (f"; resuming from step {state.step}" if state.step else ""),
         f"learning rate {state.schedule(min(warmup, state.total_steps - 1)):.3g} = {optim.lr:g}{rule} after {warmup}"
         f" steps of warm-up from {state.schedule(0):.3g}, then a cosine down to"
         f" {state.schedule(state.total_steps - 1):.3g}",
     ]
     if state.budgets:
-        drawn = (f"{name} from {', '.join(map(str, counts))}" for name, counts in state.budgets.items())
-        lines.append(f"drawn at each step: {'; '.join(drawn)}")
+        drawn = (f"{name} from {', '.join(map(str, values))}" for name, values in state.budgets.items())
+        lines.append(f"drawn in each step: {'; '.join(drawn)}")
     return lines

@@ -1,1 +1,1 @@
-"""How a network is trained and tested; knows neither models nor data sets nor settings."""
+"""Training and evaluation of networks: loops, optimizer, checkpoints, logs and processes."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there, written by one process or by many."""
+"""Reading and writing of checkpoints by one or several processes. A checkpoint is complete or absent."""
 
 import hashlib
 import logging
@@ -22,11 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from sparsevideo.engine.optim import Ema
+from sparsevideo.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 _SHARDED = ("model", "model_ema", "optimizer")
-_PLAIN = "plain.pt"  # within a sharded checkpoint: all that is no tensor of the network or the optimizer
+_PLAIN = "plain.pt"  # file in the folder of a sharded checkpoint for all other content
 
 Content = TypeVar("Content")
 
@@ -34,113 +35,100 @@ Content = TypeVar("Content")
 def gather_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: Ema | None = None, *, sharded: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """All that training changes, by the names of parameters; every process of the run calls this.
+    """Collect `model` and, if given, `model_ema` and `optimizer`, by parameter name. All processes call this.
 
-    Args:
-        model: The network, set up.
-        optimizer: Of its parameters.
-        ema: Their average.
-        sharded: Keep this process' shards; else tensors are put together, on process 0 alone.
-
-    Returns:
-        `model`, and where they are given `model_ema` and `optimizer`: the same for any number of processes.
+    With `sharded`, each process gets its shards. Otherwise process 0 gets full tensors, which do not depend on the
+    number of processes.
     """
     options = StateDictOptions(full_state_dict=not sharded, cpu_offload=True)
     state: dict[str, dict[str, Any]] = {"model": get_model_state_dict(model, options=options)}
     if ema is not None:
-        average = {name: each if sharded else _whole(each) for name, each in ema.average.items()}
+        average = {name: tensor if sharded else _full_tensor(tensor) for name, tensor in ema.average.items()}
         state["model_ema"] = {**state["model"], **average}
     if optimizer is not None:
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=options)
     return state
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.cpu()
+def _full_tensor(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 def gather_full_weights(model: nn.Module, copy: nn.Module) -> None:
-    """Fill an unsharded network like this one; every process of the run calls this and gets all of it."""
+    """Copy the full weights of a sharded network to an unsharded copy in each process. All processes call this."""
     copy.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
 
 
-def load_model(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Set a network, whole or in shards, to whole weights or to shards of them.
+def load_state_dict(
+    saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+) -> Ema | None:
+    """Load what `gather_state_dict` has collected, with any number of processes then and now; return the average.
 
     Raises:
-        RuntimeError, ValueError: They belong to another network.
+        KeyError, TypeError, RuntimeError, ValueError: It does not match the network.
     """
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Set the optimizer of a network to what `gather_state_dict` found, whatever the processes then and now.
-
-    Raises:
-        KeyError, RuntimeError, ValueError: It belongs to another network.
-    """
-    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+    options = StateDictOptions(full_state_dict=True)
+    if ema is not None:  # an average starts as a copy of the weights, sharded like them
+        set_model_state_dict(model, saved.get("model_ema", saved["model"]), options=options)
+        ema = Ema(model, ema.decay)
+    set_model_state_dict(model, saved["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
+    return ema
 
 
 def save(path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write a checkpoint under a temporary name and rename it; an interrupted write leaves the old file as it was.
+    """Write a checkpoint file. The old file stays complete if the write fails or is interrupted.
 
     Args:
-        path: The file.
+        path: The file; its folder is created.
         content: Tensors and plain values.
-        keep: What becomes of the file that has been there; None replaces it.
+        keep: New name of the old file; None deletes it.
 
     Raises:
-        OSError: It could not be written, the disk is full say; the old file is still there.
+        OSError: The write failed, for example because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # what a killed run has left goes with the next
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, path, keep)
-    except (OSError, RuntimeError) as error:  # the latter from torch's own writer
-        raise OSError(f"{path}: could not be written ({error}); what was there before is whole") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(path) as unfinished:
+            with unfinished.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _move_old(path, keep)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
+        raise _write_error(path, error) from error
 
 
 def save_sharded(fabric: Fabric, path: Path, content: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write a folder to which every process of a run adds its shards; see `save`.
-
-    Args:
-        fabric: Processes of the run.
-        path: The folder.
-        content: This process' shards as `gather_state_dict` returns them, and plain values, of which process 0's count.
-        keep: See `save`.
-    """
+    """Write a checkpoint folder to which each process adds its shards, and process 0 all other values; see `save`."""
     shards = {name: content[name] for name in _SHARDED if name in content}
-    temporary = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")
     if fabric.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        _remove(unfinished)
     fabric.barrier()
     try:
-        dcp.save(shards, checkpoint_id=temporary)
+        dcp.save(shards, checkpoint_id=unfinished)
         if fabric.is_global_zero:
-            torch.save({name: value for name, value in content.items() if name not in shards}, temporary / _PLAIN)
-            _publish(temporary, path, keep)
+            torch.save({name: value for name, value in content.items() if name not in shards}, unfinished / _PLAIN)
+            _move_old(path, keep)
+            unfinished.replace(path)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
-        raise OSError(f"{path}: could not be written ({error}); what was there before is whole") from error
+        raise _write_error(path, error) from error
     fabric.barrier()
 
 
-def _publish(temporary: Path, path: Path, keep: Path | None) -> None:
-    """Rename; at any moment the old or the new checkpoint is there, under its own name or that of `keep`."""
+def _write_error(path: Path, error: BaseException) -> OSError:
+    return OSError(f"{path}: could not be written ({error}); the previous checkpoint is complete")
+
+
+def _move_old(path: Path, keep: Path | None) -> None:
+    """Make way for a new checkpoint: rename the old one to `keep`, or remove an old folder."""
     if keep is not None and path.exists():
         _remove(keep)
         path.replace(keep)
     elif path.is_dir():
         _remove(path)
-    temporary.replace(path)
 
 
 def _remove(path: Path) -> None:
@@ -148,14 +136,9 @@ def _remove(path: Path) -> None:
 
 
 def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> tuple[Path, Content] | None:
-    """Read the first of several checkpoints that is whole; those before it are told in a warning.
+    """Read the first of several checkpoints that is complete, and warn of the corrupt ones before it.
 
-    Args:
-        paths: From the newest to the oldest; one that is absent is passed over.
-        read: Raises ValueError where a file is torn.
-
-    Raises:
-        ValueError: Some are there, and none of them is whole.
+    Absent checkpoints are skipped. `read` raises ValueError if a checkpoint is corrupt. If all are, so does this.
     """
     reasons = []
     for path in paths:
@@ -166,7 +149,7 @@ def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> 
                 reasons.append(str(error))
             else:
                 if reasons:
-                    logger.warning("%s; going on from %s", "; ".join(reasons), path)
+                    logger.warning("%s; resuming from %s", "; ".join(reasons), path)
                 return path, content
     if reasons:
         raise ValueError("; ".join(reasons))
@@ -174,7 +157,7 @@ def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> 
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of all files in a folder, in hex: which weights a result belongs to."""
+    """Return the SHA-256 of a file, or of all files in a folder, in hex."""
     digest = hashlib.sha256()
     for part in sorted(path.iterdir()) if path.is_dir() else [path]:
         with part.open("rb") as file:

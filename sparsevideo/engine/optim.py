@@ -1,6 +1,5 @@
-"""Which parameters learn and how fast: the optimizer, the learning rate by step, the average of the weights."""
+"""Optimizer, learning rate schedule, and moving average of the weights."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,22 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsevideo.utils.hints import did_you_mean
+
 
 def train_only(model: nn.Module, parts: Iterable[str]) -> None:
-    """Freeze all parameters but those of the named parts.
+    """Freeze all parameters except those of the named modules or parameters, such as `head`; without names, none.
 
-    Args:
-        model: The network.
-        parts: Names of modules or parameters, such as `head` or `cortex.0`; none freezes nothing.
-
-    Raises:
-        ValueError: A part fits no parameter.
+    Raises ValueError if a name matches no parameter.
     """
-    wanted = list(parts)
-    names = [name for name, _ in model.named_parameters()]
-    _check_parts("optim.train_only", wanted, names)
+    trained = list(parts)
+    _check_parts("optim.train_only", trained, [name for name, _ in model.named_parameters()])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not wanted or _longest(wanted, name) is not None)
+        parameter.requires_grad_(not trained or _longest_match(trained, name) is not None)
 
 
 def adamw(
@@ -37,19 +32,11 @@ def adamw(
     layer_decay: float = 1.0,
     lr_scale: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over what is not frozen, in groups with a `weight_decay` and an `lr_scale`, a factor on every step's rate.
+    """Return AdamW of the parameters that are not frozen. Each group has an `lr_scale`, a factor on the learning rate.
 
-    Args:
-        model: Biases and one-dimensional parameters never decay. Its `group_matcher` tells its layers (as timm's do).
-        lr: Learning rate.
-        weight_decay: Of the others.
-        betas: Of the running averages.
-        no_decay: Names of further parameters that do not decay.
-        layer_decay: Factor from each layer to the one below it (Clark et al., 2020, "ELECTRA").
-        lr_scale: Further factors, by the names of modules or parameters; the longest name that fits counts.
-
-    Raises:
-        ValueError: A name of `lr_scale` fits no parameter.
+    Biases, one-dimensional parameters and those named in `no_decay` have no weight decay. The factor is `layer_decay`
+    (Clark et al., 2020, "ELECTRA"), once for each layer above that of the parameter, times the value of the longest
+    name in `lr_scale` that matches. Raises ValueError if such a name matches no parameter.
     """
     from timm.optim import param_groups_layer_decay  # takes a second to import
 
@@ -59,15 +46,15 @@ def adamw(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for layer in param_groups_layer_decay(model, weight_decay, tuple(no_decay), layer_decay=layer_decay):
         for parameter in layer["params"]:
-            part = _longest(factors, names[id(parameter)])
+            part = _longest_match(factors, names[id(parameter)])
             scale, decay = layer["lr_scale"] * (1.0 if part is None else factors[part]), layer["weight_decay"]
             group = groups.setdefault((scale, decay), {"params": [], "lr_scale": scale, "weight_decay": decay})
             group["params"].append(parameter)
     return torch.optim.AdamW(groups.values(), lr=lr, betas=betas)
 
 
-def _longest(parts: Iterable[str], name: str) -> str | None:
-    """The most exact of the parts that a parameter belongs to."""
+def _longest_match(parts: Iterable[str], name: str) -> str | None:
+    """Return the longest name of a part that contains a parameter."""
     return max((part for part in parts if name == part or name.startswith(f"{part}.")), key=len, default=None)
 
 
@@ -75,26 +62,22 @@ def _check_parts(setting: str, parts: Iterable[str], names: Iterable[str]) -> No
     known = {name.rsplit(".", depth)[0] for name in names for depth in range(name.count(".") + 1)}
     for part in parts:
         if part not in known:
-            near = difflib.get_close_matches(part, known, n=1)
-            tops = ", ".join(sorted({name.partition(".")[0] for name in known}))
-            advice = f"did you mean {near[0]!r}?" if near else f"its parts are {tops}"
-            raise ValueError(f"{setting}: the network has no part {part!r}; {advice}")
+            top_level = ", ".join(sorted({name.partition(".")[0] for name in known}))
+            hint = did_you_mean(part, known) or f"; its parts are {top_level}"
+            raise ValueError(f"{setting}: the network has no part {part!r}{hint}")
 
 
 def warmup_cosine(
     total_steps: int, *, lr: float, min_lr: float, warmup_lr: float, warmup_ratio: float
 ) -> Callable[[int], float]:
-    """Linear warm-up from `warmup_lr` to `lr`, then half a cosine down to `min_lr`.
+    """Return the learning rate by step: a linear warm-up to `lr`, then half a cosine down to `min_lr`.
 
     Args:
         total_steps: Optimizer steps of the whole run.
-        lr: The peak.
-        min_lr: At the last step, unless that is still in the warm-up.
-        warmup_lr: At step 0.
-        warmup_ratio: Part of `total_steps` that the warm-up takes.
-
-    Returns:
-        The learning rate of a step in 0 .. total_steps - 1; nothing else enters, so a resumed run continues it exactly.
+        lr: Learning rate at the end of the warm-up.
+        min_lr: Learning rate at the last step, if the warm-up has ended by then.
+        warmup_lr: Learning rate at step 0.
+        warmup_ratio: Fraction of `total_steps` that the warm-up takes.
 
     Example:
         >>> schedule = warmup_cosine(101, lr=1.0, min_lr=0.0, warmup_lr=0.0, warmup_ratio=0.0)
@@ -113,13 +96,13 @@ def warmup_cosine(
 
 
 class Ema:
-    """An exponential moving average of the parameters that learn; a frozen one is its own average.
+    """Exponential moving average (EMA) of the parameters that are not frozen.
 
-    The decay of step t is `decay`, or (1 + t) / (10 + t) where that is less: the first steps count little later on.
+    The decay of step t is the minimum of `decay` and (1 + t) / (10 + t), so that the first steps have little weight.
 
     Args:
-        model: The network, set up: what it averages are its very parameters, shards of them under FSDP.
-        decay: Part of the average that a step keeps.
+        model: The network after `fabric.setup_module`: the average is taken over its own parameters, or its shards.
+        decay: Fraction of the average that a step keeps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -129,14 +112,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step`, counted from 0."""
-        part = 1 - min(self.decay, (1 + step) / (10 + step))
+        """Update the average with the weights after `step`, counted from 0."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self._parameters.items():
-            self.average[name].lerp_(parameter, part)
+            self.average[name].lerp_(parameter, weight)
 
     @contextmanager
     def average_parameters(self) -> Iterator[None]:
-        """Within this block the network has the averaged weights."""
+        """Give the network the averaged weights in this block."""
         self._swap()
         try:
             yield
@@ -146,7 +129,6 @@ class Ema:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
-            average = self.average[name]
-            held = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(held)
+            weights = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(weights)

@@ -19,8 +19,7 @@ from threading import Thread, current_thread, main_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sparsevideo.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -84,19 +83,13 @@ def run_all(
         raise ValueError(f"the time limit must be positive and finite, got {timeout_s:g} s")
     todo = deque(items)
     total = num_done + len(todo)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_terminal = sys.stderr.isatty()
     results = _run_all(function, todo, num_workers, min(timeout_s, _MAX_TIMEOUT_S))
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar,
-        closing(results),
-    ):
-        task = bar.add_task(description, total=total, completed=num_done)
+    with progress_bar(description, total, num_done) as bar, closing(results):
         for item, result in results:
             yield item, result
             num_done += 1
-            bar.advance(task)
-            if not is_terminal and num_done * _NUM_LINES // total > (num_done - 1) * _NUM_LINES // total:
+            bar.advance(bar.task_ids[0])
+            if bar.disable and num_done * _NUM_LINES // total > (num_done - 1) * _NUM_LINES // total:
                 logger.info("%s: %d of %d", description, num_done, total)
 
 

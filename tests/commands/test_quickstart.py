@@ -1,4 +1,4 @@
-"""The quickstart leaves all that it promises; here with a few steps on a small data set."""
+"""The quickstart writes its results, here with a few steps on a small data set."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(quickstart, "make_moving_digits", few_files)
 
 
-def test_it_leaves_results_pictures_and_a_page_and_can_be_run_again(short, tmp_path, capsys):
+def test_quickstart_writes_results_pictures_and_a_page_and_can_be_repeated(short, tmp_path, capsys):
     out = tmp_path / "quickstart"
     results = quickstart.run(out)
     assert {"video", "video_one_view", "video_still", "image"} <= results.keys()
@@ -39,11 +39,11 @@ def test_it_leaves_results_pictures_and_a_page_and_can_be_run_again(short, tmp_p
         assert (out / name).stat().st_size > 1000
     assert page.count("data:image/png;base64,") == 3
     assert "moving digits, 3 x 1 views" in page
-    said = capsys.readouterr().out
-    assert f"{results['video']['top1']:.1f} %" in said
-    assert str(out / "index.html") in said.replace("\n", "")
+    output = capsys.readouterr().out
+    assert f"{results['video']['top1']:.1f} %" in output
+    assert str(out / "index.html") in output.replace("\n", "")
 
-    again = quickstart.run(out)  # goes on where it was: at the end
+    again = quickstart.run(out)  # resumes at the end
     assert again["video"]["checkpoint_sha256"] == results["video"]["checkpoint_sha256"]
     with pytest.raises(ValueError, match="another quickstart"):
         quickstart.run(out, seed=1)
@@ -55,17 +55,17 @@ def test_from_scratch_leaves_the_image_model_out(short, tmp_path):
     assert not (tmp_path / "scratch" / "image").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="no quickstart"):
         quickstart.run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_asked_to_end_it_says_how_to_go_on(short, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_quickstart_says_how_to_resume(short, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
-        raise Interrupted("asked to end by SIGTERM, saved at step 1")
+        raise Interrupted("stopped by SIGTERM, saved at step 1")
 
     monkeypatch.setattr(quickstart, "train_run", interrupted)
     assert main(["quickstart", f"--out={tmp_path / 'quickstart'}"]) == REQUEUE
-    assert capsys.readouterr().err.endswith("saved at step 1; the same command goes on\n")
+    assert capsys.readouterr().err.endswith("saved at step 1; the same command resumes it\n")

@@ -125,7 +125,7 @@ def test_impossible_crops_are_errors() -> None:
         TestTransform(224, short_side=200)
     with pytest.raises(ValueError, match=r"short_side must be None with full_frame, .* got 256"):
         TestTransform(224, full_frame=True, short_side=256)
-    with pytest.raises(ValueError, match=r"test\.share_stem has .* test\.protocol is slowfast, not ends"):
+    with pytest.raises(ValueError, match=r"test\.share_stem has .* set test\.protocol to ends, got slowfast"):
         config.TestConfig(share_stem=True, protocol="slowfast")
     with pytest.raises(ValueError, match=r"test\.short_side is for crops"):
         config.TestConfig(share_stem=True, short_side=256)

@@ -1,4 +1,4 @@
-"""Every video is scored once, with every view; whatever fails is counted; what was scored is not lost."""
+"""Each video is scored once with all views; failures are counted; an interrupted test is resumed."""
 
 import json
 
@@ -11,7 +11,7 @@ from sparsevideo.engine.evaluate import Journal, evaluate, row_width
 
 
 def batches(indices, views, failures=()):
-    """View v of video i says i + v of class 1 and 0 of class 0; its short side is 100 + i."""
+    """Yield a batch in which view v of video i has the scores 0 and i + v, and the short side is 100 + i."""
     index = torch.tensor(indices, dtype=torch.int64)
     scores = torch.stack([torch.stack([torch.tensor([0.0, i + v]) for v in range(views)]) for i in indices])
     numbers = torch.arange(views).expand(len(index), -1)
@@ -48,7 +48,7 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
 
 
 def test_clips_have_rows_and_seconds_of_their_own_also_after_an_interruption(tmp_path):
-    """Two clips of two crops; frame 1,000,001 of a film of hours at 29.97 frames a second is still found."""
+    """Two clips of two crops. The seconds of frame 1,000,001 at 29.97 frames per second are exact."""
     seconds = [[[0.0, 0.96], [0.96, 33366.7]], [[1_000_000 / 29.97, 1_000_001 / 29.97], [5.0, 6.0]]]
     spans = torch.tensor(seconds, dtype=torch.float64)
 
@@ -78,12 +78,12 @@ def failing(load, indices):
     """The last of three videos cannot be read."""
     assert indices == [1, 2]
     (batch,) = load([1])
-    yield batch | {"failures": [(2, "c.mp4", "torn")]}
+    yield batch | {"failures": [(2, "c.mp4", "corrupt")]}
 
 
 def test_failed_videos_score_nothing_and_are_named():
-    scores = run(batches([0, 2], 1, failures=[(1, "a.mp4", "torn")]), 3, 1)
-    assert scores.failures == {1: "torn"}
+    scores = run(batches([0, 2], 1, failures=[(1, "a.mp4", "corrupt")]), 3, 1)
+    assert scores.failures == {1: "corrupt"}
     assert not scores.means[1].any()
     assert scores.short_sides.tolist() == [100, 0, 102]
 
@@ -98,7 +98,7 @@ def test_a_video_missing_or_scored_twice_is_an_error(indices):
         run(stream(), 3, 2)
 
 
-def test_a_view_seen_twice_in_place_of_another_is_an_error():
+def test_a_view_scored_twice_instead_of_another_is_an_error():
     (batch,) = batches([0, 1], 4)
     batch["aug_index"] = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
     with pytest.raises(RuntimeError, match=r"1 videos were not scored exactly once with 4 views: \[1\]"):
@@ -125,9 +125,9 @@ def test_an_interrupted_test_scores_no_video_again(tmp_path):
     for _ in range(2):
         with pytest.raises(Killed):
             run(lambda indices: load(indices, until=2), 7, 2, journal())
-    (torn,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
-    torn.write_bytes(torn.read_bytes() + b"half a row")
-    np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # what a power cut leaves
+    (corrupt,) = list((tmp_path / "unfinished").glob("*.rows"))[:1]
+    corrupt.write_bytes(corrupt.read_bytes() + b"half a row")
+    np.zeros(1, dtype="i8,5f4").tofile(tmp_path / "unfinished" / "zeros.rows")  # like after a power failure
     scores = run(load, 7, 2, journal())
     assert asked == [[0, 1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [4, 5, 6]]
     alone = run(lambda indices: load(indices), 7, 2)
@@ -147,6 +147,6 @@ def test_a_failed_video_is_tried_again(tmp_path):
 
 def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
     Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
-    with pytest.raises(ValueError, match=r"unfinished test of another kind \(test.clips 4 -> 10\)"):
+    with pytest.raises(ValueError, match=r"an unfinished test with other settings \(test.clips 4 -> 10\)"):
         Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=row_width(2))
     assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4

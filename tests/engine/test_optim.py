@@ -1,4 +1,4 @@
-"""The learning rate is a function of the step; weight decay falls on weight matrices alone; parts, layers, averages."""
+"""Learning rate schedule, parameter groups, freezing, and moving average."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_one_step_run_has_a_learning_rate():
     assert warmup_cosine(1, lr=1.0, min_lr=0.1, warmup_lr=0.0, warmup_ratio=0.0)(0) == 1.0
 
 
-def test_decay_falls_on_weight_matrices_alone():
+def test_only_weight_matrices_decay():
     model = sparsevideo.create_model("video_sparseformer_nano")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer = adamw(model, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), no_decay=model.no_weight_decay())
@@ -31,7 +31,7 @@ def test_decay_falls_on_weight_matrices_alone():
     assert not {name for name in decayed if "norm" in name or "bias" in name or "beta" in name or "token_" in name}
 
 
-def test_layers_learn_the_faster_the_nearer_to_the_head_and_parts_as_they_are_told():
+def test_learning_rates_decay_by_layer_and_have_factors_by_part():
     model = sparsevideo.create_model("video_sparseformer_nano")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = {"head": 10.0, "cortex.0": 2.0, "cortex.0.offset": 3.0}
@@ -47,7 +47,7 @@ def test_layers_learn_the_faster_the_nearer_to_the_head_and_parts_as_they_are_to
         adamw(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.999), lr_scale={"heat": 1.0})
 
 
-def test_what_is_frozen_has_no_gradient_and_no_group():
+def test_frozen_parameters_have_no_gradient_and_no_group():
     model = sparsevideo.create_model("video_sparseformer_nano")
     train_only(model, ["norm", "head"])
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
@@ -61,8 +61,8 @@ def test_what_is_frozen_has_no_gradient_and_no_group():
         train_only(model, ["body"])
 
 
-def test_the_average_follows_the_weights_and_takes_their_place_for_a_while():
-    """Beside the formula written out, with its slow decay at the beginning."""
+def test_the_average_follows_the_weights_and_replaces_them_in_a_block():
+    """The reference is the formula, with its small decay in the first steps."""
     layer = torch.nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.zero_()

@@ -1,4 +1,4 @@
-"""The run folder's log survives a killed run and repeats nothing."""
+"""The log of a run folder is complete after a killed run and repeats no line."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ def scores(loss):
     return {"loss": loss, "top1": 50.0, "top5": 100.0}
 
 
-def test_going_on_takes_back_what_comes_after_the_step_and_a_torn_line(tmp_path):
+def test_resuming_deletes_lines_after_the_step_and_an_incomplete_line(tmp_path):
     with RunLog(tmp_path) as log:
         for step in (10, 20, 30):
             log.validation(step, 0.0, scores(1.0 / step))
@@ -43,7 +43,7 @@ def test_an_error_ends_up_in_the_text_log(tmp_path):
     assert "stopped by ValueError: boom" in text
 
 
-def test_meter_averages_since_the_last_read():
+def test_meter_averages_since_the_last_pop():
     meter = Meter()
     meter.add(loss=1.0)
     meter.add(loss=3.0)

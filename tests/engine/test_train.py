@@ -1,4 +1,4 @@
-"""The loop says where its time goes, and what it could not read, as soon as it matters."""
+"""The training loop warns of waiting for data, and stops if too many files are unreadable."""
 
 import logging
 from itertools import repeat
@@ -40,7 +40,7 @@ def run(batches, tmp_path, *, steps=8, log_every=4):
     )
 
     def preprocess(batch):
-        sleep(0.01)  # what a step takes
+        sleep(0.01)  # time of a step
         return torch.ones(2, 2), torch.tensor([0, 1])
 
     train(
@@ -61,30 +61,30 @@ def waiting(*seconds):
 
 
 @pytest.mark.parametrize(
-    ("pauses", "told"),
+    ("pauses", "num_warnings"),
     [
-        ((0.1,) * 8, 1),  # in both lines of the log, said once
+        ((0.1,) * 8, 1),  # in both lines of the log, warned of once
         ((0.0,) * 8, 0),
-        ((0.5,) + (0.0,) * 7, 0),  # loaders have to start: nothing to advise
+        ((0.5,) + (0.0,) * 7, 0),  # the start of the loader processes
         ((0.0,) * 4 + (0.1,) * 4, 1),
     ],
 )
-def test_much_waiting_for_data_is_told_once_with_advice(pauses, told, caplog, tmp_path):
+def test_much_waiting_for_data_is_warned_of_once(pauses, num_warnings, caplog, tmp_path):
     with caplog.at_level(logging.INFO, "sparsevideo"):
         run(waiting(*pauses), tmp_path)
-    advice = [line for line in caplog.messages if "of the time goes into waiting for data" in line]
-    assert len(advice) == told
+    advice = [line for line in caplog.messages if "of the time is spent waiting for data" in line]
+    assert len(advice) == num_warnings
     assert all("data.num_workers" in line for line in advice)
 
 
-def test_one_process_stops_in_the_very_step_in_which_too_many_files_have_failed(tmp_path):
-    seen = []
+def test_one_process_stops_in_the_step_in_which_too_many_files_have_failed(tmp_path):
+    steps_read = []
 
     def failing():
         for number, batch in enumerate(repeat(BATCH)):
-            seen.append(number)
-            yield {**batch, "failures": [(number, f"{number}.mp4", "torn")]}
+            steps_read.append(number)
+            yield {**batch, "failures": [(number, f"{number}.mp4", "corrupt")]}
 
-    with pytest.raises(ValueError, match=r"2 of 10 files could not be read, the last one 1\.mp4: torn"):
+    with pytest.raises(ValueError, match=r"2 of 10 files could not be read, the last one 1\.mp4: corrupt"):
         run(failing(), tmp_path)
-    assert seen == [0, 1]
+    assert steps_read == [0, 1]

@@ -1,0 +1,259 @@
+"""Evaluation of a checkpoint on a list of files, shared by `test`, `extract` and the validation of a training."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+
+from sparsevideo import build
+from sparsevideo.commands.runs import check_folder
+from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
+from sparsevideo.data.records import Records
+from sparsevideo.data.samplers import shard
+from sparsevideo.engine import checkpoint
+from sparsevideo.engine.distributed import launch
+from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
+from sparsevideo.engine.run_log import Metrics
+from sparsevideo.models.elastic import with_budget
+from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.weights import load_model
+
+logger = logging.getLogger(__name__)
+
+# Settings on which no score depends.
+_HARMLESS = {"data": ("root", "num_workers", "timeout_s", "index", "max_bad_fraction"), "test": ("batch_size",)}
+
+
+def one_view(config: Config) -> Config:
+    """Return the settings of a validation: a test of one view with the frames and the network of the training."""
+    test = config.test
+    return replace(
+        config, test=TestConfig(protocol=test.protocol, short_side=test.short_side, batch_size=test.batch_size)
+    )
+
+
+def score_files(
+    fabric: Fabric,
+    model: SparseFormer,
+    config: Config,
+    records: Records,
+    *,
+    features: bool = False,
+    per_clip: bool = False,
+    journal: Journal | None = None,
+) -> Scores:
+    """Score all views of all files, and average over the views; leave the model in evaluation mode.
+
+    With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
+    each clip only. Raises ValueError if no file could be read.
+    """
+    model.eval()
+
+    def load(todo: list[int]) -> DataLoader:
+        indices = [todo[index] for index in shard(len(todo), fabric.global_rank, fabric.world_size)]
+        return build.build_test_loader(config, records, model.ndim, indices, with_clip_spans=per_clip)
+
+    scores = evaluate(
+        fabric,
+        load,
+        score=build.build_predictor(config, model, fabric, features=features),
+        num_videos=len(records),
+        num_scores=model.head.in_features if features else model.num_classes,
+        num_views=config.test.clips * config.test.crops,
+        num_clips=config.test.clips if per_clip else None,
+        journal=journal,
+    )
+    if len(scores.failures) == len(records):
+        index, reason = next(iter(scores.failures.items()))
+        raise ValueError(f"none of {len(records)} files could be read; the first, {records.segment(index)}: {reason}")
+    return scores
+
+
+def summarize(scores: Scores, records: Records, kind: str) -> Metrics:
+    """Compute accuracies and loss of mean scores of some `kind`: "softmax" or "logits"."""
+    # scikit-learn takes seconds to import, and nothing before needs it.
+    from sparsevideo.reports import calibration, metrics
+
+    accuracies = metrics.summarize(scores.means, records.labels, failed=list(scores.failures))
+    read = np.setdiff1d(np.arange(len(records)), list(scores.failures))
+    # The cross entropy of the mean scores of a file, without label smoothing.
+    loss = calibration.nll(calibration.log_scores(scores.means[read], kind), records.labels[read])
+    return {
+        "top1": accuracies["top1"],
+        "top5": accuracies["top5"],
+        "mean_class_accuracy": accuracies["mean_class_accuracy"],
+        "loss": loss,
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Checkpoint, files and scores."""
+
+    fabric: Fabric
+    model: SparseFormer
+    config: Config  # resolved for the network
+    records: Records
+    scores: Scores  # or features
+    fingerprint: dict[str, Any]  # everything that the scores depend on
+    journal: Journal  # to be removed after the results are written
+    sha256: str  # of the checkpoint
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """Arguments that describe the files in `Predictions` and `Features`."""
+        records = self.records
+        return {
+            "names": [records.name(index) for index in range(len(records))],
+            "labels": records.labels,
+            "failed": np.isin(np.arange(len(records)), list(self.scores.failures)),
+            "classes": list(records.classes),
+            "root": str(Path(self.config.data.root).resolve()),
+            "spans": records.spans,
+            "spans_unit": records.spans_unit,
+        }
+
+
+def evaluate_checkpoint(
+    path: Path, config: Config, journal_path: Callable[[str], Path], *, features: bool = False, per_clip: bool = False
+) -> Evaluation:
+    """Load a checkpoint and a list, check that they match, and score all files, or compute their features.
+
+    `journal_path` maps a name of the split and the views to the folder of the journal. See also `score_files`.
+    """
+    fabric = launch(config.test.precision)
+    model, content = load_model(path, config.model.name)
+    classes, saved_config = content.get("classes"), content.get("config")
+    del content  # frees the optimizer state
+    config = resolve_test_config(config, model.ndim)
+    if per_clip and model.ndim == 2:
+        raise ValueError(f"--per-clip is for videos, but {path} is an image network")
+    journal_folder = journal_path(_views_name(config.test))
+    check_folder(journal_folder.parent)
+    model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
+    with fabric.rank_zero_first():
+        records = build.build_records(config.data, config.test.split, model.ndim, classes, labeled=not features)
+    _check_no_duplicates(config.data.list, records)
+    if not features:
+        _check_classes(path, model, records, classes)
+        train_list = (saved_config or {}).get("data", {}).get("list")
+        if train_list == config.data.list and "{split}" not in train_list:
+            logger.warning("%s is the training list of the network; set --data.list to the test list", train_list)
+    fabric.setup_module(model)  # moves and converts it in place
+    sha256 = checkpoint.sha256(path)
+    current = fingerprint(config, records, sha256, "per clip" if per_clip else features)
+    if not features:
+        _check_old_results(journal_folder.with_name("results.json"), current)
+    width = row_width(
+        model.head.in_features if features else model.num_classes, config.test.clips if per_clip else None
+    )
+    with fabric.rank_zero_first():
+        journal = Journal(journal_folder, current, width)
+    scores = score_files(fabric, model, config, records, features=features, per_clip=per_clip, journal=journal)
+    return Evaluation(fabric, model, config, records, scores, current, journal, sha256)
+
+
+def _check_no_duplicates(listing: str, records: Records) -> None:
+    """Check that no file, or no segment of a file, is listed twice, which would count it twice."""
+    listed = set()
+    for segment in map(records.segment, range(len(records))):
+        if segment in listed:
+            raise ValueError(f"{listing}: lists {segment} twice; a test scores each file once, so remove one line")
+        listed.add(segment)
+
+
+def _check_old_results(results: Path, current: dict[str, Any]) -> None:
+    """Check that `results.json`, if it exists, belongs to the same test and may be replaced."""
+    if not results.exists():
+        return
+    try:
+        changed = differences(json.loads(results.read_text(encoding="utf-8"))["settings"], current)
+    except (ValueError, KeyError, TypeError):
+        changed = "it has no settings"
+    if changed:
+        raise ValueError(f"{results}: belongs to another test ({changed}); choose another --out, or move it away")
+
+
+def _check_classes(path: Path, model: SparseFormer, records: Records, classes: Sequence[str] | None) -> None:
+    """Check the number of classes; warn if only the list has their names."""
+    if len(records.classes) != model.num_classes:
+        raise ValueError(
+            f"{path}: has {model.num_classes} classes, but the list has {len(records.classes)}:"
+            f" {', '.join(records.classes[:5])}, ..."
+        )
+    if classes is None:
+        logger.warning(
+            "%s: has no class names; taking those of the list in their order, the first is %s", path, records.classes[0]
+        )
+
+
+def resolve_test_config(config: Config, ndim: int) -> Config:
+    """Return the settings for an image network (one clip), or with `test.num_frames` applied."""
+    data, test = config.data, config.test
+    if ndim == 2:
+        if test.num_frames or test.num_tubes:
+            raise ValueError(
+                "test.num_frames and test.num_tubes are for videos, but the checkpoint is an image network"
+            )
+        return replace(config, test=replace(test, clips=1))
+    return config if test.num_frames is None else replace(config, data=with_frames(data, test.num_frames))
+
+
+def with_frames(data: DataConfig, num_frames: int) -> DataConfig:
+    """Return settings for clips with another number of frames over the same span of time.
+
+    Example:
+        >>> with_frames(DataConfig(num_frames=32, frame_stride=2), 16).frame_stride
+        4
+    """
+    if data.sampling == "uniform":
+        return replace(data, num_frames=num_frames)
+    span = data.num_frames * data.frame_stride
+    if span % num_frames:
+        possible = ", ".join(str(count) for count in range(1, span + 1) if span % count == 0)
+        raise ValueError(
+            f"test.num_frames is {num_frames}; it must be one of {possible} for clips of {data.num_frames} frames at"
+            f" stride {data.frame_stride}"
+        )
+    return replace(data, num_frames=num_frames, frame_stride=span // num_frames)
+
+
+def fingerprint(config: Config, records: Records, sha256: str, features: bool | str) -> dict[str, Any]:
+    """Return everything that the scores depend on, as plain values."""
+    settings = {
+        f"{section}.{name}": value
+        for section, harmless in _HARMLESS.items()
+        for name, value in config_to_dict(config)[section].items()
+        if name not in harmless
+    }
+    listed = hashlib.sha256()
+    for index in range(len(records)):
+        listed.update(f"{records.name(index)}\0{records.labels[index]}\n".encode(errors="surrogateescape"))
+    if records.spans is not None:
+        listed.update(records.spans.tobytes())
+        listed.update(b"frames" * records.in_frames)
+    return {"checkpoint": sha256, "list": listed.hexdigest(), "features": features, **settings}
+
+
+def default_output_path(checkpoint_path: Path, name: str) -> Path:
+    """Return a path in the run folder, or beside weights that are not in a run folder."""
+    folder = checkpoint_path.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / name
+
+
+def _views_name(test: TestConfig) -> str:
+    """Name the split, the views, and settings that differ from the defaults."""
+    flags = [name for name in ("repeat_middle_frame", "full_frame", "share_stem") if getattr(test, name)]
+    flags += [test.protocol] if test.protocol != "ends" else []
+    flags += [f"short-side-{test.short_side}"] if test.short_side else []
+    flags += ["logits"] if test.scores == "logits" else []
+    budget = {"frames": test.num_frames, "tubes": test.num_tubes, "points": test.num_points}
+    flags += [f"{count}-{name}" for name, count in budget.items() if count is not None]
+    return "-".join([test.split, f"{test.clips}x{test.crops}", *(flag.replace("_", "-") for flag in flags)])
