@@ -217,7 +217,7 @@ def test_batch_rate_and_steps_are_what_the_header_says(name):
     ],
     ids=["imagenet", "kinetics400"],
 )
-def test_the_schedule_is_the_one_that_is_named(name, files, batch, epochs, warmup_epochs, base_size, rates):
+def test_schedule_of_run_files_is_the_one_that_is_named(name, files, batch, epochs, warmup_epochs, base_size, rates):
     """An epoch of the papers is as many samples as there are files, repeated augmentation or not."""
     samples, steps, rate = schedule(name, 8, files)
     assert samples == pytest.approx(batch, rel=0.02)

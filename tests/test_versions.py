@@ -75,7 +75,7 @@ def run_suite(folder: str, python: str, constraints: list[str]) -> list[Version]
     return installed
 
 
-def test_the_oldest_versions_pass_on_the_oldest_python() -> None:
+def test_oldest_versions_pass_on_the_oldest_python() -> None:
     python = next((python for python in PYTHONS if interpreter(python)), None)
     if python is None:
         pytest.skip(f"none of Python {', '.join(PYTHONS)} is found")
@@ -84,7 +84,7 @@ def test_the_oldest_versions_pass_on_the_oldest_python() -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_newest_versions_pass_on_the_newest_python(python: str) -> None:
+def test_newest_versions_pass_on_the_newest_python(python: str) -> None:
     if not interpreter(python):
         pytest.skip(f"Python {python} is not found")
     if not has_torch(python):
