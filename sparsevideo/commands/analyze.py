@@ -60,10 +60,10 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
     }
     sections = {"Results": analysis_page.results(report)}
     if len(models) > 1:
-        fused = comparison.fusion([model.predictions for model in models.values()], seed=seed)
-        report["fusion"] = {"models": list(models), **fused}
+        predictions = [model.predictions for model in models.values()]
+        report["fusion"] = fused = {"models": list(models), **comparison.fusion(predictions, seed=seed)}
         sections["Comparison"] = analysis_page.comparisons(report)
-        sections["Fusion"] = analysis_page.fusion(report["fusion"])
+        sections["Fusion"] = analysis_page.fusion(fused)
     with TemporaryDirectory() as thumbnails:
         for name, model in models.items():
             folder, prefix = (out, "") if len(models) == 1 else (out / name, f"{name}: ")

@@ -176,12 +176,12 @@ def check_pair(train: Features, test: Features) -> None:
     for split, features in (("training", train), ("test", test)):
         if unlabeled := int((features.labels < 0).sum()):
             raise ValueError(f"{unlabeled} {split} files have no label; extract features from a list with labels")
-    for name, ours, theirs in (
+    for name, train_size, test_size in (
         ("classes", len(train.classes), len(test.classes)),
         ("dimensions", train.features.shape[1], test.features.shape[1]),
     ):
-        if ours != theirs:
-            raise ValueError(f"the training features have {ours} {name}, the test features {theirs}")
+        if train_size != test_size:
+            raise ValueError(f"the training features have {train_size} {name}, the test features {test_size}")
     if train.checkpoint != test.checkpoint:
         raise ValueError(
             f"the training features are from checkpoint {train.checkpoint[:8] or 'unknown'}, the test features from"
