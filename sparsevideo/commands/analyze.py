@@ -29,7 +29,7 @@ _PROTOCOL = (
 
 
 def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) -> tuple[Path, Report]:
-    """Analyze predictions; write `report.html`, plots, `classes.csv` and `analysis.json`.
+    """Analyze predictions; return the folder with the page, plots and tables, and the content of `analysis.json`.
 
     With several models, the files about each model are in a folder with its name.
 
@@ -38,13 +38,9 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
         out: Folder to write to; None takes `analysis` beside the first file.
         seed: Seed of the bootstrap and of all random halves.
 
-    Returns:
-        The folder, and the content of `analysis.json`.
-
     Raises:
         FileNotFoundError: A file of predictions is missing.
-        ValueError: A file is given twice, is corrupt, has another list, or has nothing to analyze; the message names
-            it.
+        ValueError: A file is listed twice, is corrupt, has another list, or cannot be analyzed; the message names it.
     """
     models = _load(paths)
     out = out or next(iter(models.values())).path.parent / "analysis"

@@ -37,15 +37,12 @@ CLIPS, CROPS = 3, 1  # the videos are square, so several crops would be equal
 
 
 def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, Any]:
-    """Run all stages and show the results; an interrupted quickstart continues where it stopped.
+    """Run all stages and return the content of `results.json`; an interrupted quickstart continues where it stopped.
 
     Args:
         out: Folder for the data, both runs, `results.json`, the plots and `index.html`.
         seed: Seed of both training runs.
         from_scratch: Skip pretraining and inflation.
-
-    Returns:
-        The content of `results.json`.
 
     Raises:
         ValueError: The folder holds a quickstart with another seed or kind, or videos cannot be decoded or encoded on

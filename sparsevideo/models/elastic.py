@@ -89,13 +89,7 @@ def _meta_copy(model: SparseFormer, num_tubes: int | None, num_points: int | Non
 def _resized(
     parameters: Mapping[str, Tensor], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each parameter and its tensor at another budget, a differentiable function of the old one.
-
-    Args:
-        parameters: Names to tensors of the trained network.
-        old: Arguments of the trained network.
-        new: Arguments of the network of the other budget.
-    """
+    """Yield each name and tensor at the budget of the arguments `new`, differentiable functions of the parameters."""
     device = parameters["token_roi"].device
     kept = torch.tensor(kept_points(old["num_points"], new["num_points"]), device=device)
     for name, tensor in parameters.items():

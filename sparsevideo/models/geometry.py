@@ -54,27 +54,18 @@ def adjust_roi(roi: Tensor, delta: Tensor) -> Tensor:
 
 
 def standardize_offsets(offset: Tensor) -> Tensor:
-    """Scale each token's offsets over its points to mean 0 and standard deviation 1/3.
+    """Scale offsets (B, N, P, ndim) over the points of each token to mean 0 and standard deviation 1/3.
 
-    Args:
-        offset: (B, N, P, ndim) raw offsets.
-
-    Returns:
-        (B, N, P, ndim) offsets from the RoI's center in RoI sizes: 1.5 standard deviations reach a face.
+    The results are in RoI sizes from the RoI's center: 1.5 standard deviations reach a face.
     """
     deviation = offset.std(dim=-2, keepdim=True)  # unbiased, as published
     return (offset - offset.mean(dim=-2, keepdim=True)) / (3 * (deviation + 1e-5))
 
 
 def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
-    """Turn offsets within RoIs into sampling points.
+    """Turn offsets (B, N, P, ndim), in RoI sizes from the center of RoIs (B, N, 2*ndim), into sampling points.
 
-    Args:
-        roi: (B, N, 2*ndim) RoIs.
-        offset: (B, N, P, ndim) offsets from the RoI's center in RoI sizes; 0.5 is the high face.
-
-    Returns:
-        (B, N, P, ndim) points in the coordinates of `roi`. They may lie outside [0, 1].
+    The points (B, N, P, ndim) may lie outside [0, 1].
 
     Example:
         >>> roi = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])

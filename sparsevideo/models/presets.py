@@ -23,17 +23,12 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
 }
 _PRESETS: dict[str, dict[str, Any]] = {
-    **{f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()},
-    **{
-        f"video_sparseformer_{size}": {
-            "ndim": 3,
-            "num_classes": 400,
-            "num_tubes": 4 if size == "nano" else 8,
-            **args,
-        }
-        for size, args in _SIZES.items()
-    },
+    f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()
+} | {
+    f"video_sparseformer_{size}": {"ndim": 3, "num_classes": 400, "num_tubes": 8, **args}
+    for size, args in _SIZES.items()
 }
+_PRESETS["video_sparseformer_nano"]["num_tubes"] = 4
 _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
 

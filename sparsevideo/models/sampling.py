@@ -107,15 +107,11 @@ class _ClampGradient(torch.autograd.Function):
 
 
 def clamp_gradient(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
-    """Return the points unchanged; in the backward pass limit each axis' gradient to one cell of `feat`.
+    """Return points (B, N, P, ndim) unchanged; limit their gradient to one cell of `feat` (B, C, *S) along each axis.
 
-    The gradient of an interpolation depends on the neighboring cells only, so a larger step has no meaning. The loss
-    scaling of fp16 would be clamped too: train in float32 or bfloat16.
-
-    Args:
-        points: (B, N, P, ndim) points.
-        feat: (B, C, *S) the sampled map; the limits are (1/W, 1/H) or (1/W, 1/H, 1/T).
-        views: See `sample_points`; the limits are then one over a view's own cells.
+    The limits are (1/W, 1/H) or (1/W, 1/H, 1/T), in cells of the view if there are views. The gradient of an
+    interpolation depends on the neighboring cells only, so a larger step has no meaning. The loss scaling of fp16 would
+    be clamped too: train in float32 or bfloat16.
     """
     if views is None:
         limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)

@@ -50,16 +50,11 @@ class Fusion(TypedDict):
 
 
 def compare(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Comparison:
-    """Test whether one model is right more often than another on the same files.
+    """Test whether one model is right more often than another; (n,) bool each, true for files with right answers.
 
     McNemar's test, exact and two-sided: if the models were equally good, each file that only one of them gets right
     would be a fair coin toss. McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 1947. The interval of the difference is a paired bootstrap.
-
-    Args:
-        first: (n,) bool, whether the first model is right.
-        second: (n,) bool, whether the second model is right.
-        seed: Seed of the resamples.
 
     Example:
         >>> first, second = np.array([True] * 6 + [False]), np.array([False] * 5 + [True, True])

@@ -81,11 +81,7 @@ class Features:
         return dict(rows)
 
     def __getitem__(self, key: str | tuple[str, float, float]) -> np.ndarray:
-        """Return the features (D,) of a file or of a segment; zeros if the file failed.
-
-        Args:
-            key: The path as it is listed, or (path, start, end) in `spans_unit` if several segments of the file are
-                listed.
+        """Return the features (D,) of a path or, for one of several segments, of (path, start, end) in `spans_unit`.
 
         Raises:
             KeyError: There is no such file or segment, or the path has several segments.

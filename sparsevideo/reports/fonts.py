@@ -8,16 +8,10 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 
 
 def drawable_names(classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return texts and font families with which plots can show class names.
+    """Return class names, with the label number instead of each name that cannot be drawn, and font families for them.
 
     matplotlib neither joins letters nor writes from right to left: names in Arabic, Hebrew or Indic scripts are
     replaced even if a font has their letters.
-
-    Args:
-        classes: Names in label order.
-
-    Returns:
-        The names, with the label number instead of each name that cannot be drawn; and font families that have them.
     """
     families = list(FontProperties().get_family())
     available = set(_characters(findfont(FontProperties())))

@@ -39,13 +39,7 @@ def facts(values: Mapping[str, str]) -> Markup:
 
 
 def figure(path: Path, alt: str, caption: str, *, large: bool = False) -> Markup:
-    """Return an embedded image or video with a caption.
-
-    Args:
-        path: The file; its suffix tells the media type.
-        alt: Description of the content for readers who cannot see it.
-        caption: Explanation below the image or video.
-        large: Use the whole width of the page, whatever the height.
+    """Return an embedded image or video with a caption; `large` uses the whole width of the page.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -69,13 +63,7 @@ def tiles(blocks: Iterable[Markup]) -> Markup:
 
 
 def write_page(path: Path, title: str, sections: Mapping[str, Iterable[Markup]]) -> None:
-    """Write a page that needs no other file, no script and no network.
-
-    Args:
-        path: The HTML file to write; its folder must exist.
-        title: Title of the page.
-        sections: Heading to content of each section, in order.
-    """
+    """Write a page, from heading to content of each section, that needs no other file, no script and no network."""
     body = "\n".join(
         f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(blocks) + "\n</section>"
         for heading, blocks in sections.items()

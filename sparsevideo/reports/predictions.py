@@ -110,10 +110,7 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:
-    """Check that predictions have the same files, segments, labels and classes, in the same order.
-
-    Args:
-        predictions: Name in messages and predictions, for each model.
+    """Check that named predictions have the same files, segments, labels and classes, in the same order.
 
     Raises:
         ValueError: The lists differ; the message names the first difference.

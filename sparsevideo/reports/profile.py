@@ -54,13 +54,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: SparseFormer, input_shape: Sequence[int]) -> MacCount:
-    """Count the multiply-accumulates of a SparseFormer for one input shape.
+    """Count the multiply-accumulates of a SparseFormer for inputs (B, 3, H, W) or (B, 3, T, H, W).
 
-    The network runs on the meta device, which computes shapes without values.
-
-    Args:
-        model: The network, on any device; it stays unchanged.
-        input_shape: (B, 3, H, W) or (B, 3, T, H, W); with B = 1 the counts are for one view.
+    A copy of the network runs on the meta device, which computes shapes without values.
 
     Raises:
         ValueError: The model does not accept this shape.

@@ -47,11 +47,7 @@ class SamplingTrace:
 
 
 def trace_sampling(model: "SparseFormer", x: Tensor) -> SamplingTrace:
-    """Run a SparseFormer on one clip or image and return its RoIs and points.
-
-    Args:
-        model: The network, on any device; its mode stays unchanged.
-        x: (3, T, H, W) or (3, H, W) floats with the normalization of the training.
+    """Run a SparseFormer on one normalized clip (3, T, H, W) or image (3, H, W); return its RoIs and points.
 
     Raises:
         ValueError: The model does not accept this shape or type.

@@ -281,9 +281,9 @@ def test_analyze_lists_unread_files_with_reasons(tmp_path):
 def test_analyze_offers_predictions_nearby(tmp_path, capsys):
     folder = save(tmp_path / "run" / "test-1x1", [0, 1], [0, 1], "ab")
     assert main(["analyze", str(tmp_path / "run")]) == FAILED
-    assert error(capsys).endswith(f"there are {folder}")
+    assert error(capsys).endswith(f"did you mean {folder}?")
     assert main(["analyze", f"{folder}/predictions.csv"]) == FAILED
-    assert error(capsys).endswith("give predictions.npz beside it")
+    assert error(capsys).endswith("use predictions.npz beside it")
 
 
 def test_analyze_ignores_a_results_file_of_another_program(tmp_path):
