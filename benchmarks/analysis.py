@@ -1,7 +1,7 @@
-"""Time and memory of `sparsevideo analyze` on 10,000 videos x 400 classes, of one model and of two.
+"""Time and memory of `sparsevideo analyze` on 10,000 videos x 400 classes, for one model and for two.
 
-`python -m benchmarks.analysis OUT` leaves OUT/analysis.json.
-Each run is a process. Scores are made up; all thumbnails come from one clip of 300 frames of 340x256 pixels.
+`python -m benchmarks.analysis OUT` writes OUT/analysis.json.
+Each run is a process. The scores are random; all thumbnails come from one clip of 300 frames of 340x256 pixels.
 """
 
 import json
@@ -26,19 +26,19 @@ def make(root: Path) -> None:
 
     still = np.kron(np.random.default_rng(0).integers(0, 256, (32, 85, 3)), np.ones((8, 4, 1))).astype(np.uint8)
     write_video(root / "clip.mp4", np.stack([np.roll(still, step, axis=1) for step in range(300)]), fps=30, gop=250)
-    labels, classes = np.arange(VIDEOS) % CLASSES, [f"class {number}" for number in range(CLASSES)]
+    labels, classes = np.arange(VIDEOS) % CLASSES, [f"class {label}" for label in range(CLASSES)]
     for seed, name in enumerate(("first", "second")):
         logits = np.random.default_rng(seed).normal(size=(VIDEOS, CLASSES)).astype(np.float32)
         logits[range(VIDEOS), labels] += 3
-        read = np.zeros(VIDEOS, bool), classes, "softmax", str(root)
+        rest = np.zeros(VIDEOS, bool), classes, "softmax", str(root)
         (root / name).mkdir()
-        save_predictions(root / name, Predictions(["clip.mp4"] * VIDEOS, labels, softmax(2 * logits, axis=1), *read))
+        save_predictions(root / name, Predictions(["clip.mp4"] * VIDEOS, labels, softmax(2 * logits, axis=1), *rest))
 
 
-def measure(folder: str, *command: str) -> dict[str, float]:
-    """Run the verb; return its seconds, those of its processor cores, and its peak resident memory in GB."""
-    verb, before = [sys.executable, "-m", "sparsevideo", "analyze", *command], perf_counter()
-    process = subprocess.Popen(verb, cwd=folder, stdout=subprocess.DEVNULL)
+def measure(folder: str, *arguments: str) -> dict[str, float]:
+    """Run the command; return its wall-clock and CPU seconds, and its peak resident memory in GB."""
+    command, before = [sys.executable, "-m", "sparsevideo", "analyze", *arguments], perf_counter()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, f"{command} failed"
     seconds, cpu_seconds = round(perf_counter() - before, 2), round(usage.ru_utime + usage.ru_stime, 2)
@@ -47,13 +47,13 @@ def measure(folder: str, *command: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as folder:
         with get_context("spawn").Pool(1) as pool:
-            pool.apply(make, (Path(place),))
-        runs = [(measure(place, "first"), measure(place, "first", "second", "--out=both")) for _ in range(5)]
+            pool.apply(make, (Path(folder),))
+        runs = [(measure(folder, "first"), measure(folder, "first", "second", "--out=both")) for _ in range(5)]
     from benchmarks.data import environment
 
-    told = environment(out) | {"videos": VIDEOS, "classes": CLASSES}
-    results = {"environment": told, "one": [one for one, _ in runs], "two": [two for _, two in runs]}
+    about = environment(out) | {"videos": VIDEOS, "classes": CLASSES}
+    results = {"environment": about, "one": [one for one, _ in runs], "two": [two for _, two in runs]}
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Compare two revisions by the raw results of one benchmark, run on each in turn on one machine.
+"""Compare two revisions by the results of one benchmark, run alternately on one machine.
 
     python -m benchmarks.before_after --before OLD/data.json OLD2/data.json --after NEW/data.json NEW2/data.json
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def times(results: Any, name: str = "") -> Iterator[tuple[str, list[float]]]:
-    """Yield every list of numbers in the results, and its keys."""
+    """Yield the keys and the numbers of every list of numbers in the results."""
     if isinstance(results, dict):
         for key, value in results.items():
             yield from times(value, f"{name}, {key}" if name else key)

@@ -1,10 +1,10 @@
-"""What does drawing budgets in training buy? One checkpoint tested at many, with and without.
+"""Compare training with and without random budgets: one checkpoint of each, tested at many budgets.
 
     python -m benchmarks.compare_budgets WORK_FOLDER docs/budgets --epochs 12
 
-Two runs of the quickstart's video network from the same inflated weights, over the same steps: one as it is, the other
-at tubes, frames and points drawn in every step. An interrupted run goes on where it was. Leaves `results.json` and
-`table.md` in the second folder.
+Two runs of the quickstart's video network from the same inflated weights, with the same number of steps: `plain`, and
+`drawn` with random numbers of tubes, frames and points in every step. An interrupted run continues where it stopped.
+Writes `results.json` and `table.md` to the second folder.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
 from sparsevideo.commands.convert import inflate_weights
-from sparsevideo.commands.quickstart import _best, _settings
+from sparsevideo.commands.quickstart import best_checkpoint, load_config
 from sparsevideo.commands.runs import checkpoint_config
 from sparsevideo.commands.test import test_run
 from sparsevideo.commands.train import train_run
@@ -26,12 +26,12 @@ from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.weights import load_model
 from sparsevideo.reports.profile import count_macs
 
-# The first of each is what the network has.
+# The first value of each is that of the full network.
 BUDGETS = {"num_tubes": [4, 2, 1], "num_frames": [8, 4, 2], "num_points": [16, 8]}
 
 
 def main() -> None:
-    """Train both, test both at every budget, write down what came out."""
+    """Train both networks, test both at every budget, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for data and runs")
     parser.add_argument("out", type=Path, help="folder for the results")
@@ -40,15 +40,15 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work
     make_moving_digits(work / "data")
-    train_run(_settings("image_nano", work, args.seed), work / "image", resume="auto")
+    train_run(load_config("image_nano", work, args.seed), work / "image", resume="auto")
     inflated = work / "inflated.safetensors"
-    inflate_weights(_best(work / "image"), inflated, num_tubes=BUDGETS["num_tubes"][0])
-    config = _settings("video_nano", work, args.seed)
+    inflate_weights(best_checkpoint(work / "image"), inflated, num_tubes=BUDGETS["num_tubes"][0])
+    config = load_config("video_nano", work, args.seed)
     config.model.weights, config.train.epochs = str(inflated), args.epochs
     train_run(config, work / "plain", resume="auto")
     train_run(replace(config, train=replace(config.train, **BUDGETS)), work / "drawn", resume="auto")
 
-    model, _ = load_model(_best(work / "plain"))
+    model, _ = load_model(best_checkpoint(work / "plain"))
     rows = []
     for counts in product(*BUDGETS.values()):
         budget = dict(zip(BUDGETS, counts, strict=True))
@@ -56,10 +56,10 @@ def main() -> None:
         macs = count_macs(with_budget(model, **network), (1, 3, budget["num_frames"], size, size))
         row = {**budget, "gmac": macs.all_ops / 1e9}
         for run in ("plain", "drawn"):
-            told = checkpoint_config(_best(work / run))
-            assert told is not None  # of a run
-            told.test = replace(told.test, clips=1, crops=1, **budget)
-            done = test_run(_best(work / run), told)
+            test_config = checkpoint_config(best_checkpoint(work / run))
+            assert test_config is not None  # checkpoints of a run have one
+            test_config.test = replace(test_config.test, clips=1, crops=1, **budget)
+            done = test_run(best_checkpoint(work / run), test_config)
             row |= {run: done["top1"], f"{run}_scored": done["scored"], f"{run}_sha256": done["checkpoint_sha256"]}
         rows.append(row)
     rows.sort(key=lambda row: -row["gmac"])

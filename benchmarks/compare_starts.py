@@ -1,8 +1,8 @@
-"""What does inflation buy? The quickstart's video training from inflated and from fresh weights, over several seeds.
+"""Compare the quickstart's video training from inflated and from fresh weights, over several seeds.
 
     python -m benchmarks.compare_starts WORK_FOLDER docs/inflation --seeds 3
 
-An interrupted run goes on where it was. Leaves `curves.png` and `results.json` in the second folder.
+An interrupted run continues where it stopped. Writes `curves.png` and `results.json` to the second folder.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sparsevideo.reports.metrics import save_learning_curves
 
 
 def main() -> None:
-    """Run both starts for every seed, then write down the curves and the steps they took."""
+    """Run both kinds of weights for every seed, then write the curves and the number of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for the runs")
     parser.add_argument("out", type=Path, help="folder for the results")

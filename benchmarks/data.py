@@ -1,9 +1,9 @@
-"""Speed and memory of the data path beside pytorchvideo, plain PyAV, torchcodec and decord, on the same clips.
+"""Speed and memory of the data path compared with pytorchvideo, plain PyAV, torchcodec and decord, on equal clips.
 
-    python -m benchmarks.data VIDEOS OUT      # VIDEOS: a folder of mp4 files, Kinetics clips say
+    python -m benchmarks.data VIDEOS OUT      # VIDEOS: a folder of mp4 files, for example Kinetics clips
 
-leaves OUT/data.json (every time measured, with the environment) and OUT/data.md (medians). Jobs take turns within one
-process on one core, so that what else the machine does falls on all of them; the first turn of each is not counted.
+writes OUT/data.json (all times, with the environment) and OUT/data.md (medians). Jobs alternate within one process on
+one core, so other load on the machine affects all of them; the first round is not counted.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from sparsevideo.io.backends import open_video, read_frames, resolve_decoder
 FRAMES, STRIDE, CROP = 32, 2, 224  # the clip of Kinetics recipes
 THEIRS, LOOP, DECODING = "pytorchvideo, decode", "plain PyAV loop, decode", "nothing but decoding"
 DRAWS = 2  # random clips of each video
-# Size and frames between keyframes: x264 writes one every 250 unless told otherwise, as most copies of Kinetics have
-# them; cameras write one a second. None: the files as they are.
+# Size and frames between keyframes. x264 writes a keyframe every 250 frames by default, and so do most copies of
+# Kinetics; cameras write one per second. None: the original files.
 CASES: dict[str, tuple[tuple[int, int], int] | None] = {
     "as they are": None,
     "340x256, a keyframe every 30": ((340, 256), 30),
@@ -54,20 +54,20 @@ CASES: dict[str, tuple[tuple[int, int], int] | None] = {
 
 
 def transcode(source: Path, target: Path, size: tuple[int, int], gop: int) -> None:
-    """Make a copy of another size: H.264 as x264 makes it by default, with B-frames, of the same frames."""
+    """Make a copy of another size with the same frames, encoded by x264 with its default options."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         rate = reader.streams.video[0].average_rate
         stream = writer.add_stream("libx264", rate=rate, options={"g": str(gop)})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for number, frame in enumerate(reader.decode(video=0)):
+        for index, frame in enumerate(reader.decode(video=0)):
             copy = frame.reformat(*size, format="yuv420p")
-            copy.pts, copy.time_base, copy.pict_type = number, 1 / rate, 0
+            copy.pts, copy.time_base, copy.pict_type = index, 1 / rate, 0
             writer.mux(stream.encode(copy))
         writer.mux(stream.encode())
 
 
-class GivenClips:
-    """Pytorchvideo's clip sampler protocol: one given clip of each video, in order, over and over."""
+class FixedClips:
+    """Clip sampler for pytorchvideo that returns fixed clips in order, one per video, and then starts again."""
 
     def __init__(self, clips: Sequence[tuple[float, float]]) -> None:
         self.clips, self.calls = clips, 0
@@ -79,47 +79,50 @@ class GivenClips:
         return ptv.ClipInfo(start_s, end_s, 0, 0, True)
 
     def reset(self) -> None:
-        """Nothing is kept from one video to the next."""
+        """Do nothing: the sampler has no state of a video."""
 
 
-def lean(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """The bare cost: PyAV on one thread from the keyframe before on, wanted frames to RGB, nothing else."""
-    reformatter, images, numbers = VideoReformatter(), [], set(wanted.tolist())
+def lean(path: Path, indices: np.ndarray) -> np.ndarray:
+    """Decode with PyAV on one thread from the keyframe before the first index; convert the chosen frames to RGB."""
+    reformatter, images, chosen = VideoReformatter(), [], set(indices.tolist())
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         step = round(1 / stream.average_rate / stream.time_base)
-        container.seek(int(wanted[0]) * step, stream=stream)
+        container.seek(int(indices[0]) * step, stream=stream)
         for frame in container.decode(stream):
-            number = round(frame.pts / step)
-            if number in numbers:
+            index = round(frame.pts / step)
+            if index in chosen:
                 images.append(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
-            if number >= wanted[-1]:
+            if index >= indices[-1]:
                 break
     return np.stack(images)
 
 
-def decoding_alone(path: Path, wanted: np.ndarray) -> None:
-    """What no reader can do without: decode the wanted frames and those that they or others refer to, and drop them."""
-    numbers = set(wanted.tolist())
+def decoding_alone(path: Path, indices: np.ndarray) -> None:
+    """Decode the chosen frames and all reference frames, and drop them: the minimum cost of any reader."""
+    chosen = set(indices.tolist())
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         step = round(1 / stream.average_rate / stream.time_base)
-        container.seek(int(wanted[0]) * step, stream=stream)
-        left = set(numbers)
+        container.seek(int(indices[0]) * step, stream=stream)
+        left = set(chosen)
         for packet in container.demux(stream):
-            number = round(packet.pts / step)
-            stream.codec_context.skip_frame = "DEFAULT" if number in numbers else "NONREF"
+            index = round(packet.pts / step)
+            stream.codec_context.skip_frame = "DEFAULT" if index in chosen else "NONREF"
             packet.decode()
-            left.discard(number)
+            left.discard(index)
             if not left:
                 break
         stream.codec_context.decode(None)
 
 
 def interleaved(jobs: dict[str, Callable[[], Iterable[Any]]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round, one result in memory at a time; jobs take turns, a first round warms up."""
+    """Measure the seconds of each job in each round, after a first round to warm up; jobs alternate.
+
+    Results are dropped at once, so one result is in memory at a time.
+    """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -131,7 +134,7 @@ def interleaved(jobs: dict[str, Callable[[], Iterable[Any]]], rounds: int) -> di
 
 
 def training_clips(root: Path, rounds: int) -> dict[str, Any]:
-    """Time random clips of every video, the same for all jobs, which first prove that their frames are the same."""
+    """Time random clips of every video, the same for all jobs, after a check that all jobs give equal frames."""
     paths = sorted(root.glob("*/*.mp4"))
     records = Records.build(root, ["all"], [path.relative_to(root).as_posix() for path in paths], [0] * len(paths))
     clip: dict[str, Any] = {"num_frames": FRAMES, "frame_stride": STRIDE, "transform": TrainTransform(CROP)}
@@ -142,21 +145,21 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
     wanted, clips = [], []
     for epoch, index in keys:
         with open_video(paths[index]) as video:
-            # the clip that the data set chooses: its first draw
-            numbers = random_clip(video.num_frames, FRAMES, STRIDE, np.random.default_rng((0, epoch, index, 0)))
-            wanted.append((paths[index], numbers))
-            clips.append(tuple((video.times_s[numbers[[0, -1]]] + np.array([-0.3, 0.3]) / video.info.fps).tolist()))
+            # The first draw of the data set's generator: the clip that the data set chooses.
+            indices = random_clip(video.num_frames, FRAMES, STRIDE, np.random.default_rng((0, epoch, index, 0)))
+            wanted.append((paths[index], indices))
+            clips.append(tuple((video.times_s[indices[[0, -1]]] + np.array([-0.3, 0.3]) / video.info.fps).tolist()))
 
     subsample = ptv.UniformTemporalSubsample(FRAMES)
 
     def subsampled(item: dict[str, Any]) -> dict[str, Any]:
         return item | {"video": subsample(item["video"])}
 
-    args = [(str(path), {"label": 0}) for path in paths] * DRAWS, GivenClips(clips), SequentialSampler
+    args = [(str(path), {"label": 0}) for path in paths] * DRAWS, FixedClips(clips), SequentialSampler
     theirs = ptv.LabeledVideoDataset.__base__(*args, transform=subsampled, decode_audio=False, decoder="pyav")
     listed = root / "draws.csv"
     listed.write_text("".join(f"{path},0\n" for path, _ in wanted), encoding="utf-8")
-    ours = ptv.labeled_video_dataset(listed, GivenClips(clips), SequentialSampler, num_frames=FRAMES)
+    ours = ptv.labeled_video_dataset(listed, FixedClips(clips), SequentialSampler, num_frames=FRAMES)
     jobs: dict[str, Callable[[], Iterable[Any]]] = {
         THEIRS: lambda: (item["video"] for item in theirs),
         "our reader in pytorchvideo, decode": lambda: (item["video"] for item in ours),
@@ -172,7 +175,7 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
             print(f"left out: {error}", file=sys.stderr)
             continue
         jobs[f"read_frames with {decoder}, decode"] = lambda decoder=decoder: (
-            read_frames(path, numbers, decoder=decoder) for path, numbers in wanted
+            read_frames(path, indices, decoder=decoder) for path, indices in wanted
         )
     reference = list(jobs[LOOP]())
     for name, job in jobs.items():
@@ -185,7 +188,7 @@ def training_clips(root: Path, rounds: int) -> dict[str, Any]:
 
 
 def test_views(root: Path, rounds: int) -> dict[str, Any]:
-    """Time the four test clips of every video: from one opening, and from one each."""
+    """Time the four test clips of every video: with one opening of the file, and with one per clip."""
     paths = sorted(root.glob("*/*.mp4"))
     chosen = {}
     for path in paths:
@@ -203,11 +206,11 @@ def test_views(root: Path, rounds: int) -> dict[str, Any]:
 
 
 def memory(path: Path, what: str) -> None:
-    """Print by how much reading one clip raises this process' memory at its peak, in MiB."""
+    """Print by how much reading one clip raises the peak memory of this process, in MiB."""
     records = Records.build(path.parent.parent, ["all"], [f"{path.parent.name}/{path.name}"], [0])
     clip = {"num_frames": FRAMES, "frame_stride": STRIDE}
-    with open_video(path) as video:  # what loads late is no clip's memory
-        numbers = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
+    with open_video(path) as video:  # libraries that are loaded late do not count as memory of the clip
+        indices = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
         video.read([0])
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = _status("VmRSS")
@@ -216,7 +219,7 @@ def memory(path: Path, what: str) -> None:
     elif what == "4 x 3 test views":
         VideoDataset(records, transform=TestTransform(CROP, 3), num_clips=4, **clip)[0]
     else:
-        read_frames(path, numbers)
+        read_frames(path, indices)
     print((_status("VmHWM") - before) / 1024)
 
 
@@ -226,7 +229,7 @@ def _status(key: str) -> int:
 
 
 def environment(videos: Path) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the machine, versions, commit and videos that the results depend on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
     commit = subprocess.run(
@@ -243,11 +246,11 @@ def environment(videos: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians, in Markdown."""
+    """Return the medians, in Markdown."""
     environment = results["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     lines = [
-        f"Clips of {FRAMES} x {STRIDE} frames from {DRAWS} random places in each of",
+        f"Clips of {FRAMES} x {STRIDE} frames from {DRAWS} random positions in each of",
         f"{len(environment['videos'])} videos, the same for all; one core of {environment['cpu']}; {versions};"
         f" commit {environment['commit'][:7]}.",
         "Ratios are medians over the rounds, each within one round.",
@@ -278,7 +281,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def main() -> None:
-    """Make the files, run the jobs, write the results."""
+    """Encode the files, run the jobs, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path)
     parser.add_argument("out", type=Path)
@@ -293,8 +296,8 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     results: dict[str, Any] = {"environment": environment(args.videos), "training": {}, "test": {}, "memory_mib": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, copy) in enumerate(CASES.items()):
-            root = Path(folder) / str(number)
+        for index, (name, copy) in enumerate(CASES.items()):
+            root = Path(folder) / str(index)
             (root / "all").mkdir(parents=True)
             for path in sorted(args.videos.glob("*.mp4")):
                 transcode(path, root / "all" / path.name, *copy) if copy else shutil.copy(path, root / "all")

@@ -1,8 +1,8 @@
-"""The page of the model zoo, from what `sparsevideo test` has left: each argument is [DATA SET=]RESULTS.json[#KEY].
+"""Print the page of the model zoo from results of `sparsevideo test`; each argument is [DATA SET=]RESULTS.json[#KEY].
 
     python -m benchmarks.make_model_zoo Kinetics-400=runs/k400_tiny/val-4x3/results.json > docs/model_zoo.md
 
-What was measured on a data set called Kinetics-400 or ImageNet-1K stands beside the paper's number. KEY is for files
+Measurements on a data set called Kinetics-400 or ImageNet-1K are shown beside the paper's numbers. KEY is for files
 that hold the results of several tests, such as docs/quickstart.json.
 """
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("results", nargs="*", help="in the order of their rows")
     args = parser.parse_args()
     try:
-        measured = [read_results(told) for told in args.results]
+        measured = [read_results(argument) for argument in args.results]
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
     command = shlex.join(["python", "-m", "benchmarks.make_model_zoo", *args.results]) + " > docs/model_zoo.md"

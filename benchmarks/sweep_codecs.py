@@ -1,9 +1,9 @@
-"""Compare every reader with plain decoding, for every codec, pixel format and container that FFmpeg can write here.
+"""Compare every reader with plain decoding, for every codec, pixel format and container that this FFmpeg can write.
 
-Each file has `--frames` frames, each different, at a constant or a variable rate. The truth is what PyAV gives when it
-decodes the file from start to end. Every reader must give the same frames, bit for bit, asked for one by one in random
-order, with and without an index; or refuse the file with an error that names it. Child processes try the files, which
-may crash or hang: that is counted as well.
+Each file has `--frames` different frames, at a constant or a variable rate. The reference is the output of PyAV when it
+decodes the file from start to end. Every reader must return equal frames, read one by one in random order, with and
+without an index, or refuse the file with an error that names it. The files are read in child processes, whose crashes
+and timeouts are also counted.
 
     python -m benchmarks.sweep_codecs --out docs/benchmarks       # about half an hour on two cores
     python -m benchmarks.sweep_codecs --codecs qtrle,smc --containers mov
@@ -29,24 +29,24 @@ from sparsevideo.utils.processes import ChildError, run_all
 
 CONTAINERS = ("mov", "mp4", "mkv", "avi", "nut", "ts", "webm", "flv")
 DECODERS = ("pyav", "torchcodec", "decord")
-SIZE = (144, 176)  # height and width; the one size that every codec takes which takes only some
-SIZES = {"dnxhd": (256, 256), "dvvideo": (576, 720), "xface": (48, 48)}  # but for these
-OPTIONS = {"dnxhd": {"profile": "dnxhr_lb"}, "vc2": {"strict": "experimental", "b": "2M"}}  # what encoders ask for
+SIZE = (144, 176)  # height and width; nearly all codecs with restricted sizes accept this one
+SIZES = {"dnxhd": (256, 256), "dvvideo": (576, 720), "xface": (48, 48)}  # exceptions
+OPTIONS = {"dnxhd": {"profile": "dnxhr_lb"}, "vc2": {"strict": "experimental", "b": "2M"}}  # required by the encoders
 MUXERS = {"mkv": "matroska", "ts": "mpegts"}
 _ABOUT = ("codec", "pix_fmt", "container", "rate")  # keys of a result; all others are readers
 Case = tuple[str, str, str, str, int, bool]
 
 
 def encoders() -> list[str]:
-    """Names of the video encoders of this FFmpeg that run without special hardware."""
+    """Return the video encoders of this FFmpeg that run without special hardware."""
     names = []
-    # SVT-AV1 last: in a process that has used it, another encoder may wait for ever.
+    # SVT-AV1 comes last: another encoder may hang in a process that has used it.
     for name in sorted(av.codecs_available, key=lambda name: (name == "libsvtav1", name)):
         try:
             codec = av.Codec(name, "w")
-        except (av.FFmpegError, ValueError):  # it has a decoder alone
+        except (av.FFmpegError, ValueError):  # it has only a decoder
             continue
-        # A codec's name finds its first encoder once more.
+        # The name of a codec finds its first encoder, which is listed again under its own name.
         if (
             codec.type == "video"
             and codec.name == name
@@ -57,22 +57,22 @@ def encoders() -> list[str]:
 
 
 def pixel_formats(codec: str) -> list[str]:
-    """Up to four formats: the encoder's first, and those that are stored in ways of their own."""
+    """Return up to four formats: the first of the encoder, and formats with a different memory layout."""
     known = [each.name for each in av.Codec(codec, "w").video_formats or []] or ["yuv420p", "rgb24", "gray", "pal8"]
     special = [name for name in ("yuv420p", "gray", "pal8", "rgb24", "yuv420p10le") if name in known]
     return list(dict.fromkeys([known[0], *special]))[:4]
 
 
-def picture(number: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8: a gradient that moves, with a bright bar whose place is the number."""
-    image = (np.arange(size[1])[None] + 2 * np.arange(size[0])[:, None] + 9 * number) % 200
-    left = 4 * number % size[1]
+def picture(index: int, size: tuple[int, int]) -> np.ndarray:
+    """Draw frame `index`, (H, W) uint8: a moving gradient with a bright bar whose position depends on the index."""
+    image = (np.arange(size[1])[None] + 2 * np.arange(size[0])[:, None] + 9 * index) % 200
+    left = 4 * index % size[1]
     image[:, left : left + 4] = 255
     return image.astype(np.uint8)
 
 
 def write(path: Path, container: str, codec: str, pix_fmt: str, num_frames: int, variable: bool) -> None:
-    """Encode the file; raises what the encoder or the container raises where the two do not go together."""
+    """Encode the file; raises the error of the encoder or the container if the two are incompatible."""
     with av.open(str(path), "w", format=MUXERS.get(container, container)) as file:
         stream = file.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}))
         size = SIZES.get(codec, SIZE)
@@ -81,23 +81,23 @@ def write(path: Path, container: str, codec: str, pix_fmt: str, num_frames: int,
         palette = np.stack([np.full(256, 255), np.arange(256), np.arange(256)[::-1], np.arange(256)], 1).astype(
             np.uint8
         )
-        for number in range(num_frames):
-            image = picture(number, size)
+        for index in range(num_frames):
+            image = picture(index, size)
             if pix_fmt == "pal8":
                 frame = av.VideoFrame.from_ndarray((image, palette), format="pal8")
             else:
                 colors = np.stack([image, image[::-1], image[:, ::-1]], -1)
                 frame = av.VideoFrame.from_ndarray(colors, format="rgb24").reformat(format=pix_fmt)
-            frame.pts = number + number // 3 if variable else number
+            frame.pts = index + index // 3 if variable else index
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
 
 
 def plain(path: Path) -> list[np.ndarray]:
-    """Decode from start to end; gray of limited range, which swscale takes for full, is expanded."""
+    """Decode from start to end; expand gray of limited range, which swscale treats as full range."""
     images = []
     with av.open(str(path)) as file:
-        file.streams.video[0].thread_count = 1  # several give other pixels of 10-bit VC-2 at every run
+        file.streams.video[0].thread_count = 1  # with several threads, 10-bit VC-2 has other pixels in every run
         for frame in file.decode(video=0):
             image = frame.to_ndarray(format="rgb24")
             if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
@@ -107,14 +107,14 @@ def plain(path: Path) -> list[np.ndarray]:
 
 
 def compare(codec: str, pix_fmt: str, container: str, folder: str, num_frames: int, variable: bool) -> dict[str, str]:
-    """Return what each reader made of one file: "equal", "refused" or what is wrong."""
+    """Return the outcome of each reader for one file: "equal", "refused" or the difference."""
     logging.disable(logging.WARNING)
     av.logging.set_level(av.logging.PANIC)
     path = Path(folder) / f"{codec}-{pix_fmt}-{variable}.{container}"
     try:
         write(path, container, codec, pix_fmt, num_frames, variable)
         truth = plain(path)
-    except (av.FFmpegError, ValueError, TypeError, OSError, IndexError) as error:  # IndexError: no stream in it
+    except (av.FFmpegError, ValueError, TypeError, OSError, IndexError) as error:  # IndexError: the file has no stream
         return {"not written": f"{type(error).__name__}: {error}".replace(folder, "")[:200]}
     if not truth:
         return {"not written": "no frame decodes"}
@@ -146,14 +146,14 @@ def compare(codec: str, pix_fmt: str, container: str, folder: str, num_frames: i
                     table = video.table
             except DecodeError as error:
                 results[name] = f"refused: {str(error).replace(str(path), path.name)}"[:200]
-            except Exception as error:  # counted: a reader may raise nothing else
+            except Exception as error:  # counted, because readers must raise nothing else
                 results[name] = f"raised {type(error).__name__}: {error}"[:200]
     path.unlink()
     return results
 
 
 def differ(image: np.ndarray, truth: np.ndarray) -> float:
-    """Return the largest difference of a byte; up to 2 is another rounding."""
+    """Return the largest difference of a byte; differences up to 2 are rounding."""
     return float(np.abs(image.astype(int) - truth).max()) if image.shape == truth.shape else float("inf")
 
 
@@ -201,7 +201,7 @@ def main() -> None:
 
 
 def table(about: dict[str, Any], outcomes: list[dict[str, str]]) -> str:
-    """Count files by container, in Markdown."""
+    """Return the number of files by container and outcome, in Markdown."""
     versions = ", ".join(f"{name} {about['packages'][name]}" for name in ("av", "torchcodec", "decord"))
     lines = [
         f"Files of {about['frames']} frames at constant and variable rates; {versions}, FFmpeg {about['ffmpeg']};",

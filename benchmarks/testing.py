@@ -1,10 +1,10 @@
-"""What a multi-view test costs beside its network, and what a shared stem saves and changes.
+"""Cost of a multi-view test besides its network, and effects of a shared stem.
 
     python -m benchmarks.testing VIDEOS OUT [--checkpoint BEST.pt --root DATA]   # VIDEOS: a folder of mp4 files
 
-leaves OUT/testing.json (every number, with the environment) and OUT/testing.md (medians). Jobs take turns, so that what
-else the machine does falls on all. Times are of `video_sparseformer_tiny` with fresh weights, which cost what trained
-ones do; with a checkpoint, its scores on its own test list with and without a shared stem are compared.
+writes OUT/testing.json (all numbers, with the environment) and OUT/testing.md (medians). Jobs alternate, so other load
+on the machine affects all of them. Times are of `video_sparseformer_tiny` with fresh weights, which cost as much as
+trained ones. With a checkpoint, its scores on its own test list with and without a shared stem are compared.
 """
 
 import argparse
@@ -42,31 +42,31 @@ WAYS: dict[str, dict[str, Any]] = {"plain": {}, "share-stem": {"share_stem": Tru
 
 
 def config(root: Path, views: tuple[int, int], way: str, num_workers: int = 0) -> Config:
-    """The test of a Kinetics recipe: 32 x 2 frames at 224."""
+    """Return the settings of a test of the Kinetics recipe: 32 x 2 frames at 224."""
     clips, crops = views[0], 1 if way == "full-frame" else views[1]
     data = DataConfig(root=str(root), list="all", num_frames=32, frame_stride=2, size=224, num_workers=num_workers)
     return Config(data=data, test=TestConfig(clips=clips, crops=crops, **WAYS[way]))
 
 
 def whole_tests(root: Path, records: Records, views: tuple[int, int], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the network alone on ready batches, and of whole tests, by turns."""
+    """Measure the seconds of the network alone on prepared batches, and of whole tests."""
     fabric, model = Fabric(), create_model("video_sparseformer_tiny", num_classes=len(records.classes)).eval()
     jobs: dict[str, Any] = {}
     for way in WAYS:
-        told = config(root, views, way)
-        batches = list(build.build_test_loader(told, records, 3, range(len(records))))
-        score = build.build_predictor(told, model, fabric)
+        settings = config(root, views, way)
+        batches = list(build.build_test_loader(settings, records, 3, range(len(records))))
+        score = build.build_predictor(settings, model, fabric)
         jobs[f"{way}: network alone"] = lambda score=score, batches=batches: [score(batch) for batch in batches]
         for workers in (0, 1) if way == "plain" else (1,):
-            told = config(root, views, way, workers)
+            settings = config(root, views, way, workers)
             whole = f"{way}: whole test, {workers} workers"
-            jobs[whole] = lambda told=told: [score_files(fabric, model, told, records)]
+            jobs[whole] = lambda settings=settings: [score_files(fabric, model, settings, records)]
     with torch.no_grad():
         return interleaved(jobs, rounds)
 
 
 def data_alone(root: Path, records: Records, rounds: int) -> dict[str, list[float]]:
-    """Seconds for batches of all 12 views: from one opening, or one for each view, by our reader or a plain loop."""
+    """Measure the seconds of batches of all 12 views: with one opening of the file, or with one per view."""
     dataset = build.build_test_loader(config(root, (4, 3), "plain"), records, 3, range(len(records))).dataset
     transform = TestTransform(224, 3)
     paths = [records.path(index) for index in range(len(records))]
@@ -75,16 +75,16 @@ def data_alone(root: Path, records: Records, rounds: int) -> dict[str, list[floa
         with open_video(path) as video:
             spread[path] = spread_clips(video.num_frames, 32, 2, 4)
 
-    def cut(frames: np.ndarray, crop: int) -> torch.Tensor:
+    def crop_frames(frames: np.ndarray, crop: int) -> torch.Tensor:
         return resized_crop(frames, transform.boxes(*frames.shape[-3:-1])[crop], (224, 224))
 
     def read(path: Path, clip: int, crop: int) -> torch.Tensor:
         with open_video(path) as video:
-            numbers = spread_clips(video.num_frames, 32, 2, 4)[clip]
-            return torch.stack([cut(frame, crop) for _, frame in video.frames(numbers)], dim=1)
+            indices = spread_clips(video.num_frames, 32, 2, 4)[clip]
+            return torch.stack([crop_frames(frame, crop) for _, frame in video.frames(indices)], dim=1)
 
     def loop(path: Path, clip: int, crop: int) -> torch.Tensor:
-        return cut(lean(path, spread[path][clip]), crop)
+        return crop_frames(lean(path, spread[path][clip]), crop)
 
     def each_view(view: Any) -> Iterator[torch.Tensor]:
         for path in paths:
@@ -101,7 +101,7 @@ def data_alone(root: Path, records: Records, rounds: int) -> dict[str, list[floa
 
 
 def scores(checkpoint: Path, root: str | None, out: Path) -> dict[str, Any]:
-    """Test a checkpoint plainly, with a shared stem and on full frames: accuracies, and how far scores are apart."""
+    """Test a checkpoint plainly, with a shared stem and on full frames; return accuracies and score differences."""
     own = checkpoint_config(checkpoint)
     assert own is not None, "a checkpoint of a run is needed"
     results: dict[str, Any] = {}
@@ -109,26 +109,26 @@ def scores(checkpoint: Path, root: str | None, out: Path) -> dict[str, Any]:
         plain = None
         for way, flags in WAYS.items():
             test = replace(own.test, clips=clips, crops=1 if way == "full-frame" else crops, **flags)
-            told = replace(own, data=replace(own.data, root=root or own.data.root), test=test)
-            done = test_run(checkpoint, told, out / f"{name}-{way}")
-            given = load_predictions(out / f"{name}-{way}").scores
-            plain = given if plain is None else plain
+            settings = replace(own, data=replace(own.data, root=root or own.data.root), test=test)
+            done = test_run(checkpoint, settings, out / f"{name}-{way}")
+            scored = load_predictions(out / f"{name}-{way}").scores
+            plain = scored if plain is None else plain
             results[f"{name}, {way}"] = {
                 "top1": done["top1"],
                 "scored": done["scored"],
                 "stored_short_sides": done["stored_short_sides"],
-                "largest": float(np.abs(given - plain).max()),
-                "mean": float(np.abs(given - plain).mean()),
-                "same_answer": float(100 * (given.argmax(1) == plain.argmax(1)).mean()),
+                "largest": float(np.abs(scored - plain).max()),
+                "mean": float(np.abs(scored - plain).mean()),
+                "same_answer": float(100 * (scored.argmax(1) == plain.argmax(1)).mean()),
             }
     return results
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians, in Markdown."""
-    where = results["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
-    lines = [f"{where['cpu']}, {where['threads']} threads; {versions}; commit {where['commit'][:7]}.", ""]
+    """Return the medians, in Markdown."""
+    about = results["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    lines = [f"{about['cpu']}, {about['threads']} threads; {versions}; commit {about['commit'][:7]}.", ""]
     for name, run in results["tests"].items():
         seconds, videos = run["seconds"], run["videos"]
         lines += [f"| {name} views, `video_sparseformer_tiny` | s a video | / its network alone | speed-up |"]
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--root", help="where its data lie now")
+    parser.add_argument("--root", help="about its data lie now")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(2)

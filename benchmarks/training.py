@@ -1,9 +1,9 @@
-"""What training costs: memory and time of a step beside torchvision's video networks, and what the loop adds to a step.
+"""Cost of training: memory and time of a step compared with torchvision's video networks, and overhead of the loop.
 
     python -m benchmarks.training OUT [--compile]
 
-leaves OUT/training.json (every number measured, with the environment) and OUT/training.md (medians). All on the CPU, in
-float32 unless said otherwise. What is timed takes turns, so that what else the machine does falls on all.
+writes OUT/training.json (all numbers, with the environment) and OUT/training.md (medians). All run on the CPU, by
+default in float32. Timed jobs alternate, so other load on the machine affects all of them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from torchvision.models.video import mvit_v2_s, swin3d_t
 
 from benchmarks.data import _ratio, _status, environment, interleaved
 from sparsevideo import build
-from sparsevideo.commands.quickstart import _settings
+from sparsevideo.commands.quickstart import load_config
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.records import Records
@@ -43,16 +43,16 @@ from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer
 
 OURS = "video_sparseformer_tiny"
-# Each as it is built by default, which is for 400 classes, and the frames of its clip.
+# Each with its default arguments, which are for 400 classes, and its number of frames.
 MODELS = {
     OURS: (lambda: create_model(OURS), 32),
     f"{OURS}, activation checkpointing": (lambda: create_model(OURS, activation_checkpointing=True), 32),
     "torchvision swin3d_t": (swin3d_t, 32),
-    "torchvision mvit_v2_s": (mvit_v2_s, 16),  # it takes no other number
+    "torchvision mvit_v2_s": (mvit_v2_s, 16),  # it accepts no other number
 }
 COMPILE_S = 300  # longest time that compiling may take
 CLASSES, VIDEOS = 8, 2000  # the quickstart's training list
-# What every loop has to do, and where it is done; the rest of the time is the loop's own.
+# Work of every loop, and the functions that do it; the rest of the time is the overhead of the loop.
 WORK = {
     "prepare": (Normalize, "forward"),
     "forward": (SparseFormer, "forward"),
@@ -64,7 +64,7 @@ WORK = {
 
 
 def make_step(name: str, *, bf16: bool = False, compiled: bool = False) -> Callable[[], None]:
-    """A network, its AdamW, a clip and its label, and what does a training step with them."""
+    """Build a network, its AdamW, a clip and its label; return a function that does a training step with them."""
     torch.manual_seed(0)
     make, frames = MODELS[name]
     model = make().train()
@@ -83,7 +83,7 @@ def make_step(name: str, *, bf16: bool = False, compiled: bool = False) -> Calla
 
 
 def memory(name: str) -> None:
-    """Print the peak of two steps, the second of which has the optimizer's state, above what was held before, in GB."""
+    """Print the peak memory of two steps above the memory held before, in GB; the second has the optimizer state."""
     held = {"imported": _status("VmRSS")}
     step = make_step(name)
     held["built"] = _status("VmRSS")
@@ -94,7 +94,7 @@ def memory(name: str) -> None:
 
 
 def step_times(rounds: int, compiled: bool) -> dict[str, Any]:
-    """Seconds of the same training steps; with `compiled`, what compiling took or why it gave nothing."""
+    """Measure the seconds of training steps; with `compiled`, also those of the compilation or why it failed."""
     steps, compiling = {name: make_step(name) for name in MODELS}, {}
     if compiled:
         steps[f"{OURS}, bf16 autocast"] = make_step(OURS, bf16=True)
@@ -107,8 +107,10 @@ def step_times(rounds: int, compiled: bool) -> dict[str, Any]:
 
 
 def first_step(step: Callable[[], None]) -> float | str:
-    """Do the step that compiles, and return its seconds, or why there is no such step."""
-    signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C: compilers catch other errors
+    """Run the step that compiles; return its seconds, or the reason for its failure."""
+    signal.signal(
+        signal.SIGALRM, signal.default_int_handler
+    )  # raises KeyboardInterrupt, because compilers catch other errors
     signal.alarm(COMPILE_S)
     before = perf_counter()
     try:
@@ -121,7 +123,7 @@ def first_step(step: Callable[[], None]) -> float | str:
 
 
 def watched(spent: Counter, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which notes the seconds that it takes."""
+    """Return the function with a timer that adds its seconds to `spent`."""
 
     @wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -134,18 +136,18 @@ def watched(spent: Counter, name: str, function: Callable[..., Any]) -> Callable
 
 
 def bare_loop(config: Config, batches: Iterable[dict[str, Any]]) -> Iterator[float]:
-    """The same training as the engine's and nothing else: the loss of one step after the other."""
+    """Train as the engine does, without its overhead; yield the loss of each step."""
     torch.manual_seed(config.train.seed)
     model, _ = build.build_model(config.model, CLASSES)
     optimizer = build.build_optimizer(config.optim, model.train())
-    prepare = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"), train_classes=CLASSES)
+    preprocess = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"), train_classes=CLASSES)
     schedule = build.build_schedule(config.optim, build.total_steps(config, 1), config.train.batch_size)
-    # In the optimizer's order, as Fabric has it: another one would give the norm another last bit.
+    # In the order of the optimizer, as in Fabric: another order would change the last bit of the norm.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step) * group["lr_scale"]
-        inputs, labels = prepare(batch)
+        inputs, labels = preprocess(batch)
         loss = F.cross_entropy(model(inputs), labels, label_smoothing=config.train.label_smoothing)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_grad)
@@ -155,27 +157,27 @@ def bare_loop(config: Config, batches: Iterable[dict[str, Any]]) -> Iterator[flo
 
 
 def made_batches(config: Config) -> list[dict[str, Any]]:
-    """Eight batches as the loader hands them out: bytes, the channels last in memory."""
+    """Make eight batches in the format of the loader: bytes, channels-last in memory."""
     count, size = config.train.batch_size, config.data.size
     pixels = torch.randint(256, (8, count, config.data.num_frames, size, size, 3), dtype=torch.uint8).movedim(-1, 2)
     labels, rest = torch.randint(CLASSES, (8, count)), {"video_name": ["all/1.mp4"] * count, "failures": []}
-    return [{"video": clips, "label": numbers, **rest} for clips, numbers in zip(pixels, labels, strict=True)]
+    return [{"video": clips, "label": label, **rest} for clips, label in zip(pixels, labels, strict=True)]
 
 
 def loop_times(rounds: int, ema: float | None) -> dict[str, list[dict[str, float]]]:
-    """Where the seconds of a step go, in a whole training run and in the bare loop: means of blocks of steps.
+    """Measure the seconds of each part of a step, in a training run and in the bare loop, as means of blocks of steps.
 
-    They take turns step by step: when the run asks for its next batch, the bare loop first does a step with the last
-    one. A block has one line of the log, as `log_every` has it; the first block is left out.
+    Both alternate step by step: before the run gets its next batch, the bare loop does a step with the last batch. A
+    block has one line of the log, as set by `log_every`; the first block is left out.
     """
-    config = _settings("video_nano", Path(), seed=0)
+    config = load_config("video_nano", Path(), seed=0)
     config.train.max_steps = (rounds + 1) * config.train.log_every + 1  # the last one, which saves, is not timed
     config.train.ema, config.train.validate_every = ema, 0
     batches, losses, spent, block = made_batches(config), [], Counter(), config.train.log_every
     bare = bare_loop(config, cycle(batches))
     blocks = {name: [Counter() for _ in range(rounds + 1)] for name in ("run", "bare")}
 
-    def taking_turns() -> Iterator[dict[str, Any]]:
+    def alternating() -> Iterator[dict[str, Any]]:
         for step, batch in enumerate(cycle(batches)):
             spent.clear()
             start = perf_counter()
@@ -186,20 +188,20 @@ def loop_times(rounds: int, ema: float | None) -> dict[str, list[dict[str, float
             losses.append(next(bare))
             blocks["bare"][step // block].update(spent, whole=perf_counter() - start)
 
-    records = Records.build(Path("all"), list("abcdefgh"), [f"{number}.mp4" for number in range(VIDEOS)], [0] * VIDEOS)
-    loader = taking_turns(), EpochSampler(VIDEOS, config.train.batch_size)
+    records = Records.build(Path("all"), list("abcdefgh"), [f"{index}.mp4" for index in range(VIDEOS)], [0] * VIDEOS)
+    loader = alternating(), EpochSampler(VIDEOS, config.train.batch_size)
     made = {"build_records": lambda *_: records, "build_train_loader": lambda *_, **__: loader}
     with tempfile.TemporaryDirectory() as folder, patch.multiple(build, **made), ExitStack() as patches:
         for name, (owner, function) in WORK.items():
             patches.enter_context(patch.object(owner, function, watched(spent, name, getattr(owner, function))))
         train_run(config, Path(folder))
         logged = json.loads((Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert isclose(logged["loss"], sum(losses[:block]) / block, rel_tol=1e-5), "the two do not train the same"
+    assert isclose(logged["loss"], sum(losses[:block]) / block, rel_tol=1e-5), "the losses differ"
     return {name: [{part: s / block for part, s in one.items()} for one in each[1:]] for name, each in blocks.items()}
 
 
 def overhead(blocks: dict[str, list[dict[str, float]]]) -> list[str]:
-    """The cells of a row: ms of both loops' steps, what the engine's adds, its share, and the ratio of whole steps."""
+    """Return the cells of a row: ms per step of both loops, the overhead of the run, its share, the ratio of steps."""
     run, bare = ([step["whole"] for step in blocks[name]] for name in ("run", "bare"))
     own = [[step["whole"] - sum(step[part] for part in WORK) for step in blocks[name]] for name in ("run", "bare")]
     added = [more - less for more, less in zip(*own, strict=True)]
@@ -209,11 +211,11 @@ def overhead(blocks: dict[str, list[dict[str, float]]]) -> list[str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians, in Markdown."""
-    where, seconds = results["environment"], results["step"]["seconds"]
-    versions = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+    """Return the medians, in Markdown."""
+    about, seconds = results["environment"], results["step"]["seconds"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     lines = [
-        f"{where['cpu']}, {where['threads']} threads; {versions}; commit {where['commit'][:7]}.\n",
+        f"{about['cpu']}, {about['threads']} threads; {versions}; commit {about['commit'][:7]}.\n",
         "A training step (forward, backward, AdamW) with one clip of 224x224 pixels, 400 classes. The peak is over two",
         "steps, above what the process held once all was imported, or when it had built the network and the clip too.",
         "Ratios are medians over the rounds, each within one round.\n",
@@ -226,8 +228,8 @@ def table(results: dict[str, Any]) -> str:
         cells += [f"{1e3 * median(times):.0f}", f"{_ratio(times, seconds[OURS]):.2f}"]
         lines += [f"| {name} | {MODELS.get(name, MODELS[OURS])[1]} | {' | '.join(cells)} |"]
     for name, took in results["step"]["compiling"].items():
-        said = took if isinstance(took, str) else f"{took:.0f} s"
-        lines += [f"\n{name}: the first step, which compiles: {said}"]
+        outcome = took if isinstance(took, str) else f"{took:.0f} s"
+        lines += [f"\n{name}: the first step, which compiles: {outcome}"]
     lines += [
         "\nThe engine's loop beside a bare one, taking turns, with the quickstart's settings for videos, batches from",
         "memory. What it adds is time outside of what both have to do (normalising, forward, loss, backward, clipping,",

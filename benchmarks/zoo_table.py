@@ -1,4 +1,4 @@
-"""The page of the model zoo: each model's cost, what the paper reports of it, and what we have measured."""
+"""The page of the model zoo: cost of each model, accuracy in the paper, and our measurements."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from sparsevideo.models.presets import create_model, list_models
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.reports.profile import count_macs, count_parameters
 
-# By ndim: on which data set the paper's numbers were measured, and how, in the words of results.json. The images' are
-# those of Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
+# By ndim: data set and test settings (keys of results.json) of the numbers in Gao et al.,
+# "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 _ONE_VIEW = {
     "split": "val",
     "repeat_middle_frame": False,
@@ -35,8 +35,8 @@ _REPORTED = {  # top-1, percent
     "video_sparseformer_small": "79.1",
     "video_sparseformer_base": "79.8‡",
 }
-# They change how a network is trained, or its head, not which network it is.
-_BESIDE_THE_ARCHITECTURE = ("num_classes", "drop_path", "activation_checkpointing")
+# Arguments that do not identify a network: they change its training or its head.
+_NOT_IDENTIFYING = ("num_classes", "drop_path", "activation_checkpointing")
 
 _TEXTS = ("model", "data set", "frames × stride × crop", "views")
 _NUMBERS = (
@@ -45,19 +45,18 @@ _NUMBERS = (
 )
 _PAGE = """# Model zoo
 
-Our numbers beside the paper's; a cell is empty where nobody has measured. Weights of the image models tiny, small and
-base have been published by the authors, and `sparsevideo.load_weights` reads them. None have been published of the
-video models.
+Our numbers beside those of the paper; a cell is empty if there is no measurement. The authors have published weights
+of the image models tiny, small and base, which `sparsevideo.load_weights` reads, but no weights of the video models.
 
 {table}
 
 Views are clips × crops. Files that could not be scored count as wrong.
 
 \\* Multiply-accumulates of one view in 10⁹: convolutions, matrix products and attention, counted as they run
-(`sparsevideo.reports.profile.count_macs`, on torch's `FlopCounterMode`); reading at points and element-wise work do not
-count. The cells of tests that read whole frames are empty, for there it differs by file.
+(`sparsevideo.reports.profile.count_macs`, on torch's `FlopCounterMode`); sampling at points and element-wise operations
+do not count. The cells of tests on whole frames are empty, because the cost differs by file.
 
-† By the published counter, which has no rule for the adaptive mixing.
+† By the published counter, which omits the adaptive mixing.
 
 ‡ Pre-trained on ImageNet-21K; the others on ImageNet-1K. Table 5 of arXiv 2304.03768 v1 reports all three.
 
@@ -75,12 +74,12 @@ This page is made by
 
 @dataclass(frozen=True)
 class Measured:
-    """The results of a test, and what the page calls them.
+    """Results of a test with their names on the page.
 
     Attributes:
-        source: The file as it was named, with the key inside it, if any.
-        dataset: Name of the data set; "ImageNet-1K" or "Kinetics-400" brings the row beside the paper's number.
-        results: What `sparsevideo test` has written.
+        source: The file, with the key inside it, if any.
+        dataset: Name of the data set; rows of "ImageNet-1K" and "Kinetics-400" also show the paper's number.
+        results: Content of a `results.json` of `sparsevideo test`.
     """
 
     source: str
@@ -88,20 +87,20 @@ class Measured:
     results: Mapping[str, Any]
 
 
-def read_results(told: str) -> Measured:
-    """Read results as a command line names them.
+def read_results(argument: str) -> Measured:
+    """Read the results that a command-line argument names.
 
     Args:
-        told: `[NAME=]FILE[#KEY]`: the data set's name, a `results.json`, and the key where the file holds several.
-            Without a name the data set is called after its folder, or else by its number of classes.
+        argument: `[NAME=]FILE[#KEY]`: name of the data set, a `results.json`, and the key if the file holds several.
+            Without a name the data set is named after its folder, or else by its number of classes.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: It holds no results, or none under this key.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has no results, or none under this key.
     """
-    path, _, key = told.partition("#")
+    path, _, key = argument.partition("#")
     name = ""
-    if "=" in path and not Path(path).exists():  # a path may hold a "=", too
+    if "=" in path and not Path(path).exists():  # a path may also contain "="
         name, _, path = path.partition("=")
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -113,32 +112,32 @@ def read_results(told: str) -> Measured:
             raise ValueError(f"no {', '.join(absent)} inside")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"no {error} inside" if isinstance(error, KeyError) else error
-        raise ValueError(f"{told}: not the results of `sparsevideo test` ({reason})") from error
+        raise ValueError(f"{argument}: not the results of `sparsevideo test` ({reason})") from error
     name = name or Path(results.get("root") or "").name or f"{num_classes} classes"
     return Measured(f"{path}#{key}" if key else path, name, results)
 
 
 def zoo_page(measured: Sequence[Measured], command: str) -> str:
-    """Write the page, in Markdown: a row for each number of the paper and for each measurement.
+    """Return the page, in Markdown: a row for each number of the paper and for each measurement.
 
-    Both stand in one row where data set, split, frames, stride, crop and views are the same. Networks that are none of
-    the zoo's come last, called by their file.
+    A measurement with the data set, split, frames, stride, crop and views of the paper shares its row. Networks without
+    a preset come last, named by their file.
 
     Args:
-        measured: In the order of their rows.
-        command: What makes this page.
+        measured: Results in the order of their rows.
+        command: The command that writes this page.
     """
     with torch.device("meta"):
         presets = {name: create_model(name).hparams for name in list_models()}
     names = [_preset(item, presets) for item in measured]
     rows = []
     for preset, hparams in presets.items():
-        mine = [item for item, name in zip(measured, names, strict=True) if name == preset]
+        own = [item for item, name in zip(measured, names, strict=True) if name == preset]
         reported = _REPORTED.get(preset, "")
-        if reported and not any(map(_is_as_reported, mine)):
+        if reported and not any(map(_is_as_reported, own)):
             dataset, protocol = _PROTOCOLS[hparams["ndim"]]
-            mine.insert(0, Measured("", dataset, {"hparams": hparams, **protocol}))
-        for item in mine or [Measured("", "", {"hparams": hparams})]:
+            own.insert(0, Measured("", dataset, {"hparams": hparams, **protocol}))
+        for item in own or [Measured("", "", {"hparams": hparams})]:
             rows.append(_row(preset, item, reported if _is_as_reported(item) else ""))
     rows += [_row(f"`{item.source}`", item) for item, name in zip(measured, names, strict=True) if name is None]
     rules = ["---"] * len(_TEXTS) + ["--:"] * len(_NUMBERS)
@@ -158,35 +157,35 @@ def _network(hparams: Mapping[str, Any]) -> SparseFormer:
 
 
 def _preset(item: Measured, presets: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the model with this architecture, if there is one."""
-    own = _network(item.results["hparams"]).hparams  # with defaults for what an older version did not tell
-    beside = {name: own[name] for name in _BESIDE_THE_ARCHITECTURE}
-    return next((name for name, preset in presets.items() if {**preset, **beside} == own), None)
+    """Return the name of the preset with this architecture, if there is one."""
+    own = _network(item.results["hparams"]).hparams  # with defaults of absent arguments
+    ignored = {name: own[name] for name in _NOT_IDENTIFYING}
+    return next((name for name, preset in presets.items() if {**preset, **ignored} == own), None)
 
 
 def _is_as_reported(item: Measured) -> bool:
-    """Whether this is the data set of the paper's number, seen in the same views."""
+    """Return whether data set and test settings are those of the paper's number."""
     dataset, protocol = _PROTOCOLS[item.results["hparams"]["ndim"]]
     same = all(item.results.get(name) == value for name, value in protocol.items())
     return item.dataset == dataset and same and not _whole_frames(item.results)
 
 
-def _whole_frames(told: Mapping[str, Any]) -> list[str]:
-    """How the network read whole frames where it did, not crops of one size: what a view costs differs by file."""
+def _whole_frames(results: Mapping[str, Any]) -> list[str]:
+    """Return how a test used whole frames, whose cost differs by file; empty for crops of one size."""
     ways = {"full_frame": "whole frames", "share_stem": "views that share a stem"}
-    return [way for name, way in ways.items() if told.get(name)]
+    return [way for name, way in ways.items() if results.get(name)]
 
 
 def _row(model: str, item: Measured, reported: str = "") -> list[str]:
-    """The cells of one row; those of what `item` does not tell are empty."""
-    told, network = item.results, _network(item.results["hparams"])
-    still = "one frame repeated" if told.get("repeat_middle_frame") else None
-    dataset = ", ".join(filter(None, (item.dataset, told.get("split"), still)))
-    top1, *measured = _scores(told) if "top1" in told else [""] * 5
+    """Return the cells of one row; cells without a value in `item` are empty."""
+    results, network = item.results, _network(item.results["hparams"])
+    still = "one frame repeated" if results.get("repeat_middle_frame") else None
+    dataset = ", ".join(filter(None, (item.dataset, results.get("split"), still)))
+    top1, *measured = _scores(results) if "top1" in results else [""] * 5
     return [
         model,
         dataset,
-        *(_views(told, network) if "size" in told else [""] * 4),
+        *(_views(results, network) if "size" in results else [""] * 4),
         f"{count_parameters(network) / 1e6:.1f}",
         top1,
         reported,
@@ -194,45 +193,47 @@ def _row(model: str, item: Measured, reported: str = "") -> list[str]:
     ]
 
 
-def _views(told: Mapping[str, Any], network: SparseFormer) -> list[str]:
-    """What the network saw of a file, and what that costs by both counters."""
-    clip, shape = str(told["size"]), [told["size"]] * 2
+def _views(results: Mapping[str, Any], network: SparseFormer) -> list[str]:
+    """Return the size of a clip, the number of views, and their cost by both counters."""
+    clip, shape = str(results["size"]), [results["size"]] * 2
     if network.ndim == 3:
-        stride = "uniform" if told["frame_stride"] is None else str(told["frame_stride"])
-        rate = f" at {told['target_fps']:g}/s" if told.get("target_fps") else ""
-        clip, shape = f"{told['num_frames']} × {stride}{rate} × {clip}", [told["num_frames"], *shape]
-    views = f"{told['clips']} × {told['crops']}"
-    if whole := _whole_frames(told):
+        stride = "uniform" if results["frame_stride"] is None else str(results["frame_stride"])
+        rate = f" at {results['target_fps']:g}/s" if results.get("target_fps") else ""
+        clip, shape = f"{results['num_frames']} × {stride}{rate} × {clip}", [results["num_frames"], *shape]
+    views = f"{results['clips']} × {results['crops']}"
+    if whole := _whole_frames(results):
         return [f"{clip}, {', '.join(whole)}", views, "", ""]
     count = count_macs(network, (1, 3, *shape))
-    costs = [f"{macs / 1e9:#.3g} × {told['clips'] * told['crops']}" for macs in (count.all_ops, count.as_published)]
+    costs = [
+        f"{macs / 1e9:#.3g} × {results['clips'] * results['crops']}" for macs in (count.all_ops, count.as_published)
+    ]
     return [clip, views, *costs]
 
 
-def _scores(told: Mapping[str, Any]) -> list[str]:
-    """Top-1, top-5, of how many files, of which weights and by which code."""
-    missing = f" ({told['missing']} more missing)" if told.get("missing") else ""
+def _scores(results: Mapping[str, Any]) -> list[str]:
+    """Return the cells of top-1, top-5, number of files, checkpoint and commit."""
+    missing = f" ({results['missing']} more missing)" if results.get("missing") else ""
     return [
-        f"{told['top1']:.1f}",
-        f"{told['top5']:.1f}",
-        f"{told['scored']} / {told['listed']}{missing}",
-        f"`{told['checkpoint_sha256'][:8]}`",
-        _commit(told["environment"]["commit"] or ""),
+        f"{results['top1']:.1f}",
+        f"{results['top5']:.1f}",
+        f"{results['scored']} / {results['listed']}{missing}",
+        f"`{results['checkpoint_sha256'][:8]}`",
+        _commit(results["environment"]["commit"] or ""),
     ]
 
 
-def _commit(told: str) -> str:
-    number, *dirty = told.split("-")
-    return f"`{'-'.join([number[:8], *dirty])}`" if told else ""
+def _commit(commit: str) -> str:
+    sha, *dirty = commit.split("-")
+    return f"`{'-'.join([sha[:8], *dirty])}`" if commit else ""
 
 
 def _source(item: Measured) -> str:
-    """A line on where a row is from: what its numbers depend on beside its cells."""
-    told, environment = item.results, item.results["environment"]
-    made = [told["decoder"], f"precision {told['precision']}", environment["device"]]
-    made += [
-        f"mean of {told['scores']}" if told.get("scores") else "",
+    """Return a line on the source of a row: settings and environment that have no cell."""
+    results, environment = item.results, item.results["environment"]
+    parts = [results["decoder"], f"precision {results['precision']}", environment["device"]]
+    parts += [
+        f"mean of {results['scores']}" if results.get("scores") else "",
         f"torch {environment['packages']['torch']}",
-        told["time"][:10],
+        results["time"][:10],
     ]
-    return f"- `{item.source}`: {', '.join(filter(None, made))}"
+    return f"- `{item.source}`: {', '.join(filter(None, parts))}"

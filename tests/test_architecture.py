@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows of the architecture, read off the source."""
+"""Import rules between the parts of the package, checked in the source code."""
 
 import ast
 import re
@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sparsevideo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# part of the package: all that it may import beside the standard library
+# Part of the package: all that it may import besides the standard library.
 ALLOWED = {
-    "models": {"torch", "einops", "safetensors", "sparsevideo.models"},
+    "models": {"torch", "einops", "safetensors", "sparsevideo.models", "sparsevideo.utils"},
     "config.py": set(),
 }
-# part of the package: what of ours it may import at most; its libraries are its own affair
+# Part of the package: all parts of ours that it may import; other libraries are not restricted here.
 OURS = {
     part: {f"sparsevideo.{other}" for other in others.split()}
     for part, others in {
@@ -26,8 +26,8 @@ OURS = {
         "engine": "engine data models io utils config",
     }.items()
 }
-# command, or the module that every loader worker imports: libraries that take seconds to import, which it does without
-# until a setting or a step needs them
+# File: libraries that take seconds to import, so importing the file must not import them. They are imported where a
+# setting or a step needs them. `data/datasets.py` is what every loader worker imports.
 LATE = {
     "cli.py": {"torch", "numpy"},
     "data/datasets.py": {"torchvision", "pytorchvideo", "timm", "lightning_fabric", "sklearn", "scipy", "matplotlib"},
@@ -35,7 +35,7 @@ LATE = {
     "commands/train.py": {"torchvision", "pytorchvideo", "timm", "sklearn", "scipy", "matplotlib"},
     "commands/test.py": {"torchvision", "pytorchvideo", "timm", "sklearn", "scipy", "matplotlib"},
 }
-# library: the only files that may import it
+# Library: the only files that may import it.
 ONLY = {
     "pytorchvideo": {"data/pytorchvideo.py"},
     "av": {f"io/{name}.py" for name in ("errors", "packets", "pyav", "reader", "writer")},
@@ -45,7 +45,7 @@ ONLY = {
 
 
 def imports(path, at_once=False):
-    """Absolute dotted names, those inside functions and behind TYPE_CHECKING included, or those imported at once."""
+    """Yield the dotted names that a file imports, also in functions and behind TYPE_CHECKING unless `at_once`."""
     package = path.relative_to(ROOT).parent.parts
     tree = ast.parse(path.read_text())
     for node in tree.body if at_once else ast.walk(tree):
@@ -74,7 +74,7 @@ def test_imports_follow_the_arrows(path):
 
 
 def imported_at_once(path):
-    """All that importing a file imports, through our other files."""
+    """Return all names that importing a file imports, also through our other files."""
     found, todo = {}, [path]
     while todo:
         path = todo.pop()
@@ -86,14 +86,14 @@ def imported_at_once(path):
 
 
 @pytest.mark.parametrize("file", LATE)
-def test_libraries_that_load_slowly_are_imported_late(file):
+def test_imports_of_slow_libraries_are_late(file):
     found = imported_at_once(PACKAGE / file)
     assert any(within(name, {"torch", "yaml"}) for name in found)  # it follows our own files
     assert not {name for name in found if within(name, LATE[file])}
 
 
 def text_calls_without_encoding(tree):
-    """Lines of calls that read or write text in whatever encoding the system has."""
+    """Yield the lines of calls that read or write text in the default encoding of the system."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or any(word.arg in ("encoding", None) for word in node.keywords):
             continue
@@ -139,7 +139,7 @@ def test_text_calls_without_encoding_are_found(code, found):
 
 
 @pytest.mark.parametrize("folder", ["sparsevideo", "tools", "benchmarks"])
-def test_text_is_utf_8_whatever_the_system_has(folder):
+def test_text_is_utf_8_on_all_systems(folder):
     assert not [
         f"{path.relative_to(ROOT)}:{line}"
         for path in (ROOT / folder).rglob("*.py")
@@ -147,10 +147,10 @@ def test_text_is_utf_8_whatever_the_system_has(folder):
     ]
 
 
-def test_each_file_says_its_idea_on_line_1():
+def test_files_start_with_a_docstring():
     files = [
         path for folder in ("sparsevideo", "tests", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     ]
     assert files
-    silent = [str(path.relative_to(ROOT)) for path in files if not path.read_text().startswith(('"""', 'r"""'))]
-    assert silent == []
+    undocumented = [str(path.relative_to(ROOT)) for path in files if not path.read_text().startswith(('"""', 'r"""'))]
+    assert undocumented == []

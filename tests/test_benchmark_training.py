@@ -1,4 +1,4 @@
-"""The reference loop of the training benchmark computes the losses of the engine."""
+"""The bare loop of the training benchmark trains as the engine does."""
 
 import sys
 from typing import Any
@@ -11,24 +11,24 @@ from sparsevideo.config import Config
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the tool reads /proc")
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_the_bare_loop_has_the_losses_that_a_run_logs(monkeypatch: pytest.MonkeyPatch, ema: float | None) -> None:
-    settings = tool._settings
+def test_bare_loop_has_the_losses_that_a_run_logs(monkeypatch: pytest.MonkeyPatch, ema: float | None) -> None:
+    load_config = tool.load_config
 
     def small(*args: Any, **kwargs: Any) -> Config:
-        config = settings(*args, **kwargs)
+        config = load_config(*args, **kwargs)
         config.train.batch_size, config.train.log_every = 2, 3
         return config
 
-    monkeypatch.setattr(tool, "_settings", small)
+    monkeypatch.setattr(tool, "load_config", small)
     times = tool.loop_times(2, ema)  # compares the losses
     assert [len(steps) for steps in times.values()] == [2, 2]  # the first block is left out
     for step in times["run"] + times["bare"]:
-        parts = [step[part] for part in tool.WORK]  # the tool has timed each part
+        parts = [step[part] for part in tool.WORK]  # each part is the function that the tool patches
         assert min(parts) > 0
         assert sum(parts) < step["whole"]
 
 
-def test_what_the_engine_adds_is_the_time_outside_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overhead_is_the_time_outside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(work_s: float, whole_s: float) -> dict[str, float]:
         return {part: work_s / len(tool.WORK) for part in tool.WORK} | {"whole": whole_s}
 

@@ -149,7 +149,7 @@ def assert_equal_weights(ours, theirs):
         assert torch.equal(tensor, ours[name]), name
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
+def test_resumed_run_ends_as_an_uninterrupted_one(trained, digits, tmp_path):
     resumed = interrupted_and_resumed([*VIDEO, f"--data.root={digits}"], tmp_path / "resumed")
     assert_equal_weights(resumed, read_weights(trained / "checkpoints" / "last.pt")["model"])
 
@@ -189,7 +189,7 @@ def test_a_step_without_a_finite_loss_is_not_taken_and_names_the_files(digits, t
     assert all(torch.isfinite(tensor).all() for tensor in last["model"].values())
 
 
-def test_the_averaged_weights_are_validated_tested_and_saved_as_best(digits, tmp_path):
+def test_ema_is_validated_tested_and_kept_as_the_best(digits, tmp_path):
     out = tmp_path / "run"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}", "--train.ema=0.9", "--optim.lr=0.1"]) == OK
     best, last = (read_weights(out / "checkpoints" / name) for name in ("best.pt", "last.pt"))

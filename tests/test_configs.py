@@ -219,7 +219,7 @@ def test_batch_rate_and_steps_match_the_header(name):
     ],
     ids=["imagenet", "kinetics400"],
 )
-def test_the_schedule_matches_its_source(name, files, batch, epochs, warmup_epochs, base_size, rates):
+def test_schedule_of_run_files_is_the_one_that_is_named(name, files, batch, epochs, warmup_epochs, base_size, rates):
     """An epoch in the papers has one sample per file, with and without repeated augmentation."""
     samples, steps, rate = schedule(name, 8, files)
     assert samples == pytest.approx(batch, rel=0.02)

@@ -194,7 +194,7 @@ def test_two_processes_train_like_one(two_ranks, curve):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("processes", "accumulate"), [(2, 3), (3, 1), (3, 2)])
-def test_all_splits_of_the_global_batch_train_like_one_process(
+def test_ddp_and_fsdp_train_any_split_of_the_global_batch_as_one_process(
     strategy, processes, accumulate, curve, digits, tmp_path
 ):
     args = [*curve_of(strategy, processes, accumulate), f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
@@ -204,7 +204,7 @@ def test_all_splits_of_the_global_batch_train_like_one_process(
 
 
 @pytest.mark.slow
-def test_shards_are_converted_to_one_file_and_resumed_in_one_process(curve, digits, tmp_path, capsys):
+def test_fsdp_shards_are_merged_on_request_and_resumed_by_one_process(curve, digits, tmp_path, capsys):
     """A signal stops two ranks with FSDP. One process without FSDP resumes the run."""
     out = tmp_path / "run"
     args = [*CURVE, f"--data.root={digits}", f"--out={out}", "--train.batch_size=6", "--train.strategy=fsdp"]

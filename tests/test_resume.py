@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted, tmp_path, smal
     assert set(checkpoints.glob(".*")) <= left
 
 
-def test_a_changed_schedule_is_refused_unless_allowed(interrupted, capsys):
+def test_resume_refuses_a_changed_schedule_with_both_values_unless_allowed(interrupted, capsys):
     changed = ["--train.max_steps=20", "--train.batch_size=4", "--optim.lr=1e-4"]
     assert main(["train", *interrupted, "--resume", *changed]) == FAILED
     output = capsys.readouterr().err

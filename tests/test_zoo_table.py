@@ -1,4 +1,4 @@
-"""The zoo's page is what its own command prints, names every model, and fills a cell only where it was measured."""
+"""The page of the model zoo is what its command prints, with all models and only measured numbers."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from sparsevideo.reports.profile import MacCount
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "docs" / "quickstart.json"
-# A real result with numbers of its own, so that a new run of the quickstart changes no test.
+# A real result with fixed numbers, so a new run of the quickstart changes no test.
 VIDEO = json.loads(QUICKSTART.read_text())["video"]
 VIDEO |= {"top1": 99.58, "checkpoint_sha256": "83c4ab1d" * 8, "time": "2026-11-25T05:01:15+00:00"}
 VIDEO["environment"] |= {"commit": "2897ba72" * 5, "device": "cpu"}
@@ -26,7 +26,7 @@ K400 = {"split": "val", "size": 224, "num_frames": 32, "frame_stride": 2, "clips
 
 
 def table(page):
-    """Each row of the page's table: heading to cell."""
+    """Return each row of the page's table: heading to cell."""
     head, _, *rows = (re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("|"))
     return [dict(zip((cell.strip() for cell in head), (cell.strip() for cell in row), strict=True)) for row in rows]
 
@@ -36,17 +36,17 @@ def rows_of(measured, model):
 
 
 def result(model="video_sparseformer_nano", **changes):
-    """As the quickstart's, of another network and protocol."""
+    """Return the results of the quickstart with another network and protocol."""
     return {**VIDEO, "hparams": preset(model), **changes}
 
 
 @pytest.fixture
 def uncounted(monkeypatch):
-    """Counting runs every network; what it says is looked at elsewhere."""
+    """Skip the counting, which runs every network; another test checks it."""
     monkeypatch.setattr(zoo_table, "count_macs", lambda network, shape: MacCount(*[10**9] * 7))
 
 
-def test_the_committed_page_is_what_its_own_command_prints(monkeypatch, capsys):
+def test_zoo_page_is_what_its_own_command_prints(monkeypatch, capsys):
     page = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^python -m (benchmarks\.make_model_zoo .*) > docs/model_zoo\.md$", page, re.MULTILINE)
     monkeypatch.chdir(ROOT)
@@ -55,7 +55,7 @@ def test_the_committed_page_is_what_its_own_command_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == page, "make docs/model_zoo.md again, with the command that it shows"
     rows = {row["model"]: row for row in table(page)}
     assert set(rows) >= set(list_models())
-    for model, gmac in {  # of the published table of networks: all operations, by the published counter, parameters
+    for model, gmac in {  # published: all operations, by the published counter, parameters
         "sparseformer_tiny": ("2.18 × 1", "2.07 × 1", "31.5"),
         "video_sparseformer_base": ("75.0 × 12", "73.5 × 12", "80.9"),
     }.items():
@@ -65,7 +65,7 @@ def test_the_committed_page_is_what_its_own_command_prints(monkeypatch, capsys):
     assert nano["top-1"] and not nano["top-1, paper"]
 
 
-def test_every_model_has_a_row_and_nothing_that_was_not_measured(uncounted):
+def test_zoo_page_has_a_row_per_model_and_no_unmeasured_numbers(uncounted):
     rows = table(zoo_page([], "command"))
     assert [row["model"] for row in rows] == list_models()
     paper = {row["model"]: row["top-1, paper"] for row in rows}
@@ -81,7 +81,7 @@ def test_every_model_has_a_row_and_nothing_that_was_not_measured(uncounted):
             assert shown == ("ImageNet-1K, val", "224", "1 × 1")
 
 
-def test_our_number_stands_beside_the_papers_where_the_protocol_is_the_same(uncounted):
+def test_zoo_page_shows_our_number_beside_the_papers_for_the_same_protocol(uncounted):
     """Another head, drop path or checkpointing is the same network."""
     hparams = {
         **preset("video_sparseformer_tiny"),
@@ -112,7 +112,7 @@ def test_our_number_stands_beside_the_papers_where_the_protocol_is_the_same(unco
         ({"repeat_middle_frame": True}, "data set", "Kinetics-400, val, one frame repeated"),
     ],
 )
-def test_another_protocol_has_a_row_of_its_own(uncounted, change, cell, shown):
+def test_zoo_page_has_a_row_for_another_protocol(uncounted, change, cell, shown):
     measured = [Measured("r.json", "Kinetics-400", result("video_sparseformer_tiny", **{**K400, **change}))]
     paper, ours = rows_of(measured, "video_sparseformer_tiny")
     assert (paper["top-1"], paper["top-1, paper"]) == ("", "77.9")
@@ -121,57 +121,59 @@ def test_another_protocol_has_a_row_of_its_own(uncounted, change, cell, shown):
     assert bool(ours["GMAC × views\\*"]) == bool(ours["as published†"]) == ("crop" not in cell or "," not in shown)
 
 
-def test_another_data_set_has_a_row_of_its_own(uncounted):
+def test_zoo_page_has_a_row_for_another_data_set(uncounted):
     measured = [Measured("r.json", "My|set", result("video_sparseformer_tiny", **K400))]
     paper, ours = rows_of(measured, "video_sparseformer_tiny")
     assert (paper["data set"], ours["data set"]) == ("Kinetics-400, val", "My\\|set, val")
     assert not ours["top-1, paper"]
 
 
-def test_frames_at_a_rate_say_so(uncounted):
+def test_zoo_page_shows_the_frame_rate(uncounted):
     (row,) = rows_of([Measured("r.json", "digits", result(target_fps=15.0))], "video_sparseformer_nano")
     assert row["frames × stride × crop"] == "8 × 2 at 15/s × 64"
 
 
-def test_a_network_of_no_preset_is_listed_by_its_file(uncounted):
+def test_zoo_page_lists_other_networks_by_file(uncounted):
     other = result(hparams={**preset("video_sparseformer_nano"), "num_tubes": 2})
-    page = zoo_page([Measured("runs/mine/results.json", "digits", other)], "command")
-    assert table(page)[-1]["model"] == "`runs/mine/results.json`"
+    page = zoo_page([Measured("runs/other/results.json", "digits", other)], "command")
+    assert table(page)[-1]["model"] == "`runs/other/results.json`"
     assert table(page)[-2]["top-1"] == ""
-    assert "- `runs/mine/results.json`: pyav, precision 32-true, cpu, mean of softmax, torch 2.14.1, 2026-11-25" in page
+    assert (
+        "- `runs/other/results.json`: pyav, precision 32-true, cpu, mean of softmax, torch 2.14.1, 2026-11-25" in page
+    )
 
 
-def test_code_without_a_commit_leaves_the_cell_empty(uncounted):
-    told = result(environment={**VIDEO["environment"], "commit": None})
-    (row,) = rows_of([Measured("r.json", "digits", told)], "video_sparseformer_nano")
+def test_zoo_page_has_an_empty_cell_without_a_commit(uncounted):
+    changed = result(environment={**VIDEO["environment"], "commit": None})
+    (row,) = rows_of([Measured("r.json", "digits", changed)], "video_sparseformer_nano")
     assert row["commit"] == "" and row["top-1"] == "99.6"
 
 
-def test_code_that_differs_from_its_commit_says_so(uncounted):
-    told = result(environment={**VIDEO["environment"], "commit": "2897ba72" * 5 + "-dirty"})
-    (row,) = rows_of([Measured("r.json", "digits", told)], "video_sparseformer_nano")
+def test_zoo_page_marks_code_that_differs_from_its_commit(uncounted):
+    changed = result(environment={**VIDEO["environment"], "commit": "2897ba72" * 5 + "-dirty"})
+    (row,) = rows_of([Measured("r.json", "digits", changed)], "video_sparseformer_nano")
     assert row["commit"] == "`2897ba72-dirty`"
 
 
-def test_results_are_named_with_their_data_set_and_key(tmp_path, monkeypatch):
+def test_read_results_takes_data_set_and_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/lr=0.1")
     folder.mkdir(parents=True)
     (folder / "r.json").write_text(json.dumps(VIDEO))
     (folder / "root.json").write_text(json.dumps({**VIDEO, "root": "/sets/digits"}))
     (folder / "two.json").write_text(json.dumps({"video": VIDEO}))
-    for told, source, dataset in (
+    for argument, source, dataset in (
         ("runs/lr=0.1/r.json", "runs/lr=0.1/r.json", "8 classes"),
         ("Kinetics-400=runs/lr=0.1/r.json", "runs/lr=0.1/r.json", "Kinetics-400"),
         ("runs/lr=0.1/root.json", "runs/lr=0.1/root.json", "digits"),
         ("moving digits=runs/lr=0.1/two.json#video", "runs/lr=0.1/two.json#video", "moving digits"),
         ("runs/lr=0.1/two.json#video", "runs/lr=0.1/two.json#video", "8 classes"),
     ):
-        assert read_results(told) == Measured(source, dataset, read_results(told).results)
+        assert read_results(argument) == Measured(source, dataset, read_results(argument).results)
 
 
 @pytest.mark.parametrize(
-    ("content", "told", "reason"),
+    ("content", "argument", "reason"),
     [
         ("{", "r.json", "Expecting property name"),
         ("[]", "r.json", "list indices"),
@@ -185,10 +187,10 @@ def test_results_are_named_with_their_data_set_and_key(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_other_files_are_refused(tmp_path, monkeypatch, content, told, reason):
+def test_read_results_refuses_other_files(tmp_path, monkeypatch, content, argument, reason):
     monkeypatch.chdir(tmp_path)
     Path("r.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"^{told}: not the results of `sparsevideo test` \(.*{reason}"):
-        read_results(told)
+    with pytest.raises(ValueError, match=rf"^{argument}: not the results of `sparsevideo test` \(.*{reason}"):
+        read_results(argument)
     with pytest.raises(FileNotFoundError):
-        read_results(f"other-{told}")
+        read_results(f"other-{argument}")

@@ -1,3 +1,3 @@
-"""The networks: SparseFormer for images and clips, its published weights, and the way from one to the other."""
+"""The networks: SparseFormer for images and clips, its published weights, and inflation from image to video."""
 
 from sparsevideo.models import published as published

@@ -1,10 +1,10 @@
-"""One set of weights, several budgets: other numbers of tubes, fewer points.
+"""One set of weights for several budgets: more or fewer tubes, fewer points.
 
-Tokens and coordinates are continuous in time, and what is done with points is a sum over them, so a network of another
-size can be read off the trained weights, as differentiable functions of them. The nearest idea is Yu et al., "Slimmable
-Neural Networks" (arXiv 1812.08928), where it is the width that varies.
+Tokens and coordinates are continuous in time, and the network sums over points. The weights of a network of another
+size are therefore differentiable functions of the trained weights. The nearest idea is Yu et al., "Slimmable Neural
+Networks" (arXiv 1812.08928), which varies the width.
 
-Letters: N tokens of a tube, P points a token reads, C stem channels, D token width.
+Letters: N tokens of a tube, P points per token, C stem channels, D token width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,15 +21,15 @@ from sparsevideo.models.sparseformer import SparseFormer
 
 
 def with_budget(model: SparseFormer, *, num_tubes: int | None = None, num_points: int | None = None) -> SparseFormer:
-    """Make a network of another budget from trained weights.
+    """Build a network of another budget from trained weights.
 
     Args:
-        model: The trained network; it is left as it is, and nothing is shared with it.
-        num_tubes: At least 1, fewer or more than it has; None for as many. Each is the mean of those it overlaps.
-        num_points: From 2 up to as many as it has; None for as many. They are spread evenly over those it has.
+        model: The trained network. It stays unchanged, and the result shares no storage with it.
+        num_tubes: Number of tubes, >= 1; None keeps the model's. Each is the mean of the trained tubes it overlaps.
+        num_points: Number of points, from 2 to the model's; None keeps the model's. See `kept_points`.
 
     Raises:
-        ValueError: A number is out of range, or an image model is asked for tubes.
+        ValueError: A number is out of range, or `num_tubes` is set for an image model.
 
     Example:
         >>> from sparsevideo import create_model
@@ -44,43 +44,43 @@ def with_budget(model: SparseFormer, *, num_tubes: int | None = None, num_points
 
 
 class ElasticSparseFormer(nn.Module):
-    """A network that runs at another budget in each call; gradients are those of the whole network's weights.
+    """Network whose budget is an argument of each call; gradients flow to the weights of the full network.
 
     Args:
-        model: The whole network, which alone has parameters here.
-        compiled: Compile each budget's network with torch.compile.
+        model: The full network, the only one that has parameters.
+        compiled: Compile the network of each budget with torch.compile.
     """
 
     def __init__(self, model: SparseFormer, *, compiled: bool = False):
         super().__init__()
         self.model = model
         self.compiled = compiled
-        self._copies: dict[tuple[int | None, int | None], SparseFormer] = {}  # hidden from `modules()`
+        self._copies: dict[tuple[int | None, int | None], SparseFormer] = {}  # in a dict: not part of `modules()`
 
     def forward(self, x: Tensor, *, num_tubes: int | None = None, num_points: int | None = None) -> Tensor:
-        """Images or clips -> logits (B, K), which are those of `with_budget`."""
+        """Return the logits (B, K) that the network of `with_budget` computes for images or clips."""
         budget = num_tubes, num_points
         if budget not in self._copies:
             self._copies[budget] = _meta_copy(self.model, *budget)
             if self.compiled:
-                # All share their code, and by default no more than 8 graphs of one code are kept.
-                torch._dynamo.config.recompile_limit += 2  # those of fixed and of any number of frames
+                # All copies share their code, and by default torch keeps at most 8 graphs of the same code.
+                torch._dynamo.config.recompile_limit += 2  # graphs with a fixed and with any number of frames
                 self._copies[budget].compile()
         copy = self._copies[budget].train(self.training)
         for name, tensor in _resized(dict(self.model.named_parameters()), self.model.hparams, copy.hparams):
             owner, _, own_name = name.rpartition(".")
-            # Not `functional_call`: activation checkpointing wants them again in the backward pass.
+            # Not `functional_call`: activation checkpointing needs the tensors again in the backward pass.
             copy.get_submodule(owner)._parameters[own_name] = tensor  # type: ignore[assignment]
         return copy(x)
 
 
 def _meta_copy(model: SparseFormer, num_tubes: int | None, num_points: int | None) -> SparseFormer:
-    """The network at another budget, without values."""
+    """Build the network of another budget on the meta device: shapes without values."""
     if num_tubes is not None and model.ndim == 2:
-        raise ValueError(f"an image has no time: an image model cannot take num_tubes={num_tubes}")
+        raise ValueError(f"num_tubes must be None for an image model (an image has no time), got {num_tubes}")
     trained = model.hparams["num_points"]
     if num_points is not None and num_points > trained:
-        raise ValueError(f"num_points can be at most the network's own {trained}, got {num_points}")
+        raise ValueError(f"num_points must be <= {trained}, the number of the trained network, got {num_points}")
     budget = {"num_tubes": num_tubes, "num_points": num_points}
     with torch.device("meta"):
         return SparseFormer(**{**model.hparams, **{name: n for name, n in budget.items() if n is not None}})
@@ -89,40 +89,40 @@ def _meta_copy(model: SparseFormer, num_tubes: int | None, num_points: int | Non
 def _resized(
     parameters: Mapping[str, Tensor], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter's name and what it is at another budget, differentiable, from the arguments of both."""
+    """Yield each name and tensor at the budget of the arguments `new`, differentiable functions of the parameters."""
     device = parameters["token_roi"].device
     kept = torch.tensor(kept_points(old["num_points"], new["num_points"]), device=device)
     for name, tensor in parameters.items():
         if new["num_tubes"] != old["num_tubes"]:
-            tensor = _over_time(name, tensor, old["num_tubes"], new["num_tubes"])
+            tensor = _resize_tubes(name, tensor, old["num_tubes"], new["num_tubes"])
         if new["num_points"] != old["num_points"]:
-            tensor = _over_points(name, tensor, old["num_points"], old["stem_channels"], kept)
+            tensor = _select_points(name, tensor, old["num_points"], old["stem_channels"], kept)
         yield name, tensor
 
 
-def _over_time(name: str, tensor: Tensor, old: int, new: int) -> Tensor:
+def _resize_tubes(name: str, tensor: Tensor, old: int, new: int) -> Tensor:
     if name == "token_embedding":  # (old*N, D)
-        return _means(tensor.unflatten(0, (old, -1)), new).flatten(0, 1)
+        return _tube_means(tensor.unflatten(0, (old, -1)), new).flatten(0, 1)
     if name != "token_roi":
         return tensor
     xy, t = tensor.view(old, -1, 2, 3).split([2, 1], dim=-1)  # (old, N, low and high corner, axis)
-    # In a tube's own time, 0 to 1 over its span, so that boxes which fill theirs fill the new one.
-    within = _means(t * old - _ordinals(old, t), new)
-    return torch.cat((_means(xy, new), (within + _ordinals(new, t)) / new), dim=-1).view(-1, 6)
+    # In the time of a tube, 0 to 1 over its span: an RoI that fills its tube also fills the new tube.
+    within = _tube_means(t * old - _tube_indices(old, t), new)
+    return torch.cat((_tube_means(xy, new), (within + _tube_indices(new, t)) / new), dim=-1).view(-1, 6)
 
 
-def _ordinals(count: int, like: Tensor) -> Tensor:
+def _tube_indices(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
 
 
-def _means(tubes: Tensor, new: int) -> Tensor:
-    """(old, ...) -> (new, ...): each is the mean of the old ones that its span of time overlaps."""
+def _tube_means(tubes: Tensor, new: int) -> Tensor:
+    """Return the mean (new, ...) of those of the tubes (old, ...) that the span of each new tube overlaps."""
     means = F.adaptive_avg_pool1d(tubes.flatten(1).T, new)
     return means.T.unflatten(1, tubes.shape[1:])
 
 
-def _over_points(name: str, tensor: Tensor, old: int, channels: int, kept: Tensor) -> Tensor:
-    share = old / len(kept)  # a sum over fewer points stays as large as it was
+def _select_points(name: str, tensor: Tensor, old: int, channels: int, kept: Tensor) -> Tensor:
+    share = old / len(kept)  # keeps the scale of a sum over fewer points
     if name.endswith(".offset.proj.weight"):  # (P*ndim, D)
         return tensor.unflatten(0, (old, -1))[kept].flatten(0, 1)
     if name.endswith((".offset.bias", ".mixing.s_beta")):  # (P, ndim) and (P,)
@@ -138,12 +138,12 @@ def _over_points(name: str, tensor: Tensor, old: int, channels: int, kept: Tenso
 
 @cache
 def kept_points(num_points: int, budget: int) -> list[int]:
-    """Which points a smaller budget keeps, in their order; those of a smaller one still are among these.
+    """Return the indices of the points that a budget keeps, sorted; a smaller budget keeps a subset of them.
 
-    Points start on a grid, x fastest. The first is kept, then always the one that all before would repel least, were
-    they charges on the grid's torus. So no axis is left with a single value (offsets are divided by their deviation),
-    and mean and deviation stay about what they were, and so does each point's place in its box. Every n-th point would
-    be a column of the grid where n is a multiple of its width.
+    Points start on a grid, x fastest. Point 0 is kept first; each next point is the one with the least sum of
+    1 / distance^2 to the kept points, with distances on the grid's torus. The kept points vary along every axis, and
+    the mean and deviation of their offsets stay nearly unchanged. Every n-th point instead would be a single column of
+    the grid if n is a multiple of its width.
 
     Example:
         >>> kept_points(16, 4), kept_points(16, 8)
@@ -155,8 +155,8 @@ def kept_points(num_points: int, budget: int) -> list[int]:
         down, right = abs(p // columns - q // columns), abs(p % columns - q % columns)
         return Fraction(1, min(down, rows - down) ** 2 + min(right, columns - right) ** 2)
 
-    # Exact: many points are repelled alike, and of these it is the first. Floats would break the ties by their
-    # rounding errors, which differ between versions of Python.
+    # Fractions, because many sums are equal and the first of them counts. The rounding errors of floats, which differ
+    # between versions of Python, would make them unequal.
     kept, others = [0], dict.fromkeys(range(1, num_points), Fraction(0))
     while len(kept) < budget:
         others = {p: total + repulsion(p, kept[-1]) for p, total in others.items()}

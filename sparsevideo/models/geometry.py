@@ -3,6 +3,7 @@
 Letters: B batch, N tokens, P points per token; ndim is 2 for an image and 3 for a clip. A region of interest (RoI)
 is its low corner followed by its high corner. Coordinates are fractions of the frame and of the clip: 0 is the outer
 edge of the first cell, 1 the outer edge of the last.
+Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 """
 
 import math
@@ -25,26 +26,24 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def center_and_size(roi: Tensor) -> tuple[Tensor, Tensor]:
-    """Split boxes (..., 2*ndim) into centers (..., ndim) and sizes (..., ndim); sizes are signed."""
+    """Split RoIs (..., 2*ndim) into centers (..., ndim) and sizes (..., ndim); sizes are signed."""
     low, high = roi.chunk(2, dim=-1)
     return (low + high) / 2, high - low
 
 
 def adjust_roi(roi: Tensor, delta: Tensor) -> Tensor:
-    """Move and scale boxes.
+    """Move and scale RoIs: the paper's RoI adjusting mechanism (section 3.2).
 
     Args:
-        roi: (B, N, 2*ndim) boxes.
-        delta: (B, N, 2*ndim) shifts in box sizes, then log scales; zero leaves a box as it is.
+        roi: (B, N, 2*ndim) RoIs.
+        delta: (B, N, 2*ndim) shifts in RoI sizes, then log scales; zero leaves an RoI as it is.
 
     Returns:
-        (B, N, 2*ndim) boxes of positive size; they may reach outside [0, 1].
-
-    Source: SparseFormer (arXiv 2304.03768), section 3.2.
+        (B, N, 2*ndim) RoIs of positive size; they may reach outside [0, 1].
 
     Example:
-        >>> box = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]])
-        >>> adjust_roi(box, torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])).squeeze().tolist()
+        >>> roi = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]])
+        >>> adjust_roi(roi, torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])).squeeze().tolist()
         [0.5, 0.0, 1.0, 0.5]
     """
     center, size = center_and_size(roi)
@@ -55,31 +54,22 @@ def adjust_roi(roi: Tensor, delta: Tensor) -> Tensor:
 
 
 def standardize_offsets(offset: Tensor) -> Tensor:
-    """Spread each token's points to about one box: zero mean and a third of unit deviation over the points.
+    """Scale offsets (B, N, P, ndim) over the points of each token to mean 0 and standard deviation 1/3.
 
-    Args:
-        offset: (B, N, P, ndim) raw offsets.
-
-    Returns:
-        (B, N, P, ndim) offsets in box sizes from the box center; three deviations span a half box either way.
+    The results are in RoI sizes from the RoI's center: 1.5 standard deviations reach a face.
     """
     deviation = offset.std(dim=-2, keepdim=True)  # unbiased, as published
     return (offset - offset.mean(dim=-2, keepdim=True)) / (3 * (deviation + 1e-5))
 
 
 def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
-    """Place sampling points inside their boxes.
+    """Turn offsets (B, N, P, ndim), in RoI sizes from the center of RoIs (B, N, 2*ndim), into sampling points.
 
-    Args:
-        roi: (B, N, 2*ndim) low and high corners, fractions of the frame and of the clip.
-        offset: (B, N, P, ndim) offsets in box sizes from the box center; 0.5 is the high face.
-
-    Returns:
-        (B, N, P, ndim) points in the same coordinates as `roi`. They may lie outside [0, 1].
+    The points (B, N, P, ndim) may lie outside [0, 1].
 
     Example:
-        >>> box = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
-        >>> points_in_roi(box, torch.tensor([[[[0.5, 0.0]]]])).squeeze().tolist()
+        >>> roi = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+        >>> points_in_roi(roi, torch.tensor([[[[0.5, 0.0]]]])).squeeze().tolist()
         [0.5, 0.5]
     """
     center, size = center_and_size(roi)
@@ -87,7 +77,7 @@ def points_in_roi(roi: Tensor, offset: Tensor) -> Tensor:
 
 
 def grid_shape(count: int) -> tuple[int, int]:
-    """Rows and columns of the most square grid with `count` cells: rows are the largest divisor up to the root.
+    """Return rows and columns of the most square grid of `count` cells: rows are the largest divisor up to the root.
 
     Example:
         >>> grid_shape(49), grid_shape(48), grid_shape(7)
@@ -98,16 +88,16 @@ def grid_shape(count: int) -> tuple[int, int]:
 
 
 def roi_grid(num_tokens: int, num_tubes: int | None = None) -> Tensor:
-    """Boxes of half the frame's size that cover it on a grid, x fastest; for a clip, one such grid a tube.
+    """Return the initial RoIs: a grid of RoIs of half the frame's size that covers the frame, x fastest.
 
-    Low corners run evenly over [0, 0.5]; along an axis with a single box, that box spans the whole axis.
+    Low corners are evenly spread over [0, 0.5]. Along an axis with a single RoI, that RoI spans the whole axis.
 
     Args:
-        num_tokens: Boxes in one grid; see `grid_shape` for counts that are no square.
-        num_tubes: None for an image; for a clip the number of equal spans of time, each with a grid of its own.
+        num_tokens: RoIs in one grid; see `grid_shape` for counts that are not square numbers.
+        num_tubes: Number of tubes (equal spans of time) of a clip, each with its own grid; None for an image.
 
     Returns:
-        (N, 4) boxes of an image or (num_tubes*N, 6) of a clip, tube by tube.
+        (N, 4) RoIs of an image or (num_tubes*N, 6) of a clip, tube by tube.
 
     Example:
         >>> roi_grid(4)[1].tolist(), roi_grid(1, num_tubes=2)[1].tolist()
@@ -117,23 +107,23 @@ def roi_grid(num_tokens: int, num_tubes: int | None = None) -> Tensor:
     y, x = torch.meshgrid(*(torch.linspace(0, 0.5, n) for n in (rows, columns)), indexing="ij")
     low = torch.stack((x, y), dim=-1).reshape(-1, 2)  # (N, 2)
     high = low + torch.tensor([0.5 if n > 1 else 1.0 for n in (columns, rows)])
-    if num_tubes is None:
-        return torch.cat((low, high), dim=-1)
-    return inflate_roi(torch.cat((low, high), dim=-1), num_tubes)
+    roi = torch.cat((low, high), dim=-1)  # (N, 4)
+    return roi if num_tubes is None else inflate_roi(roi, num_tubes)
 
 
 def inflate_roi(roi: Tensor, num_tubes: int) -> Tensor:
-    """Repeat image boxes (N, 4) along time: tube j spans [j/num_tubes, (j+1)/num_tubes]; (num_tubes*N, 6)."""
+    """Repeat image RoIs (N, 4) for each tube; tube j spans [j/num_tubes, (j+1)/num_tubes]; (num_tubes*N, 6)."""
     low, high = (corner.repeat(num_tubes, 1) for corner in roi.chunk(2, dim=-1))
     start = torch.arange(num_tubes).to(roi).repeat_interleave(len(roi)).unsqueeze(-1) / num_tubes
     return torch.cat((low, start, high, start + 1 / num_tubes), dim=-1)
 
 
 def offset_grid(num_points: int, ndim: int) -> Tensor:
-    """Start offsets: a grid of cell centers over the box in space, evenly spread and shuffled in time.
+    """Return the initial offsets: a grid of cell centers in space, evenly spread and shuffled in time.
 
-    No axis may start with one value for all points: offsets are divided by their deviation, and 0/0 throws every
-    point to a random place with the first step. So a grid of a single row is spread over y as over time.
+    Offsets are divided by their standard deviation over the points, so no axis may start with the same value for all
+    points: the gradient of 0/0 would scatter the points in the first step. The y of a single-row grid is therefore
+    spread and shuffled like the time.
 
     Returns:
         (P, ndim) offsets in (-0.5, 0.5), x fastest.
@@ -144,9 +134,9 @@ def offset_grid(num_points: int, ndim: int) -> Tensor:
     """
     rows, columns = grid_shape(num_points)
     y, x = torch.meshgrid(_cell_centers(rows), _cell_centers(columns), indexing="ij")
-    axes = [x.flatten(), y.flatten() if rows > 1 else _shuffled(num_points, seed=1)]
+    axes = [x.flatten(), y.flatten() if rows > 1 else _shuffled_centers(num_points, seed=1)]
     if ndim == 3:
-        axes.append(_shuffled(num_points, seed=0))
+        axes.append(_shuffled_centers(num_points, seed=0))
     return torch.stack(axes, dim=-1)
 
 
@@ -154,7 +144,7 @@ def _cell_centers(count: int) -> Tensor:
     return (torch.arange(count) + 0.5) / count - 0.5
 
 
-def _shuffled(count: int, seed: int) -> Tensor:
+def _shuffled_centers(count: int, seed: int) -> Tensor:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     centers = _cell_centers(count)
     return centers[order.to(centers.device)]

@@ -1,7 +1,8 @@
-"""Image weights -> video weights, so that a still clip scores as its frame does.
+"""Inflation: image weights become video weights that score a still clip as the image weights score its frame.
 
-Every part of the network is the same for images and clips except where an axis is spoken of by name; there, time is
-inserted after x and y. Nothing of x and y depends on time, and time starts as an even spread over each tube.
+Images and clips share every part of the network; only some tensors have an entry per axis. In these, the time axis is
+inserted after x and y. The entries of x and y do not depend on time, and the points of a token are initially spread
+evenly over the time of its tube.
 """
 
 import logging
@@ -17,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int | None = None) -> SparseFormer:
-    """Make a video model that scores a still clip as the image model scores the frame.
+    """Build a video model that scores a still clip as the image model scores the frame.
 
     Args:
         image_model: A `SparseFormer` with `ndim=2`.
-        num_tubes: Spans of time that start with one copy of the image's tokens each.
-        num_classes: Classes of the video model; None keeps the image's. Where the number differs, the head is fresh
-            and a warning says so.
+        num_tubes: Number of tubes; each starts with a copy of the image model's tokens.
+        num_classes: Classes of the video model; None keeps the image model's. If the number differs, the head is newly
+            initialized, and a warning is logged.
 
     Raises:
-        ValueError: `image_model` is no image model.
+        ValueError: `image_model` is not an image model.
     """
     if image_model.ndim != 2:
-        raise ValueError("inflate takes an image model (ndim=2); this one reads clips already")
+        raise ValueError("inflate: the model must be an image model (ndim=2), got a video model")
     classes = image_model.num_classes if num_classes is None else num_classes
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes, "num_classes": classes})
     video_model.to(image_model.token_roi).train(image_model.training)
@@ -42,19 +43,19 @@ def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int |
 
 
 def inflated(image_state: Mapping[str, Tensor], num_tubes: int) -> Iterator[tuple[str, Tensor, str]]:
-    """Yield the name of each tensor of an image state dict (our names), its video form, and in words what was done."""
+    """Yield the name, the video tensor and a description of the change, for each tensor of an image state dict."""
     for name, tensor in image_state.items():
         if name == "stem.conv.weight":
-            yield name, tensor.unsqueeze(2), "kernel of one frame"
+            yield name, tensor.unsqueeze(2), "kernel of one frame"  # (C, 3, 1, 7, 7)
         elif name == "token_embedding":
             yield name, tensor.repeat(num_tubes, 1), f"repeated for {num_tubes} tubes"
         elif name == "token_roi":
             yield name, geometry.inflate_roi(tensor, num_tubes), f"repeated, each tube spans 1/{num_tubes} of the clip"
         elif name.endswith((".adjust.proj.weight", ".offset.proj.weight")):
-            axes = tensor.unflatten(0, (-1, 2))  # (..., x y, D)
+            axes = tensor.unflatten(0, (-1, 2))  # (P, x y, D), or (shift and scale, x y, D)
             yield name, F.pad(axes, (0, 0, 0, 1)).flatten(0, 1), "zero rows for time"
         elif name.endswith(".offset.bias"):
-            spread = geometry.offset_grid(len(tensor), ndim=3)[:, 2:].to(tensor)
+            spread = geometry.offset_grid(len(tensor), ndim=3)[:, 2:].to(tensor)  # (P, t)
             yield name, F.pad(tensor, (0, 1)) + F.pad(spread, (2, 0)), "points spread evenly over time"
         else:
             yield name, tensor, "copied"

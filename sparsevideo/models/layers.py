@@ -1,7 +1,7 @@
 """Layers of SparseFormer: stem, attention, RoI adjustment, sampling points and adaptive mixing.
 
-Letters: B batch, C stem channels, T frames, H W, N tokens, P points per token, D token width; ndim is 2 for images
-and 3 for clips.
+Letters: B batch, C stem channels, T frames, H W frame height and width, N tokens, P points per token, D token width;
+ndim is 2 for images and 3 for clips.
 Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsevideo.models import geometry, sampling
 from sparsevideo.models.sampling import Views
 
-_FRAMES_AT_ONCE = 4  # through the stem, on a CPU without gradients
+_FRAMES_AT_ONCE = 4  # frames in one pass through the stem, on a CPU without gradients
 
 
 class Linear(nn.Linear):
@@ -45,7 +45,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class StemConv(nn.Module):
-    """7x7 convolution of stride 2, applied to a clip's frames one by one; its kernel has one axis per input axis."""
+    """7x7 convolution of stride 2 over each frame; the kernel of a clip's network has a time axis of size 1."""
 
     def __init__(self, channels: int, ndim: int):
         super().__init__()
@@ -58,12 +58,12 @@ class StemConv(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
-        weight = self.weight.flatten(2).unflatten(2, (7, 7))
-        return F.conv2d(frames, weight, self.bias, stride=2, padding=3)
+        weight = self.weight.flatten(2).unflatten(2, (7, 7))  # (C, 3, 7, 7)
+        return F.conv2d(frames, weight, self.bias, stride=2, padding=3)  # (B*T, C, H/2, W/2)
 
 
 class Stem(nn.Module):
-    """The only dense part: features of an image or clip at a quarter of its resolution, channels-last in memory."""
+    """Early convolution, the only dense part: features at a quarter of the resolution, channels-last in memory."""
 
     def __init__(self, channels: int, ndim: int):
         super().__init__()
@@ -72,25 +72,25 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, C, [T,] ceil(H/4), ceil(W/4)) of images (B, 3, H, W) or clips (B, 3, T, H, W)."""
         batch = len(x)
-        # Conv3d and a 3-D pool give the same result several times slower.
-        frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")
+        # Conv3d and a 3-D pool give the same result, but they are several times slower.
+        frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")  # (B*T, 3, H, W)
         frames = frames.to(self.conv.weight.dtype)
         if frames.is_cpu and not torch.is_grad_enabled():
-            # A few frames at a time fit into the caches: half the time, and little memory beside the result.
+            # A few frames at a time fit into the caches, which halves the time and needs little memory.
             feat = torch.cat([self._features(part) for part in frames.split(_FRAMES_AT_ONCE)])
         else:
             feat = self._features(frames)
         if x.ndim == 5:
-            feat = feat.unflatten(0, (batch, -1))  # (B, T, h, w, C)
-        return feat.movedim(-1, 1)
+            feat = feat.unflatten(0, (batch, -1))  # (B, T, H/4, W/4, C)
+        return feat.movedim(-1, 1)  # (B, C, [T,] H/4, W/4)
 
     def _features(self, frames: Tensor) -> Tensor:
-        """(B*T, 3, H, W) -> (B*T, h, w, C)."""
+        """Map frames (B*T, 3, H, W) to features (B*T, H/4, W/4, C)."""
         feat = self.conv(frames.contiguous(memory_format=torch.channels_last))
-        # Pooling first is exact, since ReLU never changes an order, and leaves a quarter of the work to ReLU.
+        # ReLU keeps the order of values, so pooling first gives the same result with a quarter of the work for ReLU.
         feat = F.relu(F.max_pool2d(feat, kernel_size=3, stride=2, padding=1))
-        feat = feat.permute(0, 2, 3, 1)
-        return F.layer_norm(feat, feat.shape[-1:], eps=1e-5)  # each pixel's channels, no affine
+        feat = feat.permute(0, 2, 3, 1)  # (B*T, H/4, W/4, C)
+        return F.layer_norm(feat, feat.shape[-1:], eps=1e-5)  # over each pixel's channels, without affine weights
 
 
 class Attention(nn.Module):
@@ -103,13 +103,14 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # (B, N, 3*D) -> three of (B, heads, N, D/heads)
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))  # (B, N, D)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -121,7 +122,7 @@ class Mlp(nn.Module):
 
 
 class RoiAdjust(nn.Module):
-    """Shift and scale of each token's RoI; the identity at initialization."""
+    """RoI adjusting: shift and scale of each token's RoI from its embedding; the identity at initialization."""
 
     def __init__(self, dim: int, ndim: int):
         super().__init__()
@@ -129,12 +130,12 @@ class RoiAdjust(nn.Module):
         self.proj = Linear(dim, 2 * ndim, bias=False, std=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, N, 2*ndim): shifts in RoI sizes, then log scales, of tokens (B, N, D); at least float32."""
+        """Return shifts in RoI sizes and log scales (B, N, 2*ndim) of tokens (B, N, D); at least float32."""
         return geometry.at_least_float32(self.proj(self.norm(tokens)))
 
 
 class PointOffset(nn.Module):
-    """Sampling points of each token, relative to its RoI; an even grid at initialization."""
+    """Offsets of each token's sampling points within its RoI; an even grid at initialization."""
 
     def __init__(self, dim: int, num_points: int, ndim: int):
         super().__init__()
@@ -148,13 +149,13 @@ class PointOffset(nn.Module):
             self.bias.copy_(geometry.offset_grid(*self.bias.shape))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, N, P, ndim) offsets from the RoI center, in RoI sizes, of tokens (B, N, D); at least float32."""
+        """Return offsets (B, N, P, ndim) from the RoI's center in RoI sizes, of tokens (B, N, D); at least float32."""
         offset = self.bias + self.proj(self.norm(tokens)).unflatten(-1, self.bias.shape)
         return geometry.standardize_offsets(geometry.at_least_float32(offset))
 
 
 class MixingWeights(nn.Linear):
-    """Last layer of the mixing generator; at initialization all tokens get the same Xavier-uniform matrices."""
+    """Last layer of the generator of mixing matrices; initially Xavier-uniform matrices, equal for all tokens."""
 
     def __init__(self, dim: int, channels: int, num_points: int):
         self.channels, self.num_points = channels, num_points
@@ -162,8 +163,8 @@ class MixingWeights(nn.Linear):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        for mixing in self.split(self.bias):
-            nn.init.xavier_uniform_(mixing)
+        for matrix in self.split(self.bias):
+            nn.init.xavier_uniform_(matrix)
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Split (..., C*C + P*P) into channel mixing (..., C, C) and point mixing (..., P, P)."""
@@ -175,7 +176,7 @@ class MixingWeights(nn.Linear):
 
 
 class AdaptiveMixing(nn.Module):
-    """Mix sampled features with matrices generated from the token, first over channels, then over points."""
+    """Adaptive feature decoding: mix sampled features over channels, then over points, by generated matrices."""
 
     def __init__(self, dim: int, channels: int, num_points: int):
         super().__init__()
@@ -194,9 +195,9 @@ class AdaptiveMixing(nn.Module):
     def forward(self, sampled: Tensor, tokens: Tensor) -> Tensor:
         """Return updates (B, N, D) of tokens (B, N, D) from their sampled features (B, N, P, C)."""
         over_channels, over_points = self.fc2.split(self.fc2(self.fc1(self.norm(tokens))))
-        sampled = F.gelu(sampled @ over_channels + self.m_beta)
-        sampled = F.gelu(over_points @ sampled + self.s_beta.unsqueeze(-1))
-        return self.proj(sampled.flatten(-2))
+        sampled = F.gelu(sampled @ over_channels + self.m_beta)  # (B, N, P, C)
+        sampled = F.gelu(over_points @ sampled + self.s_beta.unsqueeze(-1))  # (B, N, P, C)
+        return self.proj(sampled.flatten(-2))  # (B, N, P*C) -> (B, N, D)
 
 
 class Block(nn.Module):
@@ -217,12 +218,12 @@ class Block(nn.Module):
     def _drop_path(self, branch: Tensor, rate: float) -> Tensor:
         if not self.training or rate == 0:
             return branch
-        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - rate)  # per sample
+        keep = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - rate)  # one draw per sample
         return branch * keep / (1 - rate)
 
 
 class SamplingBlock(Block):
-    """Transformer block that adjusts RoIs, samples features in them and mixes these in, before its MLP."""
+    """Transformer block that also adjusts RoIs, samples features in them and adds the mixed features to the tokens."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, ndim: int, channels: int, num_points: int, padding: str
@@ -236,18 +237,13 @@ class SamplingBlock(Block):
     def forward(  # type: ignore[override]  # a sampling block takes and returns RoIs
         self, tokens: Tensor, roi: Tensor, feat: Tensor, views: Views | None, drop: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return updated tokens (B, N, D) and RoIs (B, N, 2*ndim), and the sampling points (B, N, P, ndim).
+        """Update tokens (B, N, D) and RoIs (B, N, 2*ndim); return them and the sampling points (B, N, P, ndim).
 
-        Args:
-            tokens: (B, N, D) tokens.
-            roi: (B, N, 2*ndim) RoIs.
-            feat: (B, C, *S) features of the stem.
-            views: Parts of `feat` to sample instead, see `Views`.
-            drop: Drop path rate of this step.
+        Features are sampled from `feat` (B, C, *S), or from views of it; `drop` is the drop path rate of this step.
         """
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
         with geometry.autocast_disabled(tokens):
-            exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast; a bfloat16 model's own
+            exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast, bfloat16 in a bfloat16 model
             roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
             points = geometry.points_in_roi(roi, self.offset(exact))
             sampled = sampling.sample_points(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
@@ -265,5 +261,5 @@ class Transition(nn.Module):
         self.norm = LayerNorm(out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Autocast on a CPU would leave the cortex' residual stream in bfloat16.
+        # Without the cast, autocast on a CPU would leave the tokens of the cortex transformer in bfloat16.
         return self.norm(self.proj(tokens)).to(self.norm.weight.dtype)

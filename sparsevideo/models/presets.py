@@ -1,13 +1,12 @@
-"""Names of networks, and the arguments that they stand for."""
+"""Presets: names of networks and their arguments."""
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.utils.hints import did_you_mean
 
-# The published sizes; `nano` is ours, about 1 M parameters, with 64-pixel inputs in mind.
+# The published sizes, and `nano`: about 1 M parameters, for inputs of 64 pixels.
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_tokens": 49, "focus_dim": 256, "cortex_dim": 512, "cortex_depth": 8, "drop_path": 0.2},
     "small": {"num_tokens": 64, "focus_dim": 320, "cortex_dim": 640, "cortex_depth": 8, "drop_path": 0.3},
@@ -24,37 +23,33 @@ _SIZES: dict[str, dict[str, Any]] = {
     },
 }
 _PRESETS: dict[str, dict[str, Any]] = {
-    **{f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()},
-    **{
-        f"video_sparseformer_{size}": {
-            "ndim": 3,
-            "num_classes": 400,
-            "num_tubes": 4 if size == "nano" else 8,
-            **args,
-        }
-        for size, args in _SIZES.items()
-    },
+    f"sparseformer_{size}": {"ndim": 2, "num_classes": 1000, **args} for size, args in _SIZES.items()
+} | {
+    f"video_sparseformer_{size}": {"ndim": 3, "num_classes": 400, "num_tubes": 8, **args}
+    for size, args in _SIZES.items()
 }
+_PRESETS["video_sparseformer_nano"]["num_tubes"] = 4
 _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows."""
+    """Return the names that `create_model` accepts."""
     return list(_PRESETS)
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The arguments that a name stands for; those that are absent have `SparseFormer`'s defaults.
+    """Return the arguments of a named network; absent arguments have the defaults of `SparseFormer`.
 
     Raises:
-        ValueError: No such model; the message offers the nearest.
+        ValueError: The name is unknown; the message offers the nearest.
 
     Example:
         >>> preset("video_sparseformer_nano")["num_tubes"]
         4
     """
     if name not in _PRESETS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _PRESETS)}; known: {', '.join(_PRESETS)}")
+        hint = did_you_mean(name, _PRESETS, cutoff=0.4)
+        raise ValueError(f"model must be one of {', '.join(_PRESETS)}, got {name!r}{hint}")
     return dict(_PRESETS[name])
 
 
@@ -63,11 +58,11 @@ def create_model(name: str, **overrides: Any) -> SparseFormer:
 
     Args:
         name: One of `list_models()`.
-        overrides: `SparseFormer`'s keyword arguments, such as `num_classes`; they replace the preset's.
+        overrides: Keyword arguments of `SparseFormer`, such as `num_classes`; they replace those of the preset.
 
     Raises:
-        ValueError: No such model, or an argument out of range.
-        TypeError: No such argument; the message offers the nearest.
+        ValueError: The name is unknown, or an argument is out of range.
+        TypeError: `SparseFormer` has no such argument; the message offers the nearest.
 
     Example:
         >>> import torch
@@ -78,10 +73,6 @@ def create_model(name: str, **overrides: Any) -> SparseFormer:
     arguments = preset(name)
     for argument in overrides:
         if argument not in _ARGUMENTS:
-            raise TypeError(f"SparseFormer has no argument {argument!r}{_nearest(argument, _ARGUMENTS)}")
+            hint = did_you_mean(argument, _ARGUMENTS, cutoff=0.4)
+            raise TypeError(f"SparseFormer has no argument {argument!r}{hint}")
     return SparseFormer(**{**arguments, **overrides})
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f" (did you mean {match[0]!r}?)" if match else ""

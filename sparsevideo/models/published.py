@@ -1,8 +1,8 @@
-"""Published checkpoints' parameter names -> ours.
+"""Tensor names of the published checkpoints, translated to ours.
 
-Two generations of names exist for the same network: that of the training code (`token_roi`, `ffn.0`, ...) and that of
-the later library (`initial_roi`, `norm2`, ...), which the authors' video class shares. Every table below reads
-"published pattern -> ours"; the first generation is brought to the second, then the second to ours.
+The published network has two generations of names: those of the training code (`token_roi`, `ffn.0`, ...) and those of
+the later library (`initial_roi`, `norm2`, ...), which the authors' video class shares. The first table translates the
+first generation to the second, the second table translates the second generation to ours.
 """
 
 import re
@@ -12,7 +12,7 @@ from torch import Tensor
 
 WEIGHTS_URL = "https://github.com/showlab/sparseformer/releases/tag/v2.0.0-refactor"
 
-# First generation -> second. Applied in order, each to the whole name.
+# First generation -> second. All patterns are applied in order.
 _FIRST_GENERATION = [
     (r"^token_roi\.", "initial_roi."),
     (r"^token_embedding\.", "initial_embedding."),
@@ -27,7 +27,7 @@ _FIRST_GENERATION = [
     (r"^head\.classifier\.", "proj."),
 ]
 
-# Second generation -> ours, after `layers.i.` has become a part of the network.
+# Second generation -> ours, after `layers.i.` has been replaced by the name of the part.
 _SECOND_GENERATION = [
     (r"^feat_extractor\.conv1\.", "stem.conv."),
     (r"^initial_embedding\.weight$", "token_embedding"),
@@ -48,22 +48,31 @@ _SECOND_GENERATION = [
 ]
 
 _PUBLISHED_ONLY = ("feat_extractor.", "initial_roi.", "token_roi.", "layers.")
+# Tensors of the bootstrapped networks alone: the class token (`global_embedding` before the authors' conversion), RoIs
+# as center and size, the encoding of RoI positions and the embeddings of repeats.
+_BOOTSTRAPPED_ONLY = re.compile(
+    r"(cls_embedding|global_embedding|token_roi_cc|token_roi_wh)\.weight"
+    r"|layers\.\d+\.(pe_transition|stage_embedding)\..+"
+)
 
 
 def is_published(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a published checkpoint, of either generation."""
+    """Return whether the names are those of a published checkpoint, of either generation."""
     return any(name.startswith(_PUBLISHED_ONLY) for name in state_dict)
 
 
+def is_bootstrapped(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether the names are those of a bootstrapped SparseFormer, a later and different network.
+
+    Source: Gao et al., "Bootstrapping SparseFormers from Vision Foundation Models" (arXiv 2312.01987).
+    """
+    return any(map(_BOOTSTRAPPED_ONLY.fullmatch, state_dict))
+
+
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published state dict, image or video, of either generation.
+    """Translate the names of a published state dict, image or video, of either generation.
 
-    Args:
-        state_dict: Published names to tensors; see the module's tables.
-
-    Returns:
-        Our names to the same tensors; the offset bias is viewed as (P, ndim). Names that no table knows
-        stay as they are, so that `load_weights` reports them as unexpected.
+    The offset bias is viewed as (P, ndim). Unknown names stay as they are, so `load_weights` reports them as unexpected.
     """
     ours = {}
     for name, tensor in state_dict.items():
@@ -91,4 +100,4 @@ def _roi_name(state_dict: Mapping[str, Tensor]) -> str:
     for name in ("initial_roi.weight", "token_roi.weight"):
         if name in state_dict:
             return name
-    raise ValueError("these published weights hold no initial_roi.weight or token_roi.weight: not a SparseFormer's")
+    raise ValueError("not the weights of a SparseFormer: no initial_roi.weight or token_roi.weight inside")

@@ -1,4 +1,4 @@
-"""Sample a feature map at continuous points.
+"""Sparse feature sampling: interpolate a feature map at continuous points.
 
 Letters: B batch, C channels, N tokens, P points per token, V views; S are the map's cells, (H, W) or (T, H, W).
 """
@@ -15,7 +15,7 @@ PADDINGS = ("zeros", "border")
 
 @dataclass(frozen=True)
 class Views:
-    """Parts of a batch's feature maps, each of which is sampled as if it were a whole map.
+    """Parts of a batch of feature maps. Each part is sampled as if it were a whole map.
 
     Attributes:
         source: (V,) int64 index of the map in its batch.
@@ -30,9 +30,9 @@ class Views:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, part: Tensor) -> "Views":
-        frames = None if self.frames is None else self.frames[part]
-        return Views(self.source[part], self.boxes[part], frames)
+    def __getitem__(self, index: Tensor) -> "Views":
+        frames = None if self.frames is None else self.frames[index]
+        return Views(self.source[index], self.boxes[index], frames)
 
     def spans(self, cells: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
         """Return first cell and length in cells of each view, (V,) each, for every axis of S reversed, x first."""
@@ -46,18 +46,18 @@ class Views:
 def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: Views | None = None) -> Tensor:
     """Interpolate a feature map (bi- or trilinearly) at points.
 
-    A point's 2^ndim surrounding cells are rows of C contiguous values in a channels-last map, so interpolation is a
+    The 2^ndim cells around a point are rows of C contiguous values in a channels-last map, so interpolation is a
     weighted sum of table rows: `embedding_bag`. On a CPU this is several times faster than `grid_sample` on that map.
 
     Args:
-        feat: (B, C, *S) features; no copy is made when they are channels-last.
+        feat: (B, C, *S) features; no copy is made if they are channels-last.
         points: (B, N, P, ndim) fractions of the map, x first; a cell's center lies at (i + 0.5) / size.
         padding: Features outside in x and y: "zeros", or "border" for the nearest cell. In time it is always the
             nearest frame: zeros would fade the features near the first and the last one.
-        views: Parts to sample instead of the whole maps; points are (V, N, P, ndim) fractions of them.
+        views: Parts to sample instead of the whole maps; points are (V, N, P, ndim) fractions of these parts.
 
     Returns:
-        (B, N, P, C) sampled features in the dtype of `feat`; (V, N, P, C) of views.
+        (B, N, P, C) sampled features in the dtype of `feat`, or (V, N, P, C) with `views`.
 
     Example:
         >>> ramp = torch.arange(4.0).view(1, 1, 1, 4)
@@ -75,13 +75,13 @@ def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: V
     # From the slowest axis (the frames of a clip) to x: the flat index grows by one axis, the corners double.
     for axis, size in zip(reversed(range(len(cells))), cells, strict=True):
         begin, span = spans[axis]
-        at = points[..., axis] * span - 0.5  # in cells, 0 at the first cell's center
+        position = points[..., axis] * span - 0.5  # in cells, 0 at the first cell's center
         if axis < 2 and padding == "zeros":  # beyond the outermost centers the nearest cell fades out
-            weight = weight * ((at + 1).clamp(0, 1) * (span - at).clamp(0, 1)).unsqueeze(-1)
-        at = begin + at.clamp(min=0).clamp(max=span - 1)
-        low = at.detach().floor()
-        share = torch.stack((low + 1 - at, at - low), dim=-1)  # (B, N, P, 2)
-        # The share of a diverged point is NaN, and so is its feature; beyond the last cell the share is 0.
+            weight = weight * ((position + 1).clamp(0, 1) * (span - position).clamp(0, 1)).unsqueeze(-1)
+        position = begin + position.clamp(min=0).clamp(max=span - 1)
+        low = position.detach().floor()
+        share = torch.stack((low + 1 - position, position - low), dim=-1)  # (B, N, P, 2)
+        # The share of a diverged point is NaN, and so is its feature. Beyond the last cell the share is 0.
         cell = torch.stack((low, low + 1), dim=-1).nan_to_num().clamp(0, size - 1).long()
         if axis == 2 and views is not None and views.frames is not None:
             cell = views.frames.gather(1, cell.clamp(max=views.frames.shape[1] - 1).flatten(1)).view_as(cell)
@@ -90,7 +90,7 @@ def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: V
     corners = index.shape[-1]
     sampled = F.embedding_bag(
         index.view(-1, corners), rows, mode="sum", per_sample_weights=weight.view(-1, corners).to(rows.dtype)
-    )
+    )  # (B*N*P, C)
     return sampled.view(*points.shape[:-1], channels)
 
 
@@ -107,15 +107,11 @@ class _ClampGradient(torch.autograd.Function):
 
 
 def clamp_gradient(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
-    """Return the points unchanged; in the backward pass limit each axis' gradient to one cell of `feat`.
+    """Return points (B, N, P, ndim) unchanged; limit their gradient to one cell of `feat` (B, C, *S) along each axis.
 
-    The gradient of an interpolation depends on the neighboring cells only, so a larger step has no meaning. Loss
-    scaling (fp16) would be clamped with it: train in float32 or bfloat16.
-
-    Args:
-        points: (B, N, P, ndim) points.
-        feat: (B, C, *S) the sampled map; the limits are (1/W, 1/H) or (1/W, 1/H, 1/T).
-        views: See `sample_points`; the limits are then one over a view's own cells.
+    The limits are (1/W, 1/H) or (1/W, 1/H, 1/T), in cells of the view if there are views. The gradient of an
+    interpolation depends on the neighboring cells only, so a larger step has no meaning. The loss scaling of fp16 would
+    be clamped too: train in float32 or bfloat16.
     """
     if views is None:
         limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)

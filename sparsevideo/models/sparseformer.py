@@ -1,11 +1,12 @@
 """SparseFormer: a few latent tokens, each with a region of interest in which it samples features.
 
-Letters: B batch, C stem channels, T frames, H W, N tokens, P points per token, D token width, K classes;
-ndim is 2 for images and 3 for clips, and the network is the same for both.
+Letters: B batch, C stem channels, T frames, H W frame height and width, N tokens, P points per token, D token width,
+K classes; ndim is 2 for images and 3 for clips. One class is the network for both.
 Source: Gao et al., "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from sparsevideo.models.sampling import Views
 
 @dataclass(frozen=True)
 class Features:
-    """The tokens after the last block, and the regions of interest of each sampling step.
+    """Tokens after the last block, and the regions of interest (RoIs) of each sampling step.
 
     Attributes:
         tokens: (B, N, D) tokens before the head's norm.
@@ -40,19 +41,19 @@ class SparseFormer(nn.Module):
     Args:
         ndim: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
         num_classes: Outputs of the head.
-        num_tokens: Tokens of one tube (all tokens of an image); RoIs start on the most square grid of that many cells.
-        num_tubes: Tubes, equal spans of time with `num_tokens` initial tokens each; 1 for images.
+        num_tokens: Tokens of a tube, or of an image; initial RoIs are the most square grid of that many cells.
+        num_tubes: Number of tubes: equal spans of time, each with `num_tokens` tokens; 1 for images.
         num_points: Sampling points of a token at each sampling step.
         stem_channels: Channels of the sampled features.
         focus_dim: Token width in the focusing transformer.
         cortex_dim: Token width in the cortex transformer.
-        cortex_depth: Blocks of the cortex transformer; the first one samples once more.
-        focus_repeats: Iterations of the focusing block, with shared weights.
-        num_heads: Attention heads at both widths; must divide them.
+        cortex_depth: Blocks of the cortex transformer; the first one also samples features.
+        focus_repeats: Repeats of the focusing transformer's block, with shared weights.
+        num_heads: Attention heads at both widths; must divide both.
         mlp_ratio: Hidden width of the MLPs over the token width.
         drop_path: Drop path rate of the last step; it grows linearly from 0 over all steps.
         padding: Features outside the frame: "zeros", or "border" for the nearest.
-        activation_checkpointing: Recompute each block in the backward pass: slower, with less memory.
+        activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -92,17 +93,20 @@ class SparseFormer(nn.Module):
         self.stem = Stem(stem_channels, ndim)
         self.token_embedding = nn.Parameter(torch.empty(num_tokens * num_tubes, focus_dim))
         self.token_roi = nn.Parameter(torch.empty(num_tokens * num_tubes, 2 * ndim))
-        block: dict[str, Any] = {"num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        sampler: dict[str, Any] = {
-            "ndim": ndim,
-            "channels": stem_channels,
-            "num_points": num_points,
-            "padding": padding,
-        }
-        self.focus = SamplingBlock(focus_dim, **block, **sampler)
+        block = partial(Block, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        sampling_block = partial(
+            SamplingBlock,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            ndim=ndim,
+            channels=stem_channels,
+            num_points=num_points,
+            padding=padding,
+        )
+        self.focus = sampling_block(focus_dim)
         self.transition = Transition(focus_dim, cortex_dim)
-        self.cortex = nn.ModuleList([SamplingBlock(cortex_dim, **block, **sampler)])
-        self.cortex.extend(Block(cortex_dim, **block) for _ in range(cortex_depth - 1))
+        self.cortex = nn.ModuleList([sampling_block(cortex_dim)])
+        self.cortex.extend(block(cortex_dim) for _ in range(cortex_depth - 1))
         self.norm = LayerNorm(cortex_dim)
         self.head = Linear(cortex_dim, num_classes)
         self.reset_parameters()
@@ -121,7 +125,7 @@ class SparseFormer(nn.Module):
                 reset()
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of matrices that get no weight decay: token embeddings, RoIs and point offsets."""
+        """Return the names of matrices without weight decay: token embeddings, RoIs and point offsets."""
         return {"token_embedding", "token_roi", "focus.offset.bias", "cortex.0.offset.bias"}
 
     @staticmethod
@@ -129,11 +133,11 @@ class SparseFormer(nn.Module):
         """Return the layers from the input to the head, as patterns of parameter names (timm's convention).
 
         Args:
-            coarse: Take the cortex transformer for one layer, instead of one per block.
+            coarse: Make the whole cortex transformer one layer instead of one layer per block.
         """
         return {
             "stem": r"stem\.|token_",
-            "focus": r"focus\.|transition\.",  # one layer, however often it runs
+            "focus": r"focus\.|transition\.",  # one layer: its repeats share their weights
             "cortex": r"cortex\." if coarse else r"cortex\.(\d+)",
             "head": r"norm\.|head\.",
         }
@@ -150,26 +154,26 @@ class SparseFormer(nn.Module):
     def forward_tokens(self, feat: Tensor, views: Views | None = None) -> Features:
         """Run the focusing and the cortex transformer on features of the stem.
 
-        The stem is dense and processes frames one by one, so its features of whole frames serve every crop of them and
-        every clip that contains them. The outermost cells of such a crop then depend on pixels beside the crop, where
-        the crop alone would see zeros; everything else is exact if crops begin on a cell.
+        The stem processes frames one by one, so the features of whole frames can be shared by all crops of these frames
+        and by all clips that contain them. The outermost cells of a crop then depend on pixels outside the crop, where
+        a separate forward pass has zero padding. All other cells are exact if the crop begins on a cell.
 
         Args:
             feat: (B, C, *S) features of the stem.
-            views: V parts of these features to use instead, each as if it were an input of its own.
+            views: V parts of these features, each of which is processed as a separate input.
 
         Returns:
-            The features of the inputs, or of the views: (V, N, D) and so on, in coordinates of the view.
+            Features of the inputs, or of the views: (V, N, D) and so on, in coordinates of the view.
 
         Raises:
-            ValueError: Views of images have frames, or views of clips have none.
+            ValueError: The views of images have frames, or the views of clips have none.
         """
         if views is not None and (views.frames is None) != (self.ndim == 2):
-            raise ValueError("views of clips name their frames, views of images have none")
+            raise ValueError("views must have frames for clips (ndim=3) and no frames for images (ndim=2)")
         batch = len(feat if views is None else views)
         tokens = self.token_embedding.expand(batch, -1, -1)  # (B, N, focus_dim)
         roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)  # (B, N, 2*ndim)
-        rois, points = [], []
+        rois, points = [], []  # of each sampling step
         focus_rates, cortex_rates = self.drop_rates[: self.focus_repeats], self.drop_rates[self.focus_repeats :]
 
         # Focusing transformer (section 3.3): one block with shared weights moves the RoIs step by step.
@@ -178,16 +182,13 @@ class SparseFormer(nn.Module):
             rois.append(roi)
             points.append(sampled_at)
 
-        # Cortex transformer: its first block samples once more, the others see the tokens alone.
+        # Cortex transformer (section 3.3): only its first block samples features.
         tokens = self.transition(tokens)  # (B, N, cortex_dim)
-        for index, (block, drop) in enumerate(zip(self.cortex, cortex_rates, strict=True)):
-            if index == 0:
-                tokens, roi, sampled_at = self._run(block, tokens, roi, feat, views, drop)
-                rois.append(roi)
-                points.append(sampled_at)
-            else:
-                tokens = self._run(block, tokens, drop)
-        return Features(tokens, rois, points)
+        sampling_block, *blocks = self.cortex
+        tokens, roi, sampled_at = self._run(sampling_block, tokens, roi, feat, views, cortex_rates[0])
+        for block, drop in zip(blocks, cortex_rates[1:], strict=True):
+            tokens = self._run(block, tokens, drop)
+        return Features(tokens, [*rois, roi], [*points, sampled_at])
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images (B, 3, H, W) or clips (B, 3, T, H, W); return logits (B, K)."""

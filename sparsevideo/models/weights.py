@@ -1,4 +1,4 @@
-"""Weights files: read, matched with a network, written."""
+"""Weights files: read them, load them into a network, write them."""
 
 import json
 import math
@@ -16,27 +16,29 @@ from torch import Tensor
 from sparsevideo.models import published
 from sparsevideo.models.presets import create_model, list_models
 from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.utils.files import atomic_path
 
-# Keys under which trainers keep the weights; parts of names that wrappers add; tensors that every SparseFormer has, of
-# which a name's prefix is the place of the network inside somebody's module.
-_WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state", "module")
-_WRAPPED = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.|^(module\.)+")
+# Keys under which trainers store the state dict. Averaged weights come first, because these were validated.
+_STATE_DICT_KEYS = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state", "module")
+# Parts of tensor names that wrappers add.
+_WRAPPER_NAMES = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.|^(module\.)+")
+# A tensor of every SparseFormer. The prefix of its name is the name of the network inside another module.
 _ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)")
-# What a weights file of ours says beside its tensors. safetensors is imported where it is used: torch is enough here.
-_INFO = ("hparams", "classes")
-# Arguments that change what a network computes without changing the shape of any tensor.
+# Metadata of our weights files.
+_METADATA = ("hparams", "classes")
+# Arguments that change the computation without changing the shape of any tensor.
 _SHAPELESS = ("num_heads", "focus_repeats", "padding")
 
 
 @dataclass
 class LoadReport:
-    """What became of each tensor.
+    """Outcome of loading a state dict, tensor by tensor.
 
     Attributes:
-        matched: Names that were loaded, those of `reshaped` included.
+        matched: Names that were loaded, including those of `reshaped`.
         missing: Names of the model that the file lacks; they keep their values.
         unexpected: Names of the file that the model lacks; they are ignored.
-        reshaped: Names to (file's shape, model's shape) of tensors that were viewed again to fit.
+        reshaped: Names to (file's shape, model's shape) of tensors that were reshaped.
         replaced: Names to (file's shape, model's shape) of head tensors that keep their fresh values.
     """
 
@@ -63,33 +65,28 @@ def load_weights(
     new_head: bool = False,
     source: str | None = None,
 ) -> LoadReport:
-    """Load weights of ours or of the published networks, by name.
+    """Load weights with our tensor names or with the published ones; a refusal changes nothing.
 
     Args:
         model: The network to fill.
-        weights: A `.safetensors` or torch file (read with `weights_only`), a state dict, or a checkpoint that holds
-            one under `model_ema`, `state_dict_ema`, `model`, `state_dict`, `model_state` or `module`: averaged weights,
-            where there are some, for these were validated. A folder is a sharded checkpoint (its index is a pickle).
-            A network inside somebody's module is found by its prefix, see `unwrap`.
+        weights: A `.safetensors` or torch file (read with `weights_only`), the folder of a sharded checkpoint (its
+            index is a pickle), a state dict, or a checkpoint that holds one, see `unwrap`.
         strict: Refuse missing and unexpected names instead of reporting them.
-        new_head: Keep the model's fresh head where its number of classes differs.
-        source: What errors call the weights; None takes the file's path.
-
-    Returns:
-        What was matched, missing, unexpected, reshaped and replaced.
+        new_head: Keep the model's fresh head if its number of classes differs.
+        source: Name of the weights in error messages; None takes the file's path.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file is no plain tensors, not one name fits, a shape differs, or `strict` finds a difference.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file cannot be read, no name matches, a shape differs, or `strict` finds a difference.
     """
-    told = weights if isinstance(weights, Mapping) else read_weights(weights)
-    source = source or ("these weights" if told is weights else str(weights))
-    hparams = told["hparams"] if isinstance(told.get("hparams"), dict) else {}
+    content = weights if isinstance(weights, Mapping) else read_weights(weights)
+    source = source or ("these weights" if content is weights else str(weights))
+    hparams = content["hparams"] if isinstance(content.get("hparams"), dict) else {}
     for name in _SHAPELESS:
         trained = hparams.get(name, model.hparams[name])
         if trained != model.hparams[name]:
-            raise ValueError(f"{source}: trained with {name}={trained}, the model has {model.hparams[name]}")
-    return _fill(model, unwrap(told, source), source, strict, new_head)
+            raise ValueError(f"{source}: trained with {name}={trained}, but the model has {model.hparams[name]}")
+    return _fill(model, unwrap(content, source), source, strict, new_head)
 
 
 def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:
@@ -101,7 +98,8 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
         unexpected=[name for name in loaded if name not in own],
     )
     if len(report.missing) == len(own):
-        raise ValueError(f"{source}: not one tensor fits a SparseFormer (first names: {', '.join(list(loaded)[:3])})")
+        first = ", ".join(list(loaded)[:3])
+        raise ValueError(f"{source}: no tensor has a name of a SparseFormer; the first names are {first}")
     axes = loaded["token_roi"].shape[-1] // 2 if "token_roi" in loaded else model.ndim
     if axes != model.ndim:
         kind = {2: "image", 3: "video"}
@@ -110,74 +108,74 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
             " `sparsevideo inflate` turns image weights into video weights"
         )
     fitting = {}
-    for name in own:
-        if name not in loaded:
-            continue
+    for name in [name for name in own if name in loaded]:
         have, want = tuple(loaded[name].shape), tuple(own[name].shape)
         if have == want:
             fitting[name] = loaded[name]
         elif name.startswith("head.") and have[1:] == want[1:]:
             if not new_head:
                 raise ValueError(
-                    f"{source}: {name} is {have}, {have[0]} classes, where the model's is {want}, {want[0]} classes;"
-                    f" build the model with num_classes={have[0]}, or ask for a new head"
+                    f"{source}: {name} has shape {have} ({have[0]} classes), but the model has {want} ({want[0]}"
+                    f" classes); build the model with num_classes={have[0]}, or ask for a new head"
                 )
             report.replaced[name] = (have, want)
-        elif _same_but_for_ones(have, want):
+        elif _is_reshape(have, want):
             fitting[name] = loaded[name].reshape(want)
             report.reshaped[name] = (have, want)
         else:
-            advice = "; set num_tokens and num_tubes as they were" if name.startswith("token_") else ""
-            raise ValueError(f"{source}: {name} is {have} where the model's is {want}: another architecture{advice}")
+            arguments = "num_tokens and num_tubes" if name.startswith("token_") else "the arguments"
+            raise ValueError(
+                f"{source}: {name} has shape {have}, but the model has {want};"
+                f" build the model with {arguments} of these weights"
+            )
     if strict and (report.missing or report.unexpected):
-        raise ValueError(f"{source}: not this model's tensors: {report}")
+        raise ValueError(f"{source}: the tensor names do not match the model: {report}")
     report.matched = list(fitting)
     model.load_state_dict(fitting, strict=False)
     return report
 
 
-def _same_but_for_ones(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
-    """Whether a view fits: flat on one side, or differing by axes of size 1 only. A transpose is no view."""
+def _is_reshape(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    """Return whether the shapes differ only by axes of size 1 or by flattening all axes; a transpose is neither."""
     long = [[size for size in shape if size != 1] for shape in (have, want)]
     return math.prod(have) == math.prod(want) and (long[0] == long[1] or min(map(len, long)) == 1)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """Read a `.safetensors` or torch file into memory; nothing but tensors and plain values is unpickled.
+    """Read a `.safetensors` or torch file, or a sharded checkpoint; only tensors and plain values are unpickled.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file is torn, or holds more than tensors and plain values.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is truncated or corrupt, or holds more than tensors and plain values.
     """
     path = Path(path)
     if path.is_dir():
         if not (path / ".metadata").exists():
             best = path / "checkpoints" / "best.pt"
-            hint = f"; this run's is {best}" if best.exists() else ""
-            raise ValueError(f"{path}: a folder, but not the shards of a checkpoint{hint}")
+            hint = f"; use {best}" if best.exists() else ""
+            raise ValueError(f"{path}: is a folder, but not a sharded checkpoint{hint}")
         return _read_sharded(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
+            from safetensors import safe_open  # imported late: importing the package needs torch alone
 
             with safe_open(path, framework="pt") as file:
-                info = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in _INFO}
-                return {"model": {name: file.get_tensor(name) for name in file.keys()}, **info}  # noqa: SIM118
+                metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items() if key in _METADATA}
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}, **metadata}  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not plain tensors, refused; re-save it as a state dict") from error
-    except Exception as error:  # torch and safetensors raise many kinds for a torn file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path}: not a readable weights file ({reason})") from error
+        raise ValueError(f"{path}: holds more than tensors and plain values; save its state dict alone") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a truncated file
+        raise ValueError(f"{path}: not a readable weights file ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return content
 
 
 def _read_sharded(folder: Path) -> dict[str, Any]:
-    """Put together what the processes of a run have written, tensors and plain values."""
+    """Read the tensors that the processes of a run have written, and the plain values beside them."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # half a second to import
 
     try:
@@ -186,60 +184,65 @@ def _read_sharded(folder: Path) -> dict[str, Any]:
             tensors = torch.load(Path(temporary) / "whole.pt", map_location="cpu", weights_only=True)
         return {**tensors, **torch.load(folder / "plain.pt", weights_only=True)}
     except Exception as error:  # torch raises many kinds
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder}: not a readable sharded checkpoint ({reason})") from error
+        raise ValueError(f"{folder}: not a readable sharded checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def unwrap(checkpoint: Mapping[str, Any], source: str = "these weights") -> dict[str, Tensor]:
-    """Find a network's state dict inside a checkpoint, by our names or by the published ones.
+    """Return the state dict of the network inside a checkpoint, with our tensor names or the published ones.
 
-    What wrappers add to the names is removed. If the network is a part of somebody's module, such as Lightning's
-    `model.`, so is that prefix, and the module's other tensors are left out.
+    The state dict may be under `model_ema`, `state_dict_ema`, `model`, `state_dict`, `model_state` or `module`.
+    Prefixes of wrappers such as DDP and torch.compile are removed. If the network is part of another module, such as
+    `model.` in Lightning, that prefix is removed too, and the other tensors of the module are left out.
 
     Raises:
-        ValueError: No tensors, or those of several networks.
+        ValueError: There are no tensors, tensors of several networks, or those of a bootstrapped SparseFormer.
     """
     state = checkpoint
-    while inner := next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None):
+    while inner := next((state[key] for key in _STATE_DICT_KEYS if isinstance(state.get(key), Mapping)), None):
         state = inner
     if not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{source}: no state dict found; looked under {', '.join(_WRAPPERS)}")
+        raise ValueError(f"{source}: no state dict found at the top or under {', '.join(_STATE_DICT_KEYS)}")
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            bare = _unwrapped(name)
+            bare = _remove_wrapper_names(name)
             if bare in tensors:
                 raise ValueError(f"{source}: holds {bare} twice, once as {name}; save the state dict of one network")
             tensors[bare] = value
-    prefixes = sorted({match[1] or "" for match in map(_ANCHOR.fullmatch, tensors) if match})
-    if not prefixes or "" in prefixes:
-        return tensors
-    if len(prefixes) > 1:
+    prefixes = sorted({match[1] or "" for match in map(_ANCHOR.fullmatch, tensors) if match}) or [""]
+    if "" not in prefixes and len(prefixes) > 1:
         raise ValueError(
             f"{source}: holds {len(prefixes)} networks, {', '.join(prefixes)}; save the state dict of the one to load"
         )
-    return {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name.startswith(prefixes[0])}
+    tensors = {name.removeprefix(prefixes[0]): t for name, t in tensors.items() if name.startswith(prefixes[0])}
+    if published.is_bootstrapped(tensors):
+        raise ValueError(
+            f"{source}: holds a bootstrapped SparseFormer (arXiv 2312.01987), which this package does not build;"
+            " use the published weights sparseformer_v1_tiny, sparseformer_v1_small or sparseformer_v1_base"
+        )
+    return tensors
 
 
-def _unwrapped(name: str) -> str:
-    while (bare := _WRAPPED.sub("", name)) != name:
+def _remove_wrapper_names(name: str) -> str:
+    while (bare := _WRAPPER_NAMES.sub("", name)) != name:
         name = bare
     return name
 
 
 def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer, dict[str, Any]]:
-    """Build the network that a weights file holds, and fill it.
+    """Build the network of a weights file; return it and the content of the file with metadata such as `classes`.
 
     Args:
-        path: A checkpoint of ours, which says how its network is built, or a published image checkpoint.
-        name: One of `list_models()`, for files of bare tensors that do not say it themselves.
-
-    Returns:
-        The model, and what else the checkpoint holds, such as `classes`.
+        path: A checkpoint of ours, which holds the arguments of its network, or a published image checkpoint.
+        name: One of `list_models()`, for files that hold only tensors with our names.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file does not say which network it holds, or holds another one.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file does not say which network it holds, or it does not hold the network called `name`.
     """
     content = read_weights(path)
     tensors = unwrap(content, str(path))
@@ -247,13 +250,13 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
         try:
             model = SparseFormer(**content["hparams"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its hparams build no SparseFormer of this version ({error})") from error
+            raise ValueError(f"{path}: its hparams do not fit the SparseFormer of this version ({error})") from error
     elif published.is_published(tensors):
         model = SparseFormer(**_published_hparams(published.to_ours(tensors), str(path)))
     elif name is None:
-        raise ValueError(f"{path}: does not say which network it holds; name it: {', '.join(list_models())}")
+        raise ValueError(f"{path}: does not say which network it holds; name one of {', '.join(list_models())}")
     elif "head.bias" not in tensors:
-        raise ValueError(f"{path}: no head.bias: not a SparseFormer's weights")
+        raise ValueError(f"{path}: not the weights of a SparseFormer: no head.bias inside")
     else:
         model = create_model(name, num_classes=len(tensors["head.bias"]))
     _fill(model, tensors, str(path), strict=True, new_head=False)
@@ -261,29 +264,22 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
 
 
 def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
-    """Write a model's weights and how to build it again, as `.safetensors` or, by any other suffix, a torch file.
-
-    Args:
-        path: The file to write; missing folders are made.
-        model: The network.
-        info: What else to keep: `classes`, the class names.
-    """
+    """Write weights, arguments and metadata (`classes`) of a network: as `.safetensors`, or else as a torch file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     info = {"hparams": model.hparams, **info}
-    unfinished = path.with_name(f".{path.name}.tmp")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with atomic_path(path) as unfinished:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        save_file(state, unfinished, metadata={key: json.dumps(value) for key, value in info.items()})
-    else:
-        torch.save({"model": state, **info}, unfinished)
-    unfinished.replace(path)
+            save_file(state, unfinished, metadata={key: json.dumps(value) for key, value in info.items()})
+        else:
+            torch.save({"model": state, **info}, unfinished)
 
 
 def _published_hparams(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Read an image network's arguments off the shapes of its tensors; heads and repeats are as published."""
+    """Derive the arguments of an image network from its tensor shapes; heads and repeats are as published."""
     try:
         num_points, ndim = state["focus.offset.bias"].shape
         num_tokens, focus_dim = state["token_embedding"].shape
@@ -291,9 +287,9 @@ def _published_hparams(state: Mapping[str, Tensor], source: str) -> dict[str, An
         hidden_dim = len(state["focus.mlp.fc1.weight"])
         stem_channels = len(state["stem.conv.weight"])
     except KeyError as error:
-        raise ValueError(f"{source}: no {error.args[0]}: not a SparseFormer's weights") from error
+        raise ValueError(f"{source}: not the weights of a SparseFormer: no {error.args[0]} inside") from error
     if ndim != 2:
-        raise ValueError(f"{source}: bare video weights do not say their number of tubes; name their model")
+        raise ValueError(f"{source}: published video weights do not say their number of tubes; name their model")
     return {
         "ndim": ndim,
         "num_classes": num_classes,

@@ -1,1 +1,1 @@
-"""What came out: tables, plots and pictures of where the network looks."""
+"""Results of networks: predictions and features as files, tables, plots and pages."""

@@ -8,34 +8,27 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 
 
 def drawable_names(classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Choose what plots write for class names, and in which fonts.
+    """Return class names, with the label number instead of each name that cannot be drawn, and font families for them.
 
     matplotlib neither joins letters nor writes from right to left: names in Arabic, Hebrew or Indic scripts are
     replaced even if a font has their letters.
-
-    Args:
-        classes: Names in label order.
-
-    Returns:
-        The names, where one cannot be drawn its label number instead; and the font families that have them.
     """
     families = list(FontProperties().get_family())
-    has = set(_characters(findfont(FontProperties())))
+    available = set(_characters(findfont(FontProperties())))
     wanted = {character for name in classes if _is_simple(name) for character in name}
-    for font in fontManager.ttflist if wanted - has else ():
+    for font in fontManager.ttflist if wanted - available else ():
         if "last" in font.name.lower() and "resort" in font.name.lower():
-            continue  # it has a box for each block of Unicode
-        found = (wanted - has) & _characters(font.fname)
+            continue  # this font has only one box per block of Unicode
+        found = (wanted - available) & _characters(font.fname)
         if found:
             families.append(font.name)
-            has |= found
-    return [
-        name if _is_simple(name) and has >= set(name) else str(label) for label, name in enumerate(classes)
-    ], families
+            available |= found
+    names = [name if _is_simple(name) and available >= set(name) else str(label) for label, name in enumerate(classes)]
+    return names, families
 
 
 def _is_simple(name: str) -> bool:
-    """Tell whether a name can be written one character after the other, from left to right."""
+    """Return whether a name can be written one character after the other, from left to right."""
     return not any(
         unicodedata.bidirectional(character) in ("R", "AL")
         or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Mc", "Me")

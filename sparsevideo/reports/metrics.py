@@ -1,4 +1,4 @@
-"""How good a model is: accuracies, confusion matrix, reliability, learning curves.
+"""Accuracies, and plots of confusions, reliability and learning curves.
 
 Letters: n samples, K classes.
 """
@@ -16,28 +16,21 @@ from sklearn.metrics import confusion_matrix, recall_score
 
 from sparsevideo.reports.fonts import drawable_names
 
-_TEXT_UP_TO = 30  # classes: beyond, a cell has no room for its percentage
-NAMES_UP_TO = 80  # classes: beyond, nor has a row for its name
+_TEXT_UP_TO = 30  # classes: in larger matrices the percentages do not fit into the cells
+NAMES_UP_TO = 80  # classes: in larger matrices the names do not fit beside the rows
 _GRID = "#e3e8ee"
 
 
 def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()) -> dict[str, float]:
-    """Count how often the right class comes first, or among the first five.
-
-    Among equal scores the class with the lower index comes first. A sample that gave no scores stays in the count, as
-    a wrong answer.
+    """Compute top-1, top-5 and mean class accuracy (over the classes that have samples), in percent.
 
     Args:
-        scores: (n, K) the higher the likelier; rows in `failed` are not looked at.
+        scores: (n, K) scores, higher is more likely; among equal scores the lower index comes first.
         labels: (n,) true classes, 0 to K-1.
-        failed: Rows without scores, such as videos that did not decode.
-
-    Returns:
-        Percentages: `top1`; `top5`, among the first min(5, K); `mean_class_accuracy`, the mean of each class's own
-        top-1 over the classes that have samples.
+        failed: Rows without scores, such as videos that did not decode; they count as wrong answers.
 
     Raises:
-        ValueError: No samples, shapes that do not fit, a label outside 0 to K-1, or a NaN score.
+        ValueError: There are no samples, shapes do not fit, a label is outside 0 to K-1, or a score is NaN.
 
     Example:
         >>> scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
@@ -55,45 +48,29 @@ def summarize(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()
 
 
 def rank_classes(scores: np.ndarray, labels: np.ndarray, failed: Sequence[int] = ()) -> np.ndarray:
-    """Order the classes of every sample by falling score; of equal ones the lower index comes first.
+    """Return the classes (n, K) of every sample, the most likely first; -1 in failed rows.
 
-    Args:
-        scores: (n, K) as for `summarize`.
-        labels: (n,) true classes, only looked at to see that they fit.
-        failed: Rows without scores.
-
-    Returns:
-        (n, K) classes, the likeliest first; -1 throughout the failed rows.
-
-    Raises:
-        ValueError: As `summarize`.
+    The arguments and errors are those of `summarize`; labels are only checked.
     """
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise ValueError(f"scores (n, K) and labels (n,) do not fit: {scores.shape} and {labels.shape}")
+        raise ValueError(f"scores must be (n, K) and labels (n,), got {scores.shape} and {labels.shape}")
     if scores.size == 0:
-        raise ValueError(f"no scores to count: shape {scores.shape}")
+        raise ValueError(f"no scores: shape {scores.shape}")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit scores of {scores.shape[1]} classes")
     ranked = np.argsort(-scores, axis=1, kind="stable")
     ranked[list(failed)] = -1
     undefined = np.flatnonzero(np.isnan(scores).any(axis=1) & (ranked[:, 0] >= 0))
     if len(undefined):
-        raise ValueError(
-            f"{len(undefined)} rows have NaN scores and are not listed as failed; the first is {undefined[0]}"
-        )
+        raise ValueError(f"{len(undefined)} rows have NaN scores and are not in `failed`; the first is {undefined[0]}")
     return ranked
 
 
 def count_confusions(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count which class is taken for which.
-
-    Args:
-        predicted: (n,) classes that came first; -1 where a sample failed.
-        labels: (n,) true classes.
-        num_classes: K.
+    """Count samples with labels (n,) and predicted classes (n,), -1 if they failed.
 
     Returns:
-        (K, K+1) counts: true classes are rows, predicted ones columns, the last column counts what failed.
+        (K, K+1) counts: rows are true classes, columns predicted classes; the last column counts failed samples.
 
     Example:
         >>> count_confusions(np.array([0, 1, 1, -1]), np.array([0, 0, 1, 1]), 2).tolist()
@@ -106,23 +83,14 @@ def count_confusions(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 def save_confusion_matrix(
     path: str | Path, scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], failed: Sequence[int] = ()
 ) -> None:
-    """Draw which class is taken for which: true classes are rows, predicted ones columns, each row in percent.
+    """Draw a confusion matrix to a PNG file: rows are true classes, columns predicted classes, each row in percent.
 
-    Samples in `failed` get a column of their own, so that every row with samples adds up to 100.
-
-    Args:
-        path: The PNG file to write; its folder must exist.
-        scores: (n, K) as for `summarize`.
-        labels: (n,) true classes.
-        classes: K names; numbers stand for those that no installed font can draw, see `drawable_names`.
-        failed: Rows without scores.
-
-    Raises:
-        ValueError: As `summarize`, or another number of names than of scores.
+    Failed samples have a column of their own, so every row with samples adds up to 100. The arguments and errors are
+    those of `summarize`, with K class names; see `drawable_names`.
     """
     predicted = rank_classes(scores, labels, failed)[:, 0]
     if scores.shape[1] != len(classes):
-        raise ValueError(f"{len(classes)} class names for scores of {scores.shape[1]} classes")
+        raise ValueError(f"class names: must be {scores.shape[1]}, one per column of scores, got {len(classes)}")
     counts = count_confusions(predicted, labels, len(classes))
     names, families = drawable_names(classes)
     columns = [*names, "failed"] if len(failed) else names
@@ -131,14 +99,7 @@ def save_confusion_matrix(
 
 
 def save_confused_classes(path: str | Path, counts: np.ndarray, classes: Sequence[str], chosen: Sequence[int]) -> None:
-    """Draw the part of a large confusion matrix that is worth reading: chosen classes, all else in one column.
-
-    Args:
-        path: The PNG file to write; its folder must exist.
-        counts: (K, K+1) from `count_confusions`.
-        classes: K names.
-        chosen: Classes to draw, in this order; up to 30 leave room for the percentages.
-    """
+    """Draw chosen classes of a confusion matrix (K, K+1) to a PNG file, with all others in one column."""
     inside = counts[np.ix_(chosen, chosen)]
     failed = counts[chosen, -1:]
     others = counts[chosen].sum(axis=1, keepdims=True) - inside.sum(axis=1, keepdims=True) - failed
@@ -166,8 +127,8 @@ def _draw_confusions(
 
     cell = min(0.62, 9 / len(rows))  # inches
     figure = Figure(figsize=(cell * len(columns), cell * len(rows)), dpi=150)
-    axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; saving widens the page to hold them
-    # The small shares of large matrices would be white.
+    axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; saving enlarges the figure to include them
+    # On a linear scale the small shares of a large matrix would be white.
     norm = Normalize(0, 100) if len(rows) <= NAMES_UP_TO else PowerNorm(0.5, 0, 100)
     axes.imshow(percent, cmap="Blues", norm=norm)
     if len(rows) <= _TEXT_UP_TO:
@@ -176,7 +137,7 @@ def _draw_confusions(
             value = percent[row, column]
             axes.text(column, row, f"{value:.1f}", color="white" if value > 55 else "#1c2b3a", **style)
     if len(rows) <= NAMES_UP_TO:
-        # A class may be called "$5".
+        # No math mode: a class may be called "$5".
         style = {"fontsize": min(10, 52 * cell), "parse_math": False, "fontfamily": families}
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", **style)
         names = [f"{name} ({count})" for name, count in zip(rows, samples[:, 0], strict=True)]
@@ -192,13 +153,11 @@ def _draw_confusions(
 
 
 def save_reliability_diagram(path: str | Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw how often a model is right among the answers it is so sure of; the dotted line is where the two agree.
-
-    Below stands how many answers there are of each confidence.
+    """Draw accuracy over confidence, and below the number of samples, to a PNG file.
 
     Args:
-        path: The PNG file to write; its folder must exist.
-        panels: A panel's title to its bins, see `calibration.reliability`.
+        path: The PNG file.
+        panels: Title of each panel to its bins, see `calibration.reliability`.
     """
     figure = Figure(figsize=(4.6 * len(panels), 4.4), dpi=150, layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
@@ -226,34 +185,33 @@ def save_reliability_diagram(path: str | Path, panels: Mapping[str, Sequence[Map
 def save_learning_curves(
     path: str | Path, runs: Mapping[str, str | Path], chance: Mapping[str, float] | None = None
 ) -> None:
-    """Draw runs side by side: training and validation loss on the left, validation accuracy on the right.
+    """Draw the losses of runs and their validation accuracies to a PNG file.
 
-    The training loss is drawn twice: as it was logged, light, and as its running mean over a twentieth of the run. The
-    validation loss is dashed; logs of earlier versions have none.
+    The training loss is drawn twice: as logged, in a light color, and as a running mean over a twentieth of the run.
 
     Args:
-        path: The PNG file to write; its folder must exist.
-        runs: A run's name in the legend to its `metrics.jsonl`.
-        chance: A run's name to the percentage that guessing scores, drawn dotted.
+        path: The PNG file.
+        runs: Name of each run in the legend to its `metrics.jsonl`.
+        chance: Name of a run to the accuracy of random answers in percent, drawn dotted.
 
     Raises:
         FileNotFoundError: A log is missing.
-        ValueError: A log has no lines yet, or one before its last that is no JSON; the message names file and line.
+        ValueError: A log has no lines yet, or a line before the last is not JSON; the message names file and line.
     """
     figure = Figure(figsize=(10, 3.8), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (name, log) in enumerate(runs.items()):
         train, val = _read_log(Path(log))
-        colour = f"C{index}"
+        color = f"C{index}"
         steps, loss = _column(train, "step"), _column(train, "loss")
-        left.plot(steps, loss, color=colour, alpha=0.25, linewidth=1)
-        left.plot(steps, _running_mean(loss, max(1, len(loss) // 20)), color=colour, label=f"{name}, training")
+        left.plot(steps, loss, color=color, alpha=0.25, linewidth=1)
+        left.plot(steps, _running_mean(loss, max(1, len(loss) // 20)), color=color, label=f"{name}, training")
         if losses := [record for record in val if "loss" in record]:
-            style: dict[str, Any] = {"color": colour, "linestyle": "--", "marker": "o", "markersize": 3.5}
+            style: dict[str, Any] = {"color": color, "linestyle": "--", "marker": "o", "markersize": 3.5}
             left.plot(_column(losses, "step"), _column(losses, "loss"), label=f"{name}, validation", **style)
-        right.plot(_column(val, "step"), _column(val, "top1"), color=colour, marker="o", markersize=3.5, label=name)
+        right.plot(_column(val, "step"), _column(val, "top1"), color=color, marker="o", markersize=3.5, label=name)
         if chance and name in chance:
-            right.axhline(chance[name], color=colour, linestyle=":", linewidth=1)
+            right.axhline(chance[name], color=color, linestyle=":", linewidth=1)
     left.set(title="Loss", ylim=(0, None))
     right.set(title="Validation top-1, %" + (" (dotted: chance)" if chance else ""), ylim=(0, 102))
     for axes in (left, right):
@@ -265,16 +223,16 @@ def save_learning_curves(
 
 
 def _read_log(path: Path) -> tuple[list[dict], list[dict]]:
-    """The records of training and those of validation."""
+    """Return the records of training and of validation."""
     records: defaultdict[str, list[dict]] = defaultdict(list)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):  # the run was killed while it wrote
+            if line_number == len(lines):  # truncated: the run was killed while it wrote
                 break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            raise ValueError(f"{path}, line {line_number}: not JSON ({error})") from None
         records[record["split"]].append(record)
     if not records:
         raise ValueError(f"{path}: nothing logged yet")
@@ -286,6 +244,6 @@ def _column(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each, of fewer at the ends."""
+    """Return the mean of the `window` values around each value; fewer at the ends."""
     box = np.ones(window)
     return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")

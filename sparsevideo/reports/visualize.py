@@ -1,6 +1,6 @@
 """RoIs and sampling points of a network, drawn on the frames.
 
-Letters: S sampling steps, T frames, H W, N tokens, P points per token.
+Letters: S sampling steps, T frames, H W frame height and width, N tokens, P points per token.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sparsevideo.models.sparseformer import SparseFormer
 
-_DPI = 128  # a power of two: pixels / _DPI inches are exactly that many pixels again
+_DPI = 128  # a power of two, so `pixels / _DPI` inches are exactly that many pixels again
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,15 @@ class SamplingTrace:
     @property
     def tube_colors(self) -> np.ndarray:
         """(num_tubes, 4) RGBA colors, in the order of time."""
-        bright = 0.15 + 0.7 * (np.arange(self.num_tubes) + 0.5) / self.num_tubes  # the map's ends are dark
+        bright = 0.15 + 0.7 * (np.arange(self.num_tubes) + 0.5) / self.num_tubes  # without the dark ends of the map
         return matplotlib.colormaps["turbo"](bright)
 
 
 def trace_sampling(model: "SparseFormer", x: Tensor) -> SamplingTrace:
-    """Run a SparseFormer on one clip or image and return its RoIs and points.
-
-    Args:
-        model: The network, on any device; its mode is left as it is.
-        x: (3, T, H, W) or (3, H, W) normalized floats, as the model was trained on.
+    """Run a SparseFormer on one normalized clip (3, T, H, W) or image (3, H, W); return its RoIs and points.
 
     Raises:
-        ValueError: The model does not take this shape or type.
+        ValueError: The model does not accept this shape or type.
     """
     training = model.training
     model.eval()
@@ -80,18 +76,18 @@ def save_strip(
     title: str | None = None,
     columns: int = 8,
 ) -> None:
-    """Draw a clip as a strip: the frames alone, the first sampling step, the last one.
+    """Draw a clip as three rows of frames: without drawings, with the first sampling step, with the last one.
 
-    A box is drawn on the frames that its span of time covers, in the color of its tube. A point is drawn on the one
-    or two frames that it samples, with the opacity of that frame's interpolation weight.
+    An RoI is drawn as a box on the frames that its span of time covers, in the color of its tube. A point is drawn on
+    the one or two frames that it samples; its opacity is the interpolation weight of that frame.
 
     Args:
-        path: The PNG file to write; its folder must exist.
-        frames: (T, H, W, 3) uint8, the clip that the model saw; one frame for an image.
-        trace: What `trace_sampling` returned for it.
+        path: The PNG file.
+        frames: (T, H, W, 3) uint8, the clip before normalization; one frame for an image.
+        trace: Result of `trace_sampling` for this clip.
         boxes: (T, 4) true boxes (x0, y0, x1, y1), fractions of the frame, drawn dashed.
-        title: Title of the picture.
-        columns: Frames shown at most, evenly spread.
+        title: Title of the image.
+        columns: Largest number of frames shown, evenly spread.
     """
     shown = np.unique(np.linspace(0, len(frames) - 1, columns).round().astype(int))
     height, width = frames.shape[1:3]
@@ -109,10 +105,8 @@ def save_strip(
             _show(axes, frames[frame])
             _draw(axes, trace, step, frame, len(frames), boxes)
 
-    handles: list[Any] = [
-        Patch(facecolor="none", edgecolor=color, label=f"tube {number}")
-        for number, color in enumerate(trace.tube_colors, start=1)
-    ]
+    colors = enumerate(trace.tube_colors, start=1)
+    handles: list[Any] = [Patch(facecolor="none", edgecolor=color, label=f"tube {index}") for index, color in colors]
     handles.append(Line2D([], [], linestyle="", marker="o", markersize=4, color="#555", label="sampling point"))
     if boxes is not None:
         handles.append(Line2D([], [], linestyle="--", color="#555", label="true box"))
@@ -125,18 +119,12 @@ def save_strip(
 def render_frames(
     frames: np.ndarray, trace: SamplingTrace, *, boxes: np.ndarray | None = None, height: int = 320
 ) -> np.ndarray:
-    """Draw the same as `save_strip` as a video: the first sampling step on the left, the last one on the right.
-
-    Args:
-        frames: (T, H, W, 3) uint8.
-        trace: What `trace_sampling` returned for it.
-        boxes: (T, 4) true boxes, as for `save_strip`.
-        height: Height of the result in pixels; encoders need an even number.
+    """Render the first sampling step (left) and the last one (right) as a video, drawn as by `save_strip`.
 
     Returns:
-        (T, height, width, 3) uint8 with an even width.
+        (T, height, width, 3) uint8 with an even width; encoders also need an even height.
     """
-    width = round(height * frames.shape[2] / frames.shape[1])  # of one of the two pictures
+    width = round(height * frames.shape[2] / frames.shape[1])  # of each side
     rendered = []
     for frame, image in enumerate(frames):
         figure = Figure(figsize=(2 * width / _DPI, height / _DPI), dpi=_DPI)
@@ -151,7 +139,7 @@ def render_frames(
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
-    """Fill the axes with a frame, in its fractions: (0, 0) is its top left corner, (1, 1) its bottom right one."""
+    """Fill the axes with a frame; coordinates are fractions, from (0, 0) at the top left to (1, 1)."""
     axes.imshow(image, extent=(0, 1, 1, 0), aspect="auto", interpolation="bicubic")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -161,19 +149,19 @@ def _draw(axes: Axes, trace: SamplingTrace, step: int, frame: int, num_frames: i
     roi, points = trace.rois[step], trace.points[step]
     tokens_per_tube = len(roi) // trace.num_tubes
     colors = trace.tube_colors.repeat(tokens_per_tube, axis=0)  # (N, 4)
-    finer = min(1.0, (9 / tokens_per_tube) ** 0.5)  # so that many boxes do not hide the frame
+    scale = min(1.0, (9 / tokens_per_tube) ** 0.5)  # many boxes are drawn finer, so they do not hide the frame
 
     covered = _covered(roi, frame, num_frames)
     corners = roi[covered][:, [[0, 1], [3, 1], [3, 4], [0, 4]]]  # (boxes, 4, 2)
-    edges = colors[covered] * [1, 1, 1, finer]
-    outlines = PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=0.9 * finer)
+    edges = colors[covered] * [1, 1, 1, scale]
+    outlines = PolyCollection(corners, facecolors="none", edgecolors=edges, linewidths=0.9 * scale)
     axes.add_collection(outlines, autolim=False)
 
     weight = _weight(points, frame, num_frames)
     token, point = weight.nonzero()
     opaque = colors[token]
     opaque[:, 3] = weight[token, point]
-    diameter = np.full(len(token), 0.02 * finer**0.5)  # of the frame's height
+    diameter = np.full(len(token), 0.02 * scale**0.5)  # of the frame's height
     dots = EllipseCollection(
         diameter,
         diameter,
@@ -192,7 +180,7 @@ def _draw(axes: Axes, trace: SamplingTrace, step: int, frame: int, num_frames: i
 
 
 def _in_frames(t: np.ndarray, num_frames: int) -> np.ndarray:
-    """Return times in frames, 0 at the center of the first; times outside the clip sample its ends."""
+    """Convert times to frames, 0 at the center of the first frame; times outside the clip sample its ends."""
     return np.clip(t * num_frames - 0.5, 0, num_frames - 1)
 
 

@@ -1,4 +1,4 @@
-"""The quickstart writes its results, here with a few steps on a small data set."""
+"""`sparsevideo quickstart` writes its results, plots and page; here with a few steps on a small data set."""
 
 import json
 from dataclasses import replace
@@ -13,10 +13,10 @@ from sparsevideo.engine.distributed import Interrupted
 
 @pytest.fixture
 def short(monkeypatch):
-    settings = quickstart._settings
+    load_config = quickstart.load_config
 
     def few_steps(name, out, seed):
-        config = settings(name, out, seed)
+        config = load_config(name, out, seed)
         config.data.num_workers = 0
         config.train = replace(config.train, max_steps=2, batch_size=8)
         return config
@@ -24,11 +24,11 @@ def short(monkeypatch):
     def few_files(root):
         return moving_digits.make_moving_digits(root, videos_per_class=(2, 1, 2), images_per_class=(1, 1, 1))
 
-    monkeypatch.setattr(quickstart, "_settings", few_steps)
+    monkeypatch.setattr(quickstart, "load_config", few_steps)
     monkeypatch.setattr(quickstart, "make_moving_digits", few_files)
 
 
-def test_quickstart_writes_results_pictures_and_a_page_and_can_be_repeated(short, tmp_path, capsys):
+def test_quickstart_writes_results_plots_and_a_page_and_can_be_repeated(short, tmp_path, capsys):
     out = tmp_path / "quickstart"
     results = quickstart.run(out)
     assert {"video", "video_one_view", "video_still", "image"} <= results.keys()
@@ -39,30 +39,30 @@ def test_quickstart_writes_results_pictures_and_a_page_and_can_be_repeated(short
         assert (out / name).stat().st_size > 1000
     assert page.count("data:image/png;base64,") == 3
     assert "moving digits, 3 x 1 views" in page
-    output = capsys.readouterr().out
-    assert f"{results['video']['top1']:.1f} %" in output
-    assert str(out / "index.html") in output.replace("\n", "")
+    printed = capsys.readouterr().out
+    assert f"{results['video']['top1']:.1f} %" in printed
+    assert str(out / "index.html") in printed.replace("\n", "")
 
-    again = quickstart.run(out)  # resumes at the end
+    again = quickstart.run(out)  # continues where it stopped: at the end
     assert again["video"]["checkpoint_sha256"] == results["video"]["checkpoint_sha256"]
     with pytest.raises(ValueError, match="another quickstart"):
         quickstart.run(out, seed=1)
 
 
-def test_from_scratch_leaves_the_image_model_out(short, tmp_path):
+def test_quickstart_from_scratch_has_no_image_model(short, tmp_path):
     results = quickstart.run(tmp_path / "scratch", from_scratch=True)
     assert "image" not in results
     assert not (tmp_path / "scratch" / "image").exists()
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path):
+def test_quickstart_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="no quickstart"):
         quickstart.run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_an_interrupted_quickstart_says_how_to_resume(short, tmp_path, monkeypatch, capsys):
+def test_quickstart_says_how_to_continue_after_an_interruption(short, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise Interrupted("stopped by SIGTERM, saved at step 1")
 

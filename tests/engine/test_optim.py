@@ -16,7 +16,7 @@ def test_schedule_hand_table():
     assert falling == sorted(falling, reverse=True)
 
 
-def test_one_step_run_has_a_learning_rate():
+def test_schedule_of_a_run_of_one_step_has_a_learning_rate():
     assert warmup_cosine(1, lr=1.0, min_lr=0.1, warmup_lr=0.0, warmup_ratio=0.0)(0) == 1.0
 
 
@@ -61,7 +61,7 @@ def test_frozen_parameters_have_no_gradient_and_no_group():
         train_only(model, ["body"])
 
 
-def test_the_average_follows_the_weights_and_replaces_them_in_a_block():
+def test_ema_follows_the_weights_and_replaces_them_for_a_while():
     """The reference is the formula, with its small decay in the first steps."""
     layer = torch.nn.Linear(2, 1, bias=False)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The network said slowly: loops over frames, heads, tokens, points and corners, from a state dict and nothing else.
+"""A slow reference of the network: loops over frames, heads, tokens, points and corners, from a state dict alone.
 
-Letters: B batch, C channels, T frames, H W, N tokens, P points, D width, K classes. `state` is a state dict in our
-names and may be float64. Coordinates are x, then y, then t; a feature map's axes run the other way round.
+Letters: B batch, C channels, T frames, H W frame height and width, N tokens, P points, D width, K classes. `state` is a
+state dict with our names and may be float64. Coordinates are x, y, t; the axes of a feature map are in reverse order.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def unit(state, name, tokens, roi, trace, ndim, heads):
     tokens = tokens + attention(state, f"{name}.attn", norm(state, f"{name}.norm1", tokens), heads)
     roi = adjusted(roi, linear(state, f"{name}.adjust.proj", norm(state, f"{name}.adjust.norm", tokens)), ndim)
     points = points_of(state, f"{name}.offset", tokens, roi, ndim)
-    tokens = tokens + mix(state, f"{name}.mixing", read(trace.stem, points), tokens)
+    tokens = tokens + mix(state, f"{name}.mixing", sample(trace.stem, points), tokens)
     tokens = tokens + mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", tokens))
     trace.rois.append(roi)
     trace.points.append(points)
@@ -80,10 +80,10 @@ def adjusted(roi, change, ndim):
     low, high = [], []
     for axis in range(ndim):
         size = roi[..., ndim + axis] - roi[..., axis]
-        centre = (roi[..., ndim + axis] + roi[..., axis]) / 2 + change[..., axis] * size
+        center = (roi[..., ndim + axis] + roi[..., axis]) / 2 + change[..., axis] * size
         size = size.abs() * change[..., ndim + axis].exp()
-        low.append(centre - size / 2)
-        high.append(centre + size / 2)
+        low.append(center - size / 2)
+        high.append(center + size / 2)
     return torch.stack(low + high, -1)
 
 
@@ -99,15 +99,16 @@ def points_of(state, name, tokens, roi, ndim):
     return torch.stack(axes, -1)
 
 
-def read(feat, points):
+def sample(feat, points):
     out = [
-        [[read_point(f, p) for p in token] for token in tokens] for f, tokens in zip(feat, points.tolist(), strict=True)
+        [[sample_point(f, p) for p in token] for token in tokens]
+        for f, tokens in zip(feat, points.tolist(), strict=True)
     ]
     return torch.stack([torch.stack([torch.stack(token) for token in tokens]) for tokens in out])  # (B, N, P, C)
 
 
-def read_point(feat, point):
-    """Read (C, [T,] H, W) at one point (x, y[, t]): 4 or 8 corners, zero beyond x and y, the end frames beyond t."""
+def sample_point(feat, point):
+    """Sample (C, [T,] H, W) at one point (x, y[, t]): 4 or 8 corners, zero beyond x and y, the end frames beyond t."""
     sizes = feat.shape[:0:-1]  # W, H[, T]
     if len(sizes) == 3:
         half = 0.5 / sizes[2]

@@ -1,4 +1,4 @@
-"""A network of another budget is what its definition says, slowly, and passes gradients on to the whole one."""
+"""Networks of other budgets agree with a slow definition and pass gradients to the full network."""
 
 from fractions import Fraction
 
@@ -14,8 +14,8 @@ from sparsevideo.models.weights import load_model, save_weights
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 1), (4, 2), (4, 4), (8, 3), (3, 2), (2, 4), (2, 5), (1, 3)])
-def test_of_inflated_weights_it_is_the_inflation_to_as_many_tubes(old, new):
-    """So a still clip goes on scoring as the frame."""
+def test_with_budget_of_inflated_weights_is_the_inflation_to_that_many_tubes(old, new):
+    """So a still clip still scores as the frame."""
     image = toy(2)
     got = with_budget(sparsevideo.inflate(image, num_tubes=old), num_tubes=new)
     wanted = sparsevideo.inflate(image, num_tubes=new)
@@ -28,23 +28,23 @@ def test_of_inflated_weights_it_is_the_inflation_to_as_many_tubes(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 2), (6, 2), (4, 3), (3, 2), (2, 4), (3, 5), (5, 1)])
-def test_a_tube_is_the_mean_of_those_it_overlaps(old, new):
-    """Tube by tube and token by token; a box's time as a fraction of its tube's span."""
+def test_with_budget_tube_is_the_mean_of_the_tubes_it_overlaps(old, new):
+    """Tube by tube and token by token; the time of an RoI is a fraction of the span of its tube."""
     model = toy(3, num_tubes=old).double()
     state, N = model.state_dict(), model.num_tokens
     got = with_budget(model, num_tubes=new).state_dict()
     for tube in range(new):
         begin, end = Fraction(tube, new), Fraction(tube + 1, new)
-        seen = [j for j in range(old) if Fraction(j, old) < end and Fraction(j + 1, old) > begin]
+        overlapped = [j for j in range(old) if Fraction(j, old) < end and Fraction(j + 1, old) > begin]
         for token in range(N):
             own = tube * N + token
-            embedding = sum(state["token_embedding"][j * N + token] for j in seen) / len(seen)
+            embedding = sum(state["token_embedding"][j * N + token] for j in overlapped) / len(overlapped)
             assert torch.allclose(got["token_embedding"][own], embedding)
             for axis in range(6):
-                values = [state["token_roi"][j * N + token, axis].item() for j in seen]
+                values = [state["token_roi"][j * N + token, axis].item() for j in overlapped]
                 if axis in (2, 5):  # t of the low and of the high corner
-                    values = [value * old - j for value, j in zip(values, seen, strict=True)]
-                mean = sum(values) / len(seen)
+                    values = [value * old - j for value, j in zip(values, overlapped, strict=True)]
+                mean = sum(values) / len(overlapped)
                 wanted = (mean + tube) / new if axis in (2, 5) else mean
                 assert got["token_roi"][own, axis].item() == pytest.approx(wanted)
     rest = [name for name in state if not name.startswith("token_")]
@@ -52,8 +52,8 @@ def test_a_tube_is_the_mean_of_those_it_overlaps(old, new):
 
 
 @pytest.mark.parametrize(("ndim", "num_points", "budget"), [(3, 6, 4), (3, 4, 2), (2, 6, 3)])
-def test_fewer_points_are_the_whole_network_without_the_others(ndim, num_points, budget, monkeypatch):
-    """The reference with the whole network's weights, in which each sum over points leaves some out, one by one."""
+def test_with_budget_of_fewer_points_is_the_network_without_the_others(ndim, num_points, budget, monkeypatch):
+    """Reference: the weights of the full network, with some points left out of each sum over points."""
     model = toy(ndim, num_points=num_points).double()
     kept, P, share = kept_points(num_points, budget), num_points, num_points / budget
 
@@ -102,14 +102,14 @@ def test_kept_points_are_spread_over_the_grid_and_over_those_kept_before(num_poi
         kept = kept_points(num_points, budget)
         assert kept == sorted(kept) and len(set(kept)) == budget and before <= set(kept)
         before = set(kept)
-        if budget > 1:  # time is shuffled, so its spread is a matter of chance, but never nothing
+        if budget > 1:  # time is shuffled, so its spread is random, but never zero
             spread = grid[kept].std(0) / grid.std(0)
             assert spread[0] > 0.5 and spread.min() > 0.1, (budget, spread)
     assert before == set(range(num_points))
 
 
-def test_half_of_the_points_are_a_chessboard():
-    """Their mean and deviation are those of all, so nothing moves where nothing has been trained."""
+def test_kept_points_of_one_half_are_a_chessboard():
+    """Their mean and deviation are those of all points, so the kept points of fresh weights do not move."""
     kept = kept_points(16, 8)
     assert {(p // 4 + p % 4) % 2 for p in kept} == {0}
     grid = geometry.offset_grid(16, 2)
@@ -117,14 +117,14 @@ def test_half_of_the_points_are_a_chessboard():
     assert torch.allclose(half, whole[kept], atol=0.02)
 
 
-def test_points_stay_those_that_networks_were_trained_with():
-    """Others would be as well spread, but not what a checkpoint has learnt to do without. Ties abound from 13 on."""
+def test_kept_points_never_change():
+    """Other points would be as well spread, but checkpoints were trained with these. Ties occur from 13 points on."""
     assert kept_points(36, 9) == [0, 3, 7, 10, 14, 18, 21, 25, 28]
     assert kept_points(36, 18) == [0, 1, 3, 4, 6, 7, 10, 14, 17, 18, 19, 21, 22, 25, 27, 28, 32, 35]
 
 
 @pytest.mark.parametrize("budget", [{}, {"num_tubes": 2, "num_points": 4}])
-def test_its_own_budget_is_the_network_itself_on_storage_of_its_own(budget):
+def test_with_budget_of_the_same_size_copies_the_network(budget):
     model = toy(3).bfloat16().train()
     same = with_budget(model, **budget)
     assert same.training and same.hparams == model.hparams
@@ -133,7 +133,7 @@ def test_its_own_budget_is_the_network_itself_on_storage_of_its_own(budget):
         assert same.state_dict()[name].data_ptr() != tensor.data_ptr()
 
 
-def test_a_smaller_network_is_saved_and_loaded_as_any_other(tmp_path):
+def test_with_budget_network_is_saved_and_loaded(tmp_path):
     small = with_budget(toy(3), num_tubes=1, num_points=3)
     assert not small.training
     save_weights(tmp_path / "small.safetensors", small)
@@ -151,8 +151,8 @@ BUDGETS = [{"num_tubes": 1}, {"num_tubes": 3, "num_points": 2}, {"num_points": 3
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
-def test_any_budget_scores_as_that_network_and_hands_its_gradient_back(budget):
-    """Weights are affine in the whole network's, so along any direction both gradients have the same product."""
+def test_elastic_scores_as_with_budget_and_passes_its_gradient_on(budget):
+    """The weights are affine in those of the full network, so both gradients have equal directional derivatives."""
     model, x = toy(3).double(), clip(3).double()
     small, moved = with_budget(model, **budget), toy(3).double()
     direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
@@ -160,9 +160,9 @@ def test_any_budget_scores_as_that_network_and_hands_its_gradient_back(budget):
         for name, parameter in moved.named_parameters():
             parameter += direction[name]
     moved = with_budget(moved, **budget)
-    anytime = ElasticSparseFormer(model).eval()
-    assert torch.equal(anytime(x, **budget), small(x))
-    got = gradients(anytime, x, **budget)
+    elastic = ElasticSparseFormer(model).eval()
+    assert torch.equal(elastic(x, **budget), small(x))
+    got = gradients(elastic, x, **budget)
     wanted = gradients(small, x)
     ahead = {name: (moved.state_dict()[name] - tensor) for name, tensor in small.state_dict().items()}
     for name, gradient in got.items():
@@ -170,47 +170,47 @@ def test_any_budget_scores_as_that_network_and_hands_its_gradient_back(budget):
         assert along == pytest.approx((wanted[name] * ahead[name]).sum().item(), rel=1e-6, abs=1e-9), name
 
 
-def test_in_turns_every_budget_has_the_weights_of_the_moment():
+def test_elastic_uses_the_current_weights_at_every_budget():
     model, x = toy(3), clip(3)
-    anytime = ElasticSparseFormer(model)
-    assert {name for name, _ in anytime.named_parameters()} == {f"model.{name}" for name in model.state_dict()}
+    elastic = ElasticSparseFormer(model)
+    assert {name for name, _ in elastic.named_parameters()} == {f"model.{name}" for name in model.state_dict()}
     for _ in range(2):
         for budget in BUDGETS:
             with torch.no_grad():
                 model.token_embedding += 0.1
-                assert torch.equal(anytime.eval()(x, **budget), with_budget(model, **budget)(x))
-    assert list(anytime.modules())[1] is model and len(list(anytime.modules())) == 1 + len(list(model.modules()))
+                assert torch.equal(elastic.eval()(x, **budget), with_budget(model, **budget)(x))
+    assert list(elastic.modules())[1] is model and len(list(elastic.modules())) == 1 + len(list(model.modules()))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_every_parameter_gets_a_gradient_from_the_smallest_budgets_and_the_largest(ndim):
+def test_elastic_gradient_reaches_every_parameter(ndim):
     budgets = [{"num_points": 2}, {"num_points": 4}] + ([{"num_tubes": 1}] if ndim == 3 else [])
-    anytime, seen = ElasticSparseFormer(toy(ndim)).eval(), {}
+    elastic, total = ElasticSparseFormer(toy(ndim)).eval(), {}
     for budget in budgets:
-        for name, gradient in gradients(anytime, clip(ndim), **budget).items():
+        for name, gradient in gradients(elastic, clip(ndim), **budget).items():
             assert gradient.isfinite().all() and gradient.any(), name
-            seen[name] = seen.get(name, 0) + gradient.abs()
-    few = gradients(anytime, clip(ndim), num_points=2)["focus.mixing.s_beta"]
+            total[name] = total.get(name, 0) + gradient.abs()
+    few = gradients(elastic, clip(ndim), num_points=2)["focus.mixing.s_beta"]
     assert few.nonzero().flatten().tolist() == kept_points(4, 2)
-    assert all(gradient.flatten(1).any(1).all() for name, gradient in seen.items() if name.endswith("offset.bias"))
+    assert all(gradient.flatten(1).any(1).all() for name, gradient in total.items() if name.endswith("offset.bias"))
 
 
-def test_checkpointing_and_drop_path_change_nothing_at_any_budget():
-    """Blocks run once more in the backward pass, with the weights and the draws of the first time."""
+def test_elastic_gradient_is_unchanged_by_checkpointing_and_drop_path():
+    """The blocks run again in the backward pass, with the same weights and random draws."""
     x, results = clip(3), []
     for checkpointing in (False, True):
-        anytime = ElasticSparseFormer(toy(3, drop_path=0.5, activation_checkpointing=checkpointing)).train()
+        elastic = ElasticSparseFormer(toy(3, drop_path=0.5, activation_checkpointing=checkpointing)).train()
         torch.manual_seed(3)
-        results.append(gradients(anytime, x, num_tubes=1, num_points=3))
+        results.append(gradients(elastic, x, num_tubes=1, num_points=3))
     assert results[0]["focus.attn.qkv.weight"].any()
     for name, gradient in results[0].items():
         assert torch.allclose(results[1][name], gradient, rtol=1e-5, atol=1e-6), name
-    anytime.eval()
-    assert torch.equal(anytime(x, num_points=3), anytime(x, num_points=3))  # drop path is for training
+    elastic.eval()
+    assert torch.equal(elastic(x, num_points=3), elastic(x, num_points=3))  # drop path is for training
 
 
-def test_making_one_draws_nothing():
-    """A drawn budget must not move the generator that drop path draws from."""
+def test_elastic_draws_no_random_numbers():
+    """A random budget must not advance the generator that drop path draws from."""
     model = toy(3)
     before = torch.get_rng_state()
     with_budget(model, num_tubes=3, num_points=2)
@@ -219,16 +219,16 @@ def test_making_one_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    ("ndim", "budget", "told"),
+    ("ndim", "budget", "message"),
     [
-        (3, {"num_points": 5}, "num_points can be at most the network's own 4, got 5"),
+        (3, {"num_points": 5}, "num_points must be <= 4, the number of the trained network, got 5"),
         (3, {"num_points": 1}, "num_points must be a whole number >= 2, got 1"),
         (3, {"num_tubes": 0}, "num_tubes must be a whole number >= 1, got 0"),
         (2, {"num_tubes": 1}, "an image has no time"),
     ],
 )
-def test_what_cannot_be_is_refused(ndim, budget, told):
-    with pytest.raises(ValueError, match=told):
+def test_elastic_refuses_budgets_out_of_range(ndim, budget, message):
+    with pytest.raises(ValueError, match=message):
         with_budget(toy(ndim), **budget)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         ElasticSparseFormer(toy(ndim))(clip(ndim), **budget)

@@ -1,4 +1,4 @@
-"""A still clip scores as its frame: inflation is exact, whatever the image weights."""
+"""Inflation is exact for any image weights: a still clip scores as its frame."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import sparsevideo
 
 
 @pytest.mark.parametrize(("num_tubes", "frames"), [(1, 1), (4, 4), (4, 8), (8, 8), (8, 32), (3, 7)])
-def test_still_clip_scores_as_the_frame(num_tubes, frames):
+def test_inflate_still_clip_scores_as_the_frame(num_tubes, frames):
     image = toy(2)
     video = sparsevideo.inflate(image, num_tubes=num_tubes, num_classes=7).eval()
     x = clip(2)
@@ -17,8 +17,8 @@ def test_still_clip_scores_as_the_frame(num_tubes, frames):
     assert video.ndim == 3 and off_by(got, wanted) < 1e-5
 
 
-def test_motion_changes_the_score():
-    """The test above would also pass for a network that looks at one frame."""
+def test_inflate_motion_changes_the_score():
+    """The test above would also pass for a network that uses a single frame."""
     video = sparsevideo.inflate(toy(2), num_tubes=4, num_classes=7).eval()
     with torch.no_grad():
         x = clip(3, frames=8)
@@ -26,7 +26,7 @@ def test_motion_changes_the_score():
 
 
 @pytest.mark.parametrize("num_tubes", [1, 3])
-def test_where_each_image_tensor_goes(num_tubes):
+def test_inflate_maps_each_image_tensor(num_tubes):
     image = toy(2)
     video = sparsevideo.inflate(image, num_tubes=num_tubes, num_classes=7)
     assert video.hparams == {**image.hparams, "ndim": 3, "num_tubes": num_tubes}
@@ -52,7 +52,7 @@ def test_where_each_image_tensor_goes(num_tubes):
     assert all(torch.equal(new[name], old[name]) for name in new)
 
 
-def test_other_classes_get_a_new_head_on_the_same_tokens():
+def test_inflate_to_other_classes_makes_a_new_head():
     image = toy(2)
     video = sparsevideo.inflate(image, num_tubes=2, num_classes=5).eval()
     x = clip(2)
@@ -63,7 +63,7 @@ def test_other_classes_get_a_new_head_on_the_same_tokens():
         assert off_by(video.forward_features(still).tokens.mean(1), wanted) < 1e-5
 
 
-def test_image_model_is_left_alone():
+def test_inflate_leaves_the_image_model_unchanged():
     image = toy(2)
     before = {name: tensor.clone() for name, tensor in image.state_dict().items()}
     perturbed(sparsevideo.inflate(image, num_tubes=2, num_classes=7), 1.0)

@@ -1,4 +1,4 @@
-"""Fresh weights: each parameter set once, to the start that the papers and the formulas call for."""
+"""Fresh weights: each parameter is set once, to the initialization of the papers."""
 
 import math
 
@@ -21,10 +21,10 @@ def model(request):
 
 
 class Writes(TorchDispatchMode):
-    """Counts, for each value of each parameter, how often it is set.
+    """Count, for each value of each parameter, how often it is set.
 
-    One call of a `torch.nn.init` function is one setting, whatever it does within (rejection sampling writes twice);
-    elsewhere each in-place operation is one.
+    One call of a `torch.nn.init` function counts as one, although rejection sampling writes twice;
+    elsewhere each in-place operation counts as one.
     """
 
     def __init__(self, model, monkeypatch):
@@ -61,7 +61,7 @@ class Writes(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_each_value_is_set_exactly_once(model, monkeypatch):
+def test_init_weights_sets_each_value_exactly_once(model, monkeypatch):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
@@ -71,7 +71,7 @@ def test_each_value_is_set_exactly_once(model, monkeypatch):
     assert {name for name, p in model.named_parameters() if not p.isfinite().all()} == set()
 
 
-def test_exactly_these_start_at_zero(model):
+def test_fresh_weights_that_are_zero(model):
     zero = {name for name, p in model.named_parameters() if name.endswith(".bias")}
     for block in SAMPLING_BLOCKS:
         zero -= {f"{block}.offset.bias", f"{block}.mixing.fc2.bias"}
@@ -80,8 +80,8 @@ def test_exactly_these_start_at_zero(model):
     assert {name for name, p in model.named_parameters() if not p.any()} == zero
 
 
-def test_norms_start_at_one_or_at_the_root_of_the_width(model):
-    """The layers that generate from a token see it divided by the root of its width."""
+def test_fresh_norms_are_one_or_the_inverse_root_of_the_width(model):
+    """Layers that generate from a token get it divided by the root of its width."""
     small = {f"{block}.{part}.norm" for block in SAMPLING_BLOCKS for part in ("mixing", "offset", "adjust")}
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     assert small < norms.keys()
@@ -90,7 +90,7 @@ def test_norms_start_at_one_or_at_the_root_of_the_width(model):
         assert torch.allclose(norm.weight, torch.full_like(norm.weight, start)), name
 
 
-def test_spreads(model):
+def test_fresh_weights_have_their_standard_deviations(model):
     spread = {name: float(p.detach().std()) for name, p in model.named_parameters()}
     assert spread["stem.conv.weight"] == pytest.approx((2 / (32 * 7 * 7)) ** 0.5, rel=0.05)  # Kaiming, fan-out
     assert spread["token_embedding"] == pytest.approx(0.88, rel=0.1)  # deviation 1 truncated at 2
@@ -99,7 +99,7 @@ def test_spreads(model):
             assert spread[f"{name}.weight"] == pytest.approx(0.02, rel=0.1), name
 
 
-def test_mixing_matrices_start_as_xavier_uniform(model):
+def test_fresh_mixing_matrices_are_xavier_uniform(model):
     C, P = 32, 16
     for block in SAMPLING_BLOCKS:
         bias = model.get_parameter(f"{block}.mixing.fc2.bias")
@@ -109,7 +109,7 @@ def test_mixing_matrices_start_as_xavier_uniform(model):
             assert float(matrix.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_points_start_on_a_grid_in_space_spread_in_time():
+def test_fresh_points_are_a_grid_in_space_spread_in_time():
     grid = [-0.375, -0.125, 0.125, 0.375]
     for ndim, name in ((2, MODELS[0]), (3, MODELS[1])):
         for block in SAMPLING_BLOCKS:
@@ -126,13 +126,13 @@ def test_points_start_on_a_grid_in_space_spread_in_time():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_points_of_any_number_differ_along_every_axis(ndim):
-    """Else the first step would divide by no deviation and throw them away."""
+def test_fresh_points_of_any_number_differ_along_every_axis(ndim):
+    """Otherwise the first step would divide by a deviation of zero and scatter them."""
     for count in range(2, 21):
         assert geometry.offset_grid(count, ndim).std(0).min() > 0.1, count
 
 
-def test_boxes_start_as_a_grid_of_half_size_tube_by_tube():
+def test_fresh_rois_are_a_grid_of_half_size_tube_by_tube():
     image, video = (create_model(name).token_roi for name in MODELS)
     low = [0.0, 0.25, 0.5]
     assert image.tolist() == [[x, y, x + 0.5, y + 0.5] for y in low for x in low]
@@ -142,8 +142,8 @@ def test_boxes_start_as_a_grid_of_half_size_tube_by_tube():
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (7, 1), (6, 2), (48, 6), (12, 3), (49, 7), (36, 6)])
-def test_box_counts_that_are_no_square(count, rows):
-    """Rows are the largest divisor up to the root; a single box along an axis spans it; boxes cover the frame."""
+def test_fresh_rois_cover_the_frame_for_any_count(count, rows):
+    """Rows are the largest divisor up to the root; a single RoI along an axis spans it; RoIs cover the frame."""
     columns = count // rows
     boxes = geometry.roi_grid(count)
     assert boxes.shape == (count, 4)
@@ -155,7 +155,7 @@ def test_box_counts_that_are_no_square(count, rows):
         assert (starts.diff() <= 0.5).all()  # no gap between neighbours
 
 
-def test_a_seed_fixes_fresh_weights(model):
+def test_fresh_weights_depend_on_the_seed_alone(model):
     name = MODELS[model.ndim - 2]
     torch.manual_seed(0)
     again = create_model(name).state_dict()

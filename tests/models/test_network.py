@@ -1,4 +1,4 @@
-"""The network computes MODEL's formulas: it agrees with its slow twin in float64, step by step."""
+"""The network computes its formulas: it agrees with the slow reference in float64, step by step."""
 
 import pytest
 import reference
@@ -19,12 +19,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("ndim", "hparams", "size"), CASES)
-def test_network_agrees_with_its_twin(ndim, hparams, size):
-    """Stem, boxes, points, tokens and logits, with points outside the frame along every axis."""
+def test_network_agrees_with_the_reference(ndim, hparams, size):
+    """Stem, RoIs, points, tokens and logits, with points outside the frame along every axis."""
     model = toy(ndim, **hparams).double()
     x = clip(ndim, **size).double()
     with torch.no_grad():
-        model.token_roi[0] = torch.tensor([-1.0] * ndim + [2.0] * ndim)  # far beyond the frame, whatever was drawn
+        model.token_roi[0] = torch.tensor([-1.0] * ndim + [2.0] * ndim)  # far beyond the frame for any random weights
         slow = reference.run(model.state_dict(), x, model.hparams)
         fast = model.forward_features(x)
         assert off_by(model.stem(x), slow.stem) < 1e-9
@@ -37,28 +37,28 @@ def test_network_agrees_with_its_twin(ndim, hparams, size):
     assert (points < 0).any(0).all() and (points > 1).any(0).all()
 
 
-def test_float32_is_float64_rounded():
+def test_network_in_float32_is_float64_rounded():
     model, x = toy(3), clip(3)
     with torch.no_grad():
         assert off_by(model(x).double(), model.double()(x.double())) < 1e-5
 
 
 @pytest.mark.parametrize("cells", [(4, 5), (1, 3), (3, 4, 5), (1, 2, 3)])
-def test_reading_agrees_with_its_twin_and_borders_repeat(cells):
-    """Zero padding is the twin's; border padding reads what the nearest cell centre holds."""
+def test_sample_points_agrees_with_the_reference_for_both_paddings(cells):
+    """Zero padding is that of the reference; border padding has the value of the nearest cell center."""
     torch.manual_seed(0)
     feat = torch.randn(2, 3, *cells).double()
     points = torch.rand(2, 4, 5, len(cells)).double() * 2 - 0.5
-    points[0, 0] = torch.tensor([0.0, 0.5, 1.0, 0.25, 0.75]).unsqueeze(-1)  # edges and centres
-    assert off_by(sampling.sample_points(feat, points), reference.read(feat, points)) < 1e-12
+    points[0, 0] = torch.tensor([0.0, 0.5, 1.0, 0.25, 0.75]).unsqueeze(-1)  # edges and centers
+    assert off_by(sampling.sample_points(feat, points), reference.sample(feat, points)) < 1e-12
     half = 0.5 / torch.tensor(cells[::-1]).double()
     inside = points.clamp(half, 1 - half)
-    assert off_by(sampling.sample_points(feat, points, padding="border"), reference.read(feat, inside)) < 1e-12
+    assert off_by(sampling.sample_points(feat, points, padding="border"), reference.sample(feat, inside)) < 1e-12
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("cells", [(4, 5), (3, 4, 5)])
-def test_reading_has_the_gradient_of_its_values(cells, padding):
+def test_sample_points_has_correct_gradients(cells, padding):
     torch.manual_seed(0)
     feat = torch.randn(1, 2, *cells).double().requires_grad_()
     points = (torch.rand(1, 2, 3, len(cells)).double() * 1.4 - 0.2).requires_grad_()
@@ -66,15 +66,15 @@ def test_reading_has_the_gradient_of_its_values(cells, padding):
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
-@pytest.mark.parametrize("where", [float("nan"), float("inf")])
-def test_reading_nowhere_gives_no_number_and_no_crash(where, padding):
-    """A run that diverges must see a loss that is not finite; on a GPU a wild index would end the process."""
-    read = sampling.sample_points(torch.ones(1, 3, 4, 4), torch.full((1, 2, 2, 2), where), padding)
-    assert read.isnan().all() or (where == float("inf") and read.isfinite().all())
+@pytest.mark.parametrize("coordinate", [float("nan"), float("inf")])
+def test_sample_points_at_nan_or_infinity_does_not_crash(coordinate, padding):
+    """A diverged run must get a loss that is not finite; on a GPU an invalid index would end the process."""
+    sampled = sampling.sample_points(torch.ones(1, 3, 4, 4), torch.full((1, 2, 2, 2), coordinate), padding)
+    assert sampled.isnan().all() or (coordinate == float("inf") and sampled.isfinite().all())
 
 
-def test_boxes_keep_a_positive_size():
-    """A box turned inside out by training is read as its mirror image, not with negative size."""
+def test_roi_keeps_a_positive_size():
+    """An RoI whose corners were swapped by training has the size of its mirror image, not a negative one."""
     roi = torch.tensor([[[0.8, 0.7, 0.2, 0.1]]])
     low, high = geometry.adjust_roi(roi, torch.zeros(1, 1, 4)).chunk(2, -1)
     assert (high > low).all()
@@ -82,7 +82,7 @@ def test_boxes_keep_a_positive_size():
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 70), (224, 16), (7, 5)])
 @pytest.mark.parametrize("frames", [None, 1, 2, 9])
-def test_any_size_and_length_runs(size, frames):
+def test_network_accepts_any_size_and_length(size, frames):
     ndim = 2 if frames is None else 3
     x = clip(ndim, batch=1, frames=frames or 0, height=size[0], width=size[1])
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_any_size_and_length_runs(size, frames):
     ("ndim", "shape"),
     [(2, (3, 32, 32)), (2, (1, 3, 4, 32, 32)), (2, (1, 1, 32, 32)), (3, (1, 3, 32, 32)), (3, (1, 4, 8, 32, 32))],
 )
-def test_wrong_input_is_refused_with_its_shape(ndim, shape):
+def test_network_refuses_wrong_input_with_its_shape(ndim, shape):
     with pytest.raises(ValueError) as error:
         toy(ndim)(torch.zeros(shape))
     assert str(shape) in str(error.value)

@@ -1,4 +1,4 @@
-"""The network is the published one: golden tensors, both generations of names, image and clip."""
+"""The network equals the published one: golden tensors, both generations of names, image and clip."""
 
 import json
 import re
@@ -83,8 +83,8 @@ def test_network_scores_as_published(golden):
         assert off_by(model(x), wanted["logits"]) < 1e-5
 
 
-def test_twin_scores_as_published(golden):
-    """The twin that the other tests trust is held to the same tensors."""
+def test_reference_scores_as_published(golden):
+    """The reference of the other tests reproduces the same tensors."""
     state = published.to_ours(golden.weights)
     trace = reference.run(state, golden.tensors["input"], golden.hparams)
     assert off_by(trace.stem, golden.tensors["stem"]) < 1e-5
@@ -93,7 +93,7 @@ def test_twin_scores_as_published(golden):
     assert off_by(trace.logits, golden.tensors["logits"]) < 1e-5
 
 
-def test_both_generations_are_one_state_dict(golden):
+def test_published_generations_have_the_same_state_dict(golden):
     first = golden.first_generation()
     assert first.keys() != golden.weights.keys()
     ours, of_first = published.to_ours(golden.weights), published.to_ours(first)
@@ -112,8 +112,8 @@ def test_load_weights_takes_published_checkpoints(golden, generation):
         assert off_by(model(golden.tensors["input"]), golden.tensors["logits"]) < 1e-5
 
 
-def test_arguments_are_read_off_a_published_file(golden, tmp_path):
-    """Repeats leave no trace in any shape and are taken as published; clips do not say their tubes, and are refused."""
+def test_load_model_derives_the_arguments_of_a_published_file(golden, tmp_path):
+    """Repeats change no shape and are as published; video weights do not say their tubes and are refused."""
     path = tmp_path / "published.pth"
     torch.save({"model": golden.first_generation()}, path)
     if golden.hparams["ndim"] == 3:

@@ -1,4 +1,4 @@
-"""What training needs: gradients everywhere, bounded at the points; bfloat16, checkpointing and drop path."""
+"""Training: gradients everywhere, bounded at the points; bfloat16, activation checkpointing and drop path."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ def gradients(model, x, scale=1.0):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_every_parameter_gets_a_gradient(ndim):
+def test_gradient_reaches_every_parameter(ndim):
     for name, gradient in gradients(toy(ndim), clip(ndim)).items():
         assert gradient is not None and gradient.isfinite().all() and gradient.any(), name
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_fresh_weights_without_a_gradient(ndim):
-    """Exactly those in front of a layer that starts at zero; that layer itself learns from the first step."""
+def test_gradient_of_fresh_weights_is_zero_before_zero_layers_only(ndim):
+    """Only weights before a layer that starts at zero have no gradient; that layer itself has one."""
     wanted = {
         f"{block}.{name}.{kind}"
         for block in ("focus", "cortex.0")
@@ -36,7 +36,7 @@ def test_fresh_weights_without_a_gradient(ndim):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_gradient_of_a_point_is_at_most_one_cell(ndim):
-    """36 x 48 pixels are 9 x 12 cells. A loss times 1e6 meets the limit on each axis; a small loss goes through."""
+    """36 x 48 pixels are 9 x 12 cells. A loss times 1e6 reaches the limit on each axis; a small loss is not limited."""
     model, x = toy(ndim), clip(ndim, frames=5)
     limit = torch.tensor([1 / 12, 1 / 9, 1 / 5][:ndim])
 
@@ -66,7 +66,7 @@ def test_bfloat16_leaves_coordinates_in_float32(ndim):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_a_bfloat16_model_runs_with_coordinates_in_float32(ndim):
+def test_bfloat16_model_has_coordinates_in_float32(ndim):
     model, x = toy(ndim), clip(ndim)
     wanted = model(x)
     model = model.bfloat16()
@@ -82,8 +82,8 @@ def test_autocast_keeps_the_tokens_of_the_cortex_in_float32():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_bfloat16_does_not_round_boxes_and_points(ndim):
-    """With attention silent the first step's tokens are the same; then so are its boxes and points, to the last bit."""
+def test_bfloat16_does_not_round_rois_and_points(ndim):
+    """Without attention the tokens of the first step are equal, so its RoIs and points must be equal, bit for bit."""
     model, x = toy(ndim), clip(ndim)
     for parameter in model.focus.attn.proj.parameters():
         torch.nn.init.zeros_(parameter)
@@ -95,7 +95,7 @@ def test_bfloat16_does_not_round_boxes_and_points(ndim):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_checkpointing_changes_neither_logits_nor_gradients(ndim):
-    """Drop path included: the second run of a block draws what the first drew."""
+    """With drop path: the second run of a block repeats the draws of the first."""
     x, results = clip(ndim), []
     for checkpointing in (False, True):
         model = toy(ndim, drop_path=0.5, activation_checkpointing=checkpointing).train()
@@ -108,8 +108,8 @@ def test_checkpointing_changes_neither_logits_nor_gradients(ndim):
         assert torch.allclose(checkpointed[name], tensor, rtol=1e-5, atol=1e-6), name
 
 
-def test_checkpointing_keeps_less():
-    """Counted in values that the backward pass holds on to."""
+def test_checkpointing_keeps_less_memory():
+    """Counts the bytes of the tensors that are saved for the backward pass."""
 
     def held(checkpointing):
         kept = {}
@@ -127,7 +127,7 @@ def test_checkpointing_keeps_less():
     assert held(True) < 0.8 * held(False)
 
 
-def test_drop_path_is_for_training():
+def test_drop_path_is_off_in_evaluation():
     model, x = toy(2, drop_path=0.5), clip(2)
     with torch.no_grad():
         evaluated = model(x)
@@ -137,8 +137,8 @@ def test_drop_path_is_for_training():
         assert off_by(model(x), evaluated) > 1e-3
 
 
-def test_drop_path_takes_or_leaves_a_branch_for_each_sample():
-    """With the MLP silent a block adds its attention: nothing, or 1 / (1 - rate) times as much."""
+def test_drop_path_keeps_or_drops_a_branch_per_sample():
+    """Without the MLP, a block adds either nothing or its attention times 1 / (1 - rate)."""
     torch.manual_seed(0)
     block = Block(8, 2, 2.0).train()
     torch.nn.init.zeros_(block.mlp.fc2.weight)
@@ -152,23 +152,23 @@ def test_drop_path_takes_or_leaves_a_branch_for_each_sample():
 
 
 class Draws(TorchDispatchMode):
-    """Probabilities of keeping a branch, in the order of drawing, with the shape of the draw."""
+    """Record the probability and the shape of each Bernoulli draw, in order."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.draws = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "bernoulli" in function.__name__:
-            self.seen.append((round(args[1], 6), tuple(args[0].shape)))
+            self.draws.append((round(args[1], 6), tuple(args[0].shape)))
         return function(*args, **(kwargs or {}))
 
 
 def test_drop_path_grows_linearly_over_all_steps():
-    """From 0 to the full rate; four branches where a step samples (box adjustment included), else two."""
+    """From 0 to the full rate; four branches in a step that samples (RoI adjusting included), else two."""
     model, x = toy(2, drop_path=0.4, focus_repeats=2, cortex_depth=3).train(), clip(2, batch=5)
     with Draws() as draws, torch.no_grad():
         model(x)
     rates, branches = [0.1, 0.2, 0.3, 0.4], [4, 4, 2, 2]  # the first step's rate is 0: nothing is drawn
     wanted = [(round(1 - rate, 6), (5, 1, 1)) for rate, many in zip(rates, branches, strict=True) for _ in range(many)]
-    assert draws.seen == wanted
+    assert draws.draws == wanted

@@ -1,4 +1,4 @@
-"""A view is a box: what the network makes of a part of its features is what it makes of that part alone."""
+"""Views: the network processes a part of its features as it processes that part alone."""
 
 from math import floor
 
@@ -16,31 +16,31 @@ FRAMES = torch.tensor([[0, 1, 2, 3, 4], [4, 4, 0, 1, 3], [2, 0, 4, 1, 1]])
 
 
 def parts(feat):
-    """The views cut out, each as a batch of one."""
-    for number, (source, (x0, y0, x1, y1)) in enumerate(zip(SOURCE.tolist(), CELLS.tolist(), strict=True)):
+    """Cut the views out of the features, each as a batch of one."""
+    for index, (source, (x0, y0, x1, y1)) in enumerate(zip(SOURCE.tolist(), CELLS.tolist(), strict=True)):
         part = feat[source : source + 1]
-        yield (part[:, :, FRAMES[number]] if feat.ndim == 5 else part)[..., y0:y1, x0:x1]
+        yield (part[:, :, FRAMES[index]] if feat.ndim == 5 else part)[..., y0:y1, x0:x1]
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_the_network_looks_at_a_view_as_at_an_input_of_its_own(ndim, padding):
-    """Crops that begin on a cell and clips of any frames, at once and in any subset."""
+def test_views_give_the_tokens_of_separate_inputs(ndim, padding):
+    """Crops that begin on a cell, and clips of any frames, together and in any subset."""
     model = toy(ndim, padding=padding).double()
     views = Views(SOURCE, BOXES, FRAMES if ndim == 3 else None)
     with torch.no_grad():
         feat = model.stem(clip(ndim).double())
         assert feat.shape[-2:] == (9, 12)
         together = model.forward_tokens(feat, views)
-        for number, part in enumerate(parts(feat)):
-            alone, one = model.forward_tokens(part), model.forward_tokens(feat, views[torch.tensor([number])])
-            for seen in (together.tokens[number : number + 1], one.tokens):
-                assert off_by(seen, alone.tokens) < 1e-9
-            assert off_by(together.points[-1][number : number + 1], alone.points[-1]) < 1e-9
+        for index, part in enumerate(parts(feat)):
+            alone, one = model.forward_tokens(part), model.forward_tokens(feat, views[torch.tensor([index])])
+            for tokens in (together.tokens[index : index + 1], one.tokens):
+                assert off_by(tokens, alone.tokens) < 1e-9
+            assert off_by(together.points[-1][index : index + 1], alone.points[-1]) < 1e-9
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_gradients_too_are_those_of_the_part(ndim):
+def test_views_give_the_gradients_of_separate_inputs(ndim):
     model = toy(ndim).double()
     views = Views(SOURCE, BOXES, FRAMES if ndim == 3 else None)
     feat = model.stem(clip(ndim).double()).detach()
@@ -53,8 +53,8 @@ def test_gradients_too_are_those_of_the_part(ndim):
         assert off_by(gradient, model.get_parameter(name).grad) < 1e-9, name
 
 
-def test_a_box_between_cells_is_read_between_cells():
-    """Against a loop over points: the view's cells lie at begin, begin + 1, ...; beyond its ends they fade."""
+def test_views_between_cells_are_interpolated():
+    """Against a loop over points: the cells of the view lie at begin, begin + 1, ...; beyond its ends they fade."""
     torch.manual_seed(0)
     row = torch.randn(1, 1, 1, 10).double()
     low, high = 0.23, 0.81  # 2.3 to 8.1 cells
@@ -73,7 +73,7 @@ def test_a_box_between_cells_is_read_between_cells():
             assert value == pytest.approx((wanted * fade).item(), abs=1e-12)
 
 
-def test_crops_share_a_stem_but_for_their_borders():
+def test_views_of_a_shared_stem_differ_from_crops_at_borders_only():
     """The stem of whole frames is the stem of a crop, two cells from the crop's edges on."""
     model, x = toy(2), clip(2, height=64, width=96)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_crops_share_a_stem_but_for_their_borders():
 
 
 @pytest.mark.parametrize(("ndim", "frames"), [(2, FRAMES), (3, None)])
-def test_frames_are_named_for_clips_and_only_for_clips(ndim, frames):
+def test_views_must_have_frames_for_clips_and_only_for_clips(ndim, frames):
     model = toy(ndim)
-    with pytest.raises(ValueError, match="views of clips name their frames"):
+    with pytest.raises(ValueError, match="views must have frames for clips"):
         model.forward_tokens(model.stem(clip(ndim)), Views(SOURCE, BOXES, frames))

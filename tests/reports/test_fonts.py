@@ -1,4 +1,4 @@
-"""Class names of any script are drawn in a font that has them, or as numbers; nothing is drawn as empty boxes."""
+"""Class names of any script are drawn in a font that has them, or as numbers, never as empty boxes."""
 
 import warnings
 
@@ -12,13 +12,13 @@ from matplotlib.image import imread
 from sparsevideo.reports.fonts import drawable_names
 from sparsevideo.reports.metrics import save_confused_classes, save_confusion_matrix
 
-# Characters of planes for private use: whatever fonts are installed here, none has them.
+# Characters of private planes, which no installed font has.
 ABSENT, MADE = "\U00100001", "\U00100002"
 
 
 @pytest.fixture
 def installed(tmp_path):
-    """A font with one character more than the others."""
+    """Install a font with one character that no other font has."""
     pen = TTGlyphPen(None)
     for point, draw in [((0, 0), pen.moveTo), ((0, 700), pen.lineTo), ((500, 700), pen.lineTo), ((500, 0), pen.lineTo)]:
         draw(point)
@@ -40,13 +40,13 @@ def installed(tmp_path):
     font_manager.fontManager.ttflist[:] = before
 
 
-def test_a_font_that_has_the_name_is_taken(installed):
+def test_drawable_names_finds_a_font_that_has_the_characters(installed):
     names, families = drawable_names(["left", MADE])
     assert names == ["left", MADE]
     assert families[-1] == "Made Here"
 
 
-def test_names_without_a_font_are_their_numbers():
+def test_drawable_names_without_a_font_are_numbers():
     names, families = drawable_names(["left", f"{ABSENT}", "caf\u00e9", "a\tb"])
     assert names == ["left", "1", "caf\u00e9", "3"]
     assert families == list(font_manager.FontProperties().get_family())
@@ -55,11 +55,11 @@ def test_names_without_a_font_are_their_numbers():
 @pytest.mark.parametrize(
     "name", ["\u064a\u0633\u0627\u0631", "\u05e9\u05de\u05d0\u05dc", "\u0939\u093f\u0928\u094d\u0926\u0940"]
 )
-def test_scripts_that_matplotlib_does_not_set_are_numbers(name):
+def test_drawable_names_of_unsupported_scripts_are_numbers(name):
     assert drawable_names(["left", name])[0] == ["left", "1"]
 
 
-def test_no_glyph_is_missing_in_any_plot(installed, tmp_path):
+def test_plots_have_no_missing_glyph(installed, tmp_path):
     classes = ["left", "\u5411\u5de6", "\u064a\u0633\u0627\u0631", ABSENT, MADE]
     scores, labels = np.eye(5), np.arange(5)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The numbers are exact where they are easy to get wrong, and the plots show what was counted."""
+"""Accuracies are exact also for ties and failures, and plots show the counted values."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from sparsevideo.reports import metrics
 
 
 def scored(n, num_classes, seed=0):
-    """Scores that are right about half of the time, without ties."""
+    """Make scores that are right about half of the time, without ties."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, n)
     scores = rng.random((n, num_classes))
@@ -27,7 +27,7 @@ def one_hot(predicted, num_classes):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The texts written into axes: what a person reads in a cell or as a title."""
+    """Record the texts written into axes: cells and titles."""
     texts = []
     for method, at in (("text", 2), ("set_title", 0)):
         original = getattr(Axes, method)
@@ -40,40 +40,40 @@ def drawn(monkeypatch):
     return texts
 
 
-def test_agrees_with_scikit_learn_where_nothing_is_tied_or_failed():
+def test_summarize_agrees_with_scikit_learn():
     scores, labels = scored(500, 12)
     summary = metrics.summarize(scores, labels)
     assert summary["top1"] == pytest.approx(100 * accuracy_score(labels, scores.argmax(1)))
     assert summary["top5"] == pytest.approx(100 * top_k_accuracy_score(labels, scores, k=5))
     assert summary["mean_class_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
-    assert json.loads(json.dumps(summary)) == summary  # plain floats, as results.json wants them
+    assert json.loads(json.dumps(summary)) == summary  # plain floats, as results.json needs them
 
 
-def test_a_tie_goes_to_the_lower_class_at_every_depth():
-    """Equal scores for all eight classes are no free hit: the order is 0 1 2 3 4 5 6 7."""
+def test_summarize_ranks_the_lower_class_first_in_a_tie():
+    """With equal scores for all eight classes the order is 0 1 2 3 4 5 6 7."""
     summary = metrics.summarize(np.zeros((4, 8)), np.array([0, 4, 5, 7]))
     assert summary["top1"] == 25
     assert summary["top5"] == 50
 
 
-def test_top5_of_fewer_classes_is_all_of_them():
+def test_summarize_top5_of_fewer_classes_is_100():
     scores, labels = scored(50, 3)
     assert metrics.summarize(scores, labels)["top5"] == 100
     assert metrics.summarize(np.ones((4, 1)), np.zeros(4, int))["top1"] == 100
 
 
-def test_classes_without_samples_stay_out_of_the_mean():
+def test_summarize_mean_excludes_classes_without_samples():
     """Three of class 0, two of them right, and one right of class 2; classes 1 and 3 have none."""
     summary = metrics.summarize(one_hot([0, 0, 1, 2], 4), np.array([0, 0, 0, 2]))
     assert summary["top1"] == 75
     assert summary["mean_class_accuracy"] == pytest.approx(100 * (2 / 3 + 1) / 2)
 
 
-def test_failed_samples_count_as_wrong_whatever_stands_in_their_row():
+def test_summarize_counts_failed_samples_as_wrong():
     scores, labels = one_hot([0, 1, 1, 0], 2).astype(float), np.array([0, 1, 1, 0])
     assert metrics.summarize(scores, labels)["top1"] == 100
     scores[3] = np.nan
-    # row 2 scores the right class; a failed label 0 must not be taken for a class either
+    # row 2 scores the right class; a failed label 0 must not count as a class either
     assert metrics.summarize(scores, labels, failed=[2, 3]) == {"top1": 50, "top5": 50, "mean_class_accuracy": 50}
     assert set(metrics.summarize(scores, labels, failed=range(4)).values()) == {0.0}
 
@@ -81,21 +81,21 @@ def test_failed_samples_count_as_wrong_whatever_stands_in_their_row():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        (np.zeros((0, 5)), np.zeros(0, int), "no scores"),
-        (np.zeros((3, 5)), np.zeros(4, int), r"\(3, 5\) and \(4,\)"),
+        (np.zeros((0, 5)), np.zeros(0, int), "no scores: shape"),
+        (np.zeros((3, 5)), np.zeros(4, int), r"got \(3, 5\) and \(4,\)"),
         (np.zeros(5), np.zeros(5, int), r"\(5,\)"),
         (np.zeros((2, 5)), np.array([0, 5]), "labels 0 to 5"),
         (np.zeros((2, 5)), np.array([-1, 0]), "labels -1 to 0"),
         (np.array([[0, 1], [0, np.nan]]), np.array([0, 1]), "the first is 1"),
     ],
 )
-def test_what_cannot_be_counted_is_refused(scores, labels, message):
+def test_summarize_refuses_invalid_input(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         metrics.summarize(scores, labels)
 
 
 def test_confusion_rows_are_true_classes_in_percent(tmp_path, drawn):
-    """Class 0: three of four right, one taken for 2. Class 1: no sample. Class 2: right, but one failed."""
+    """Class 0: three of four right, one predicted as 2. Class 1: no sample. Class 2: right, but one failed."""
     labels = np.array([0, 0, 0, 0, 2, 2])
     metrics.save_confusion_matrix(tmp_path / "c.png", one_hot([0, 0, 0, 2, 2, 2], 3), labels, "abc", failed=[5])
     *cells, title = drawn
@@ -106,19 +106,19 @@ def test_confusion_rows_are_true_classes_in_percent(tmp_path, drawn):
 @pytest.mark.parametrize(("num_classes", "has_text"), [(2, True), (30, True), (31, False), (100, False)])
 def test_confusion_matrix_writes_numbers_only_where_they_fit(tmp_path, drawn, num_classes, has_text):
     scores, labels = scored(200, num_classes)
-    classes = ["$5_{$", "¡olé!"] + [f"class {i}" for i in range(num_classes - 2)]  # the first is no formula
+    classes = ["$5_{$", "¡olé!"] + [f"class {i}" for i in range(num_classes - 2)]  # the first is not a formula
     metrics.save_confusion_matrix(tmp_path / "c.png", scores, labels, classes)
     assert imread(tmp_path / "c.png").shape[0] > 250
     assert (len(drawn) > 1) == has_text
 
 
-def test_confusion_matrix_wants_a_name_for_each_class(tmp_path):
-    with pytest.raises(ValueError, match="2 class names for scores of 3"):
+def test_confusion_matrix_needs_a_name_for_each_class(tmp_path):
+    with pytest.raises(ValueError, match="class names: must be 3, one per column of scores, got 2"):
         metrics.save_confusion_matrix(tmp_path / "c.png", *scored(5, 3), ["a", "b"])
 
 
-def test_the_part_of_a_matrix_is_in_percent_of_whole_rows(tmp_path, drawn):
-    """Class 2: one of five right, two taken for 0, one for 1, which is not drawn, one failed. Class 0: both right."""
+def test_confused_classes_are_in_percent_of_whole_rows(tmp_path, drawn):
+    """Class 2: one of five right, two predicted as 0, one as 1, which is not drawn, one failed. Class 0: both right."""
     counts = metrics.count_confusions(np.array([0, 0, 2, 0, 0, 1, -1]), np.array([0, 0, 2, 2, 2, 2, 2]), 4)
     metrics.save_confused_classes(tmp_path / "c.png", counts, "abcd", [2, 0])
     *cells, title = drawn
@@ -127,7 +127,7 @@ def test_the_part_of_a_matrix_is_in_percent_of_whole_rows(tmp_path, drawn):
     assert title[0].startswith("2 of 4 classes")
 
 
-def test_bars_of_the_reliability_diagram_are_as_high_as_answers_are_right(tmp_path, monkeypatch):
+def test_reliability_diagram_has_bars_as_high_as_the_accuracy(tmp_path, monkeypatch):
     bars = []
     original = Axes.bar
 
@@ -145,8 +145,8 @@ def test_bars_of_the_reliability_diagram_are_as_high_as_answers_are_right(tmp_pa
     assert imread(tmp_path / "r.png").ndim == 3
 
 
-def log(path, *records, torn=""):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + torn)
+def log(path, *records, truncated=""):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + truncated)
     return path
 
 
@@ -156,7 +156,7 @@ VAL = [{"split": "val", "step": step, "loss": 20 / step, "top1": 2.0 * step} for
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What is plotted, call by call: panel, steps and values."""
+    """Record the plotted lines: panel, steps and values."""
     calls = []
     original = Axes.plot
 
@@ -197,9 +197,9 @@ def test_curves_tell_training_from_validation_in_the_legend(tmp_path, monkeypatc
     assert left == ["a, training", "a, validation", "b, training", "b, validation"] and right == ["a", "b"]
 
 
-def test_curves_of_a_killed_run_leave_out_its_torn_last_line(tmp_path, lines):
-    torn = log(tmp_path / "a.jsonl", *TRAIN[:3], torn='{"split": "train", "st')
-    metrics.save_learning_curves(tmp_path / "c.png", {"a": torn})
+def test_curves_of_a_killed_run_leave_out_its_truncated_last_line(tmp_path, lines):
+    log_path = log(tmp_path / "a.jsonl", *TRAIN[:3], truncated='{"split": "train", "st')
+    metrics.save_learning_curves(tmp_path / "c.png", {"a": log_path})
     assert [x for _, x, _ in lines] == [[1, 2, 3], [1, 2, 3], []]  # and nothing validated yet
 
 

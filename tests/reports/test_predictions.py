@@ -1,4 +1,4 @@
-"""Predictions are of one shape and one list, and the csv says what the npz does."""
+"""Predictions have matching shapes and lists, and equal content in csv and npz."""
 
 import csv
 from dataclasses import replace
@@ -11,13 +11,13 @@ from sparsevideo.reports.comparison import subset
 from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions, save_predictions
 
 
-def test_large_logits_have_probabilities_and_failed_files_have_none():
-    told = predictions([[1000.0, 1000.0], [1.0, 2.0], [-1000.0, 0.0]], [0, 1, 1], kind="logits", failed=[1])
-    assert told.probabilities.tolist() == [[0.5, 0.5], [0, 0], [0, 1]]
-    assert told.probabilities.dtype == np.float32
+def test_predictions_have_probabilities_for_large_logits_but_not_for_failed_files():
+    preds = predictions([[1000.0, 1000.0], [1.0, 2.0], [-1000.0, 0.0]], [0, 1, 1], kind="logits", failed=[1])
+    assert preds.probabilities.tolist() == [[0.5, 0.5], [0, 0], [0, 1]]
+    assert preds.probabilities.dtype == np.float32
 
 
-def test_the_csv_tells_the_true_class_the_predicted_one_and_the_scores(tmp_path):
+def test_predictions_csv_has_true_class_predicted_class_and_scores(tmp_path):
     save_predictions(tmp_path, predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1], failed=[1]))
     with (tmp_path / "predictions.csv").open(newline="") as file:
         _, *rows = csv.reader(file)
@@ -27,7 +27,7 @@ def test_the_csv_tells_the_true_class_the_predicted_one_and_the_scores(tmp_path)
     ]
 
 
-def test_seconds_stand_beside_the_path(tmp_path):
+def test_predictions_csv_has_the_seconds_of_segments(tmp_path):
     spans = np.array([[0, 1.25], [2, np.inf]])
     save_predictions(tmp_path, replace(predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1]), spans=spans))
     with (tmp_path / "predictions.csv").open(newline="") as file:
@@ -38,7 +38,7 @@ def test_seconds_stand_beside_the_path(tmp_path):
     assert np.array_equal(loaded.spans, spans) and loaded.spans_unit == "s"
 
 
-def test_frame_indices_are_not_called_seconds(tmp_path):
+def test_predictions_csv_has_the_frames_of_segments(tmp_path):
     spans = np.array([[10, 50], [20, np.inf]])
     one = replace(predictions([[0.25, 0.75], [0.9, 0.1]], [0, 1]), spans=spans, spans_unit="frames")
     save_predictions(tmp_path, one)
@@ -58,7 +58,7 @@ def test_frame_indices_are_not_called_seconds(tmp_path):
         replace(loaded, spans_unit="ms")
 
 
-def test_seconds_that_are_unknown_are_empty(tmp_path):
+def test_predictions_csv_has_empty_cells_for_unknown_seconds(tmp_path):
     """`extract --per-clip` writes NaN if a file of a list in frames could not be read."""
     one = replace(predictions([[0.25, 0.75]], [0]), spans=np.full((1, 2), np.nan))
     save_predictions(tmp_path, one)
@@ -66,7 +66,7 @@ def test_seconds_that_are_unknown_are_empty(tmp_path):
     assert one.segment(0) == "0.mp4 [unknown s]"
 
 
-def test_other_seconds_are_another_list():
+def test_check_same_list_refuses_other_seconds():
     one = predictions(np.eye(2), [0, 1])
     cut, other = (replace(one, spans=np.array([[0, 1], [1, end]])) for end in (2.0, 2.5))
     check_same_list([("a", cut), ("b", replace(cut))])
@@ -77,23 +77,23 @@ def test_other_seconds_are_another_list():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"kind": "odds"}, "unknown kind of scores 'odds'; it is one of softmax, logits"),
-        ({"labels": np.zeros(3, int)}, r"labels have shape \(3,\); 2 names and 2 classes want \(2,\)"),
-        ({"failed": np.zeros((2, 1), bool)}, r"failed have shape \(2, 1\)"),
-        ({"spans": np.zeros((1, 2))}, r"spans have shape \(1, 2\); 2 names and 2 classes want \(2, 2\)"),
-        ({"scores": np.eye(2, 3)}, r"scores have shape \(2, 3\); 2 names and 2 classes want \(2, 2\)"),
+        ({"kind": "odds"}, "kind of scores must be one of softmax, logits, got .odds."),
+        ({"labels": np.zeros(3, int)}, r"labels must have shape \(2,\) for 2 names and 2 classes, got \(3,\)"),
+        ({"failed": np.zeros((2, 1), bool)}, r"failed must have shape \(2,\) for 2 names and 2 classes, got \(2, 1\)"),
+        ({"spans": np.zeros((1, 2))}, r"spans must have shape \(2, 2\) for 2 names and 2 classes, got \(1, 2\)"),
+        ({"scores": np.eye(2, 3)}, r"scores must have shape \(2, 2\) for 2 names and 2 classes, got \(2, 3\)"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(change, told):
+def test_predictions_that_do_not_fit_are_refused(change, message):
     fits = {"names": ["0", "1"], "labels": np.zeros(2, int), "scores": np.eye(2), "failed": np.zeros(2, bool)}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Predictions(**{**fits, "classes": ["a", "b"], **change})
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(2, 3), (3, 2)])
-def test_a_list_that_goes_on_is_another_and_so_is_that_of_the_third(ours, theirs):
+def test_check_same_list_refuses_another_length_and_checks_all(ours, theirs):
     one, other = (predictions(np.eye(2)[[0] * n], [0] * n) for n in (ours, theirs))
     check_same_list([("a", one), ("b", one)])
     with pytest.raises(ValueError, match=f"a and c are .* different lists: {ours} against {theirs} of them"):

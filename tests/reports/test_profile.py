@@ -1,4 +1,4 @@
-"""Counts from what runs agree with the published tables and with a formula worked out by hand."""
+"""Counts of a forward pass agree with the published tables and with a formula."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def counted(name):
 
 
 def by_hand(h, *, frames=1, height=224, width=224):
-    """Multiply-accumulates part by part, from the arguments alone."""
+    """Compute the multiply-accumulates of each part from the arguments."""
     N, P, C = h["num_tokens"] * h["num_tubes"], h["num_points"], h["stem_channels"]
 
     def attention(d):
@@ -58,12 +58,12 @@ def by_hand(h, *, frames=1, height=224, width=224):
         "cortex": h["cortex_depth"] * (attention(d_c) + mlp(d_c)) + sampling(d_c),
         "head": d_c * h["num_classes"],
         "mixing_products": steps * products(),
-        "reading": steps * N * P * C * 2 ** h["ndim"],
+        "sampling": steps * N * P * C * 2 ** h["ndim"],
     }
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_counts_are_the_published_ones(name):
+def test_count_macs_gives_the_published_numbers(name):
     model, macs = counted(name)
     parameters, all_ops, as_published = TABLE[name]
     assert count_parameters(model) / 1e6 == pytest.approx(parameters, rel=0.01)
@@ -74,14 +74,14 @@ def test_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", [*TABLE, "sparseformer_nano", "video_sparseformer_nano"])
-def test_counts_are_those_worked_out_by_hand(name):
+def test_count_macs_agrees_with_the_formula(name):
     model, macs = counted(name)
     frames = 32 if name.startswith("video") else 1
     assert vars(macs) == by_hand(model.hparams, frames=frames)
 
 
-def test_parts_are_the_whole_and_the_model_is_left_alone():
-    """On a model with values, in training mode, with checkpointing: nothing escapes the parts, nothing is changed."""
+def test_count_macs_parts_add_up_and_the_model_stays_unchanged():
+    """A model with values, in training mode, with checkpointing: the parts are complete, and the model is unchanged."""
     model = create_model("video_sparseformer_nano", activation_checkpointing=True, drop_path=0.1).train()
     before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
     macs = count_macs(model, (2, 3, 4, 64, 32))
@@ -95,11 +95,11 @@ def test_parts_are_the_whole_and_the_model_is_left_alone():
     assert all(id(p) == before[name][0] and torch.equal(p, before[name][1]) for name, p in model.named_parameters())
 
 
-def test_a_shared_parameter_counts_once():
+def test_count_parameters_counts_a_shared_parameter_once():
     layer = torch.nn.Linear(3, 4)
     assert count_parameters(torch.nn.Sequential(layer, layer)) == 16
 
 
-def test_wrong_shape_is_refused():
+def test_count_macs_refuses_a_wrong_shape():
     with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\)"):
         count_macs(create_model("video_sparseformer_nano"), (1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""The drawing is true: dots and boxes are where, and on the frames which, the network reads."""
+"""Drawings show RoIs and points at the positions and on the frames that the network samples."""
 
 import numpy as np
 import pytest
@@ -14,20 +14,20 @@ FAR = [7.0, 7.0, 0.0, 8.0, 8.0, 1.0]  # a box outside the frame
 
 
 def trace(rois=(FAR,), points=((9.0, 9.0, 0.5),), num_tubes=1):
-    """One sampling step of tokens that read the same points."""
+    """One sampling step of tokens that have the same points."""
     rois = np.array(rois, dtype=np.float32)[None]
     points = np.broadcast_to(np.array(points, dtype=np.float32), (1, rois.shape[1], len(points), 3))
     return SamplingTrace(rois, points, num_tubes)
 
 
-def ink(num_frames, seen, boxes=None, size=(30, 40)):
-    """What is drawn on black frames, as brightness (T, H', W'); the left picture's half."""
-    drawn = render_frames(np.zeros((num_frames, *size, 3), np.uint8), seen, boxes=boxes, height=HEIGHT)
+def ink(num_frames, sampled, boxes=None, size=(30, 40)):
+    """Return the drawings on black frames as brightness (T, H', W'), of the left side alone."""
+    drawn = render_frames(np.zeros((num_frames, *size, 3), np.uint8), sampled, boxes=boxes, height=HEIGHT)
     return drawn[:, :, : drawn.shape[2] // 2].max(-1).astype(float)
 
 
 def centroid(image):
-    """Centre of brightness (x, y), in fractions of the picture."""
+    """Return the center of brightness (x, y), in fractions of the picture."""
     y, x = np.indices(image.shape)
     return ((x + 0.5) * image).sum() / image.sum() / image.shape[1], (
         ((y + 0.5) * image).sum() / image.sum() / image.shape[0]
@@ -35,15 +35,15 @@ def centroid(image):
 
 
 @pytest.mark.parametrize(("x", "y"), [(0.5, 0.5), (0.25, 0.5), (0.9, 0.1), (0.333, 0.777)])
-def test_a_point_is_drawn_at_its_fraction_of_the_frame(x, y):
+def test_point_is_drawn_at_its_fraction_of_the_frame(x, y):
     drawn = ink(1, trace(points=[(x, y, 0.5)]))[0]
     width = drawn.shape[1]
     assert drawn.sum() / drawn.max() == pytest.approx(np.pi * (0.01 * HEIGHT) ** 2, rel=0.2)  # one round dot
     assert centroid(drawn) == pytest.approx((x, y), abs=1 / width)
 
 
-def test_a_points_opacity_is_its_frames_weight_in_the_reading():
-    """Against the network's own reading of a clip whose frame f holds 1 in channel f."""
+def test_point_opacity_is_the_interpolation_weight_of_the_frame():
+    """Compare with the features that are sampled from a clip whose frame f holds 1 in channel f."""
     num_frames = 5
     feat = torch.eye(num_frames).view(1, num_frames, num_frames, 1, 1).expand(-1, -1, -1, 4, 4)
     brightest = ink(1, trace(points=[(0.5, 0.5, 0.5)])).max()
@@ -53,7 +53,7 @@ def test_a_points_opacity_is_its_frames_weight_in_the_reading():
         assert drawn / brightest == pytest.approx(weight, abs=0.02)
 
 
-def test_a_boxs_outline_is_drawn_at_its_corners():
+def test_roi_outline_is_drawn_at_its_corners():
     drawn = ink(1, trace([[0.2, 0.3, 0.0, 0.7, 0.9, 1.0]]))[0]
     height, width = drawn.shape
     rows, columns = np.nonzero(drawn > drawn.max() / 2)
@@ -62,8 +62,8 @@ def test_a_boxs_outline_is_drawn_at_its_corners():
     assert drawn[height // 2, width // 2] == 0  # an outline only
 
 
-def test_a_box_that_leaves_the_frame_is_cut_there():
-    """The left picture's box must not run on into the right one, nor its far side be moved to the border."""
+def test_roi_that_leaves_the_frame_is_clipped():
+    """An RoI on the left side must not continue on the right side, and its far edge must not move to the border."""
     drawn = ink(1, trace([[0.5, -1.0, 0.0, 3.0, 2.0, 1.0]]))[0]
     lit = np.flatnonzero((drawn > drawn.max() / 2).any(0)) / drawn.shape[1]
     assert lit == pytest.approx(0.5, abs=0.01)
@@ -78,7 +78,7 @@ def test_a_box_that_leaves_the_frame_is_cut_there():
         (1, 2, [[0], [0]]),
     ],
 )
-def test_a_box_is_drawn_on_the_frames_that_its_span_covers(num_frames, num_tubes, frames_of_tube):
+def test_roi_is_drawn_on_the_frames_that_its_span_covers(num_frames, num_tubes, frames_of_tube):
     model = create_model("video_sparseformer_nano", num_tubes=num_tubes)
     for roi, frames in zip(model.token_roi.detach().numpy()[::9], frames_of_tube, strict=True):
         drawn = ink(num_frames, trace([[0.2, 0.2, roi[2], 0.8, 0.8, roi[5]]]))
@@ -86,36 +86,36 @@ def test_a_box_is_drawn_on_the_frames_that_its_span_covers(num_frames, num_tubes
 
 
 @pytest.mark.parametrize(("start", "end", "frames"), [(0.3, 0.31, [1]), (-2.0, -1.0, [0]), (1.2, 1.5, [3])])
-def test_a_box_thinner_than_a_frame_or_outside_the_clip_is_drawn_where_it_reads(start, end, frames):
+def test_roi_shorter_than_a_frame_or_outside_the_clip_is_drawn_on_the_sampled_frame(start, end, frames):
     drawn = ink(4, trace([[0.2, 0.2, start, 0.8, 0.8, end]]))
     assert np.flatnonzero(drawn.any((1, 2))).tolist() == frames
 
 
-def test_true_boxes_follow_their_frames():
+def test_true_boxes_are_drawn_on_their_frames():
     boxes = np.array([[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.8, 0.8]])
     drawn = ink(2, trace(), boxes)
     for image, box in zip(drawn, boxes, strict=True):
         assert centroid(image) == pytest.approx(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), abs=0.03)
 
 
-def test_tubes_have_their_own_colours():
+def test_tubes_have_different_colors():
     rois = [[0.1, 0.1, 0.0, 0.2, 0.9, 1.0], [0.3, 0.1, 0.0, 0.4, 0.9, 1.0], [0.6, 0.1, 0.0, 0.7, 0.9, 1.0]]
     drawn = render_frames(np.zeros((1, 40, 40, 3), np.uint8), trace(rois, num_tubes=3), height=HEIGHT)[0]
     left_edges = [drawn[HEIGHT // 2, int(HEIGHT * roi[0]) - 2 : int(HEIGHT * roi[0]) + 3].max(0) for roi in rois]
     assert len({tuple(edge) for edge in left_edges}) == 3
 
 
-def test_the_first_step_is_on_the_left_and_the_last_on_the_right():
-    seen = trace()
+def test_render_frames_has_the_first_step_left_and_the_last_right():
+    sampled = trace()
     points = np.array([[[[0.2, 0.5, 0.5]]], [[[0.5, 0.1, 0.5]]], [[[0.9, 0.5, 0.5]]]])
-    seen = SamplingTrace(seen.rois.repeat(3, axis=0), points, num_tubes=1)
-    drawn = render_frames(np.zeros((1, 40, 40, 3), np.uint8), seen, height=HEIGHT)[0].max(-1)
+    sampled = SamplingTrace(sampled.rois.repeat(3, axis=0), points, num_tubes=1)
+    drawn = render_frames(np.zeros((1, 40, 40, 3), np.uint8), sampled, height=HEIGHT)[0].max(-1)
     assert centroid(drawn[:, :HEIGHT])[0] == pytest.approx(0.2, abs=0.01)
     assert centroid(drawn[:, HEIGHT:])[0] == pytest.approx(0.9, abs=0.01)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 19), (31, 57), (240, 427)])
-def test_rendered_frames_can_be_encoded(size):
+def test_render_frames_can_be_encoded(size):
     """uint8 RGB with even sides: H.264 takes no others; and the frame itself is under the drawing."""
     frames = np.full((2, *size, 3), (200, 30, 60), np.uint8)
     drawn = render_frames(frames, trace(), height=150)
@@ -124,31 +124,35 @@ def test_rendered_frames_can_be_encoded(size):
     assert (drawn == [200, 30, 60]).all()
 
 
-def test_look_returns_every_step_as_the_network_read_it():
-    model = create_model("video_sparseformer_nano", num_classes=3, drop_path=0.5)  # trains with noise, looks without
+def test_trace_sampling_returns_every_step():
+    model = create_model("video_sparseformer_nano", num_classes=3, drop_path=0.5)  # drop path is off in the trace
     torch.nn.init.normal_(model.focus.adjust.proj.weight)
     clip = torch.randn(3, 6, 32, 48)
-    seen = trace_sampling(model, clip)
+    sampled = trace_sampling(model, clip)
     assert model.training
     model.eval()
     features = model.forward_features(clip[None])
-    assert seen.num_tubes == 4
-    assert np.array_equal(seen.rois, torch.stack(features.rois)[:, 0].detach())
-    assert np.array_equal(seen.points, torch.stack(features.points)[:, 0].detach())
+    assert sampled.num_tubes == 4
+    assert np.array_equal(sampled.rois, torch.stack(features.rois)[:, 0].detach())
+    assert np.array_equal(sampled.points, torch.stack(features.points)[:, 0].detach())
     trace_sampling(model, clip)
     assert not model.training
 
 
-def test_look_at_an_image_is_a_clip_of_one_frame():
+def test_trace_sampling_of_an_image_is_a_clip_of_one_frame():
     model = create_model("sparseformer_nano", num_classes=3)
-    seen = trace_sampling(model, torch.randn(3, 32, 32))
-    assert seen.rois.shape == (4, 9, 6) and seen.points.shape == (4, 9, 16, 3)
+    sampled = trace_sampling(model, torch.randn(3, 32, 32))
+    assert sampled.rois.shape == (4, 9, 6) and sampled.points.shape == (4, 9, 16, 3)
     grid = model.token_roi.detach().numpy()  # fresh weights leave the boxes where they start
-    assert np.allclose(seen.rois[-1][:, [0, 1, 3, 4]], grid, atol=1e-6)
-    assert (seen.rois[..., 2] == 0).all() and (seen.rois[..., 5] == 1).all() and (seen.points[..., 2] == 0.5).all()
+    assert np.allclose(sampled.rois[-1][:, [0, 1, 3, 4]], grid, atol=1e-6)
+    assert (
+        (sampled.rois[..., 2] == 0).all()
+        and (sampled.rois[..., 5] == 1).all()
+        and (sampled.points[..., 2] == 0.5).all()
+    )
 
 
-def test_look_refuses_what_the_network_does_not_take():
+def test_trace_sampling_refuses_wrong_input():
     model = create_model("video_sparseformer_nano").train()
     with pytest.raises(ValueError, match="clips"):
         trace_sampling(model, torch.randn(3, 32, 32))
@@ -158,14 +162,14 @@ def test_look_refuses_what_the_network_does_not_take():
 @pytest.mark.parametrize(
     ("name", "shape"), [("video_sparseformer_nano", (3, 12, 32, 48)), ("sparseformer_nano", (3, 32, 48))]
 )
-def test_strip_shows_the_clip_and_two_looks(tmp_path, name, shape):
-    """Frames of plain colours: each shown column holds its own, undisturbed in the first row."""
+def test_save_strip_shows_the_frames_of_the_clip(tmp_path, name, shape):
+    """Frames of plain colors: each shown column holds its own, undisturbed in the first row."""
     num_frames = shape[1] if len(shape) == 4 else 1
-    seen = trace_sampling(create_model(name), torch.randn(shape))
+    sampled = trace_sampling(create_model(name), torch.randn(shape))
     frames = np.zeros((num_frames, 32, 48, 3), np.uint8)
     frames[..., 0] = np.linspace(100, 250, num_frames).astype(np.uint8)[:, None, None]
     boxes = np.tile([0.2, 0.2, 0.6, 0.6], (num_frames, 1))
-    save_strip(tmp_path / "strip.png", frames, seen, boxes=boxes, title="$5_{$ is no formula", columns=5)
+    save_strip(tmp_path / "strip.png", frames, sampled, boxes=boxes, title="$5_{$ is not a formula", columns=5)
     picture = (imread(tmp_path / "strip.png")[..., :3] * 255).round().astype(int)
     picture = picture[: len(picture) // 3]
     reds = {red for red in range(100, 251) if (picture == [red, 0, 0]).all(-1).sum() > 5000}
