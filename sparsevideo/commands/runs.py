@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsevideo import __version__
 from sparsevideo.config import Config, DataConfig, ModelConfig, OptimConfig, TestConfig, TrainConfig
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.sparseformer import SparseFormer
@@ -90,14 +91,14 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def environment(fabric: "Fabric") -> dict[str, Any]:
     """What a figure depends on beside its settings."""
-    packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
+    packages = ("torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "cpu",
         "cpu_threads": torch.get_num_threads(),
         "world_size": fabric.world_size,
-        "packages": {name: version(name) for name in packages},
+        "packages": {"sparsevideo": __version__, **{name: version(name) for name in packages}},
         "commit": _commit(),
         "command": sys.argv,
     }
