@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FFmpeg decodes 10-bit VC-2 to wrong pixels with slice threads, which PyAV uses unless told otherwise.
+# FFmpeg decodes 10-bit VC-2 to wrong pixels with slice threads, which PyAV uses by default.
 #
 # A file of 10-bit VC-2 (SMPTE ST 2042, FFmpeg's own encoder) is decoded with one thread, with two frame threads and with
 # two slice threads. One thread and frame threads agree bit for bit. With slice threads some samples are off by hundreds

@@ -27,7 +27,7 @@ command -v sparsevideo > /dev/null || {
 # At the time limit this shell, too, gets SIGTERM. It stays, to see how the tasks end.
 trap : TERM USR1
 
-# Since Slurm 22.05 srun needs to be told again.
+# Since Slurm 22.05 srun does not inherit this number from sbatch.
 [[ -z ${SLURM_CPUS_PER_TASK-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Sums depend on the number of threads. Wherever the job goes on, it is to be the same.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS-${SLURM_CPUS_PER_TASK-1}}
