@@ -1,21 +1,22 @@
-# Everything happens in a private environment inside this folder: a newcomer needs Python >= 3.10, make and a package index.
+# Everything happens in a private environment inside this folder. It needs Python >= 3.10, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.docs-installed
 
-.PHONY: demo test test-slow test-versions lint types clean
+.PHONY: demo test test-slow test-versions lint types docs clean
 
-demo: $(INSTALLED)  ## make the data, pretrain on stills, inflate, train on videos, test, draw (about five minutes)
+demo: $(INSTALLED)  ## the quick start: data, image pretraining, inflation, video training, test (about five minutes)
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
 
-test: $(INSTALLED)  ## the whole suite but what is marked slow, two files at a time
+test: $(INSTALLED)  ## the suite without the tests that are marked slow, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(INSTALLED)  ## what is marked slow: the wheel in a clean environment, long runs
+test-slow: $(INSTALLED)  ## the tests that are marked slow: the wheel in a clean environment, long runs
 	$(BIN)/python -m pytest -m slow
 
-# VERSIONS="-k newest" runs one end alone.
-test-versions: $(INSTALLED)  ## the suite with the oldest and the newest versions that are admitted; gigabytes
+# VERSIONS="-k newest" runs the newest versions alone.
+test-versions: $(INSTALLED)  ## the suite with the lowest and with the newest versions; downloads gigabytes
 	$(BIN)/python -m pytest -m versions -s tests/test_versions.py $(VERSIONS)
 
 lint: $(INSTALLED)
@@ -25,6 +26,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(DOCS_INSTALLED)  ## the website, in build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
 	rm -rf .venv build dist *.egg-info
 
@@ -32,4 +36,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('sparsevideo needs Python >= 3.10; set PYTHON=' if sys.version_info < (3, 10) else 0)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@

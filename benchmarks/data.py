@@ -30,6 +30,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import SequentialSampler
 
+from sparsevideo import __version__
 from sparsevideo.data import pytorchvideo as ptv
 from sparsevideo.data.clip_sampling import random_clip, spread_clips
 from sparsevideo.data.datasets import VideoDataset
@@ -231,7 +232,7 @@ def _status(key: str) -> int:
 def environment(videos: Path) -> dict[str, Any]:
     """Return the machine, versions, commit and videos that the results depend on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
+    packages = ("torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
     ).stdout.strip()
@@ -239,7 +240,10 @@ def environment(videos: Path) -> dict[str, Any]:
         "cpu": cpu[1] if cpu else platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {each.name: each.version for each in distributions() if each.name in packages},
+        "packages": {
+            "sparsevideo": __version__,
+            **{each.name: each.version for each in distributions() if each.name in packages},
+        },
         "commit": commit,
         "videos": sorted(path.name for path in videos.glob("*.mp4")),
     }

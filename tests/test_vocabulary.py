@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = sorted(path for top in ("sparsevideo", "tests", "tools", "benchmarks") for path in (ROOT / top).rglob("*.py"))
 PAGES = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / "configs").rglob("*.yaml"),
-    *(ROOT / "tools").glob("*.sh"),
-    *(ROOT / "findings").glob("*.sh"),
+    path
+    for pattern in (
+        *("*.md", "*.yml", "*.cff", "*.toml", "*.cfg", "Makefile", ".ci/run"),
+        *("docs/**/*.md", "configs/**/*.yaml", "tools/*.sh", "findings/*.sh"),
+    )
+    for path in ROOT.glob(pattern)
 ]
 CODE.remove(Path(__file__).resolve())
 

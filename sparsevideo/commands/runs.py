@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
+from sparsevideo import __version__
 from sparsevideo.config import Config, config_from_dict
 from sparsevideo.models.weights import read_weights
 
@@ -49,14 +50,14 @@ class Environment(TypedDict):
 
 def environment(fabric: "Fabric") -> Environment:
     """Describe this machine, the installed packages and the command."""
-    packages = ("sparsevideo", "torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
+    packages = ("torch", "torchvision", "av", "pytorchvideo", "lightning-fabric", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "cpu",
         "cpu_threads": torch.get_num_threads(),
         "world_size": fabric.world_size,
-        "packages": {name: version(name) for name in packages},
+        "packages": {"sparsevideo": __version__, **{name: version(name) for name in packages}},
         "commit": _commit(),
         "command": sys.argv,
     }

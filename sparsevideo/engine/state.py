@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 
+from sparsevideo import __version__
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine import checkpoint
@@ -106,7 +106,7 @@ class TrainState:
             "config": config_to_dict(self.config),
             "step": self.step,
             "best_top1": self.best_top1,
-            "version": version("sparsevideo"),
+            "version": __version__,
             "sampler": self.sampler.state_dict(),
             "meters": [meter for meter, _ in all_ranks],
             "bad_files": sorted({index for _, bad in all_ranks for index in bad}),

@@ -79,11 +79,7 @@ def save(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-<<<<<<< HEAD:tests/test_analyze.py
-    """Six files whose middle frame has the color of their class; the rest is black."""
-=======
     """Write six files whose middle frame has the color of their class; the other frames are black."""
->>>>>>> part-reports:tests/commands/test_analyze.py
     root = tmp_path_factory.mktemp("videos")
     for color, rgb in COLORS.items():
         (root / color).mkdir()
@@ -99,11 +95,7 @@ def error(capsys):
     return line
 
 
-<<<<<<< HEAD:tests/test_analyze.py
-def test_errors_are_shown_with_their_middle_frames(videos, tmp_path, monkeypatch):
-=======
 def test_analyze_shows_errors_with_their_middle_frames(videos, tmp_path, monkeypatch):
->>>>>>> part-reports:tests/commands/test_analyze.py
     names = [f"{color}/{name}" for color in COLORS for name in ("0.mp4", "1.png")]
     folder = save(tmp_path / "test", [0, 0, 1, 1, 2, 2], [1, 2, 1, 1, 0, 2], COLORS, root=videos, names=names)
     kept = []
@@ -205,11 +197,7 @@ def test_analyze_segments_of_one_video_have_their_own_thumbnails_and_reasons(uni
     assert ("start_s" in model["unread"][0]) == (unit == "s")
 
 
-<<<<<<< HEAD:tests/test_analyze.py
-def test_a_file_that_is_not_there_or_does_not_decode_is_named_and_counted(videos, tmp_path):
-=======
 def test_analyze_names_files_that_are_missing_or_do_not_decode(videos, tmp_path):
->>>>>>> part-reports:tests/commands/test_analyze.py
     root = tmp_path / "videos"
     shutil.copytree(videos, root)
     (root / "red" / "0.mp4").write_bytes(b"no video")
@@ -234,11 +222,7 @@ def test_analyze_thumbnails_of_tar_shards(videos, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("red/0.mp4", "red/1.png", "blue/0.mp4"):
             tar.add(videos / name, name)
-<<<<<<< HEAD:tests/test_analyze.py
-    (tmp_path / "b.tar").write_bytes(b"corrupt")
-=======
     (tmp_path / "b.tar").write_bytes(b"truncated")
->>>>>>> part-reports:tests/commands/test_analyze.py
     names = ["a.tar/red/0.mp4", "a.tar/red/1.png", "a.tar/red/gone.mp4", "b.tar/0.mp4"]
     folder = save(tmp_path / "test", [0, 0, 0, 0], [1, 1, 1, 1], COLORS, root=tmp_path, names=names)
     assert main(["analyze", folder, f"--out={tmp_path / 'out'}"]) == OK
@@ -254,15 +238,9 @@ def test_analyze_prints_and_saves_the_same_numbers(tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     out = tmp_path / "test" / "analysis"
     assert printed == json.loads((out / "analysis.json").read_text())
-<<<<<<< HEAD:tests/test_analyze.py
-    summary = printed["models"]["test"]
-    assert summary["accuracies"]["top1"]["value"] == pytest.approx(400 / 6)
-    assert (printed["seed"], summary["listed"], summary["failed"], summary["scores"]) == (3, 6, 1, "softmax")
-=======
     model = printed["models"]["test"]
     assert model["accuracies"]["top1"]["value"] == pytest.approx(400 / 6)
     assert (printed["seed"], model["listed"], model["failed"], model["scores"]) == (3, 6, 1, "softmax")
->>>>>>> part-reports:tests/commands/test_analyze.py
     assert printed["comparisons"] == [] and printed["fusion"] is None
     assert {path.name for path in out.iterdir()} == {
         "report.html",
@@ -287,30 +265,17 @@ def test_analyze_page_fetches_nothing_and_has_the_protocol(tmp_path, capsys):
     assert ["$5", "2", "50.0", "100.0", "<b>", "50.0"] in page.rows
 
 
-<<<<<<< HEAD:tests/test_analyze.py
-def test_files_that_could_not_be_read_are_listed_with_their_reasons(tmp_path):
-    folder = save(tmp_path / "test", [0, 1, 1, 0], [0, 1, 0, 0], "ab", failed=[1, 2], root=tmp_path)
-    reason = f"{tmp_path}/b/1.mp4: does not decode (<corrupt>); remove it or make it again"
-=======
 def test_analyze_lists_unread_files_with_reasons(tmp_path):
     folder = save(tmp_path / "test", [0, 1, 1, 0], [0, 1, 0, 0], "ab", failed=[1, 2], root=tmp_path)
     reason = f"{tmp_path}/b/1.mp4: does not decode (<reason>); remove it or make it again"
->>>>>>> part-reports:tests/commands/test_analyze.py
     results = {"clips": 1, "crops": 1, "failed": [{"name": "b/1.mp4", "reason": reason}]}
     (tmp_path / "test" / "results.json").write_text(json.dumps(results))
     assert main(["analyze", folder]) == OK
     page = Page(tmp_path / "test" / "analysis" / "report.html")
-<<<<<<< HEAD:tests/test_analyze.py
-    assert ["b/1.mp4", "b", "does not decode (<corrupt>)"] in page.rows
-    assert ["b/2.mp4", "b", "unknown"] in page.rows
-    summary = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
-    assert [each["name"] for each in summary["unread"]] == ["b/1.mp4", "b/2.mp4"]
-=======
     assert ["b/1.mp4", "b", "does not decode (<reason>)"] in page.rows
     assert ["b/2.mp4", "b", "unknown"] in page.rows
     model = json.loads((tmp_path / "test" / "analysis" / "analysis.json").read_text())["models"]["test"]
     assert [each["name"] for each in model["unread"]] == ["b/1.mp4", "b/2.mp4"]
->>>>>>> part-reports:tests/commands/test_analyze.py
 
 
 def test_analyze_offers_predictions_nearby(tmp_path, capsys):
@@ -329,15 +294,9 @@ def test_analyze_ignores_a_results_file_of_another_program(tmp_path):
 
 def test_analyze_class_table_says_if_it_is_shortened():
     row = {"class": "a", "files": 1, "accuracy": 0.0, "precision": None, "taken_for": "b", "taken_for_share": 100.0}
-<<<<<<< HEAD:tests/test_analyze.py
-    for count, is_limited in ((30, False), (31, True)):
-        _, text = analyze._classes([row] * count)
-        assert text.text.startswith("The 30 worst of") == is_limited
-=======
     for count, shortened in ((30, False), (31, True)):
         _, text = analysis_page._classes([row] * count)
         assert text.startswith("<p>The 30 worst of") == shortened
->>>>>>> part-reports:tests/commands/test_analyze.py
 
 
 def test_analyze_page_of_400_classes_is_short(tmp_path):
@@ -363,29 +322,16 @@ def test_analyze_page_of_400_classes_is_short(tmp_path):
 
 def test_analyze_gives_the_same_numbers_for_logits_and_softmax(tmp_path):
     labels, predicted = [0, 0, 1, 1, 2, 2, 0, 1], [0, 1, 1, 1, 2, 0, 0, 1]
-<<<<<<< HEAD:tests/test_analyze.py
-    results = {}
-=======
     models = {}
->>>>>>> part-reports:tests/commands/test_analyze.py
     for kind in ("softmax", "logits"):
         folder = save(tmp_path / kind, labels, predicted, "abc", kind=kind, failed=[7], confidence=0.7)
         assert main(["analyze", folder]) == OK
-<<<<<<< HEAD:tests/test_analyze.py
-        results[kind] = json.loads((tmp_path / kind / "analysis" / "analysis.json").read_text())["models"][kind]
-    assert results["logits"]["calibration"]["temperature"] == pytest.approx(
-        results["softmax"]["calibration"]["temperature"], rel=1e-3
-    )
-    assert results["logits"]["accuracies"] == results["softmax"]["accuracies"]
-    pages = [Page(tmp_path / kind / "analysis" / "report.html").text for kind in results]
-=======
         models[kind] = json.loads((tmp_path / kind / "analysis" / "analysis.json").read_text())["models"][kind]
     assert models["logits"]["calibration"]["temperature"] == pytest.approx(
         models["softmax"]["calibration"]["temperature"], rel=1e-3
     )
     assert models["logits"]["accuracies"] == models["softmax"]["accuracies"]
     pages = [Page(tmp_path / kind / "analysis" / "report.html").text for kind in models]
->>>>>>> part-reports:tests/commands/test_analyze.py
     assert "logarithms of the mean softmax are divided by" in pages[0]
     assert "which the logits are divided by" in pages[1]
 
@@ -395,13 +341,8 @@ def test_analyze_compares_and_fuses_several_files(tmp_path, capsys):
     good = save(tmp_path / "good" / "test-4x3", labels, labels, "ab", failed=[0])
     bad = save(tmp_path / "bad" / "test-4x3", labels, np.zeros(40, int), "ab", confidence=0.6)
     assert main(["analyze", good, bad, f"--out={tmp_path / 'both'}"]) == OK
-<<<<<<< HEAD:tests/test_analyze.py
-    output = capsys.readouterr().out
-    assert "good against bad: +47.5 (" in output
-=======
     printed = capsys.readouterr().out
     assert "good against bad: +47.5 (" in printed
->>>>>>> part-reports:tests/commands/test_analyze.py
     numbers = json.loads((tmp_path / "both" / "analysis.json").read_text())
     assert list(numbers["models"]) == ["good", "bad"]  # the folders that tell them apart
     (pair,) = numbers["comparisons"]
@@ -432,28 +373,17 @@ def two_models(tmp_path):
 def test_analyze_uses_the_seed_for_all_random_numbers(two_models):
     _, numbers = analyze.run(two_models, seed=5)
     one, other = map(load_predictions, two_models)
-<<<<<<< HEAD:tests/test_analyze.py
-    first, second = analysis.answers(one), analysis.answers(other)
-    summary = numbers["models"]["a"]
-    assert summary["accuracies"] == analysis.accuracies(one.labels, first, 3, seed=5)
-    assert summary["calibration"] == calibration.calibration(one, seed=5)
-=======
     first, second = analysis.get_outcomes(one), analysis.get_outcomes(other)
     model = numbers["models"]["a"]
     assert model["accuracies"] == analysis.accuracies(one.labels, first, 3, seed=5)
     assert model["calibration"] == calibration.calibration(one, seed=5)
->>>>>>> part-reports:tests/commands/test_analyze.py
     (pair,) = numbers["comparisons"]
     assert pair["difference"] == comparison.compare(first.top1, second.top1, seed=5)["difference"]
     fused = comparison.fusion([one, other], seed=5)
     assert numbers["fusion"] == {"models": ["a", "b"], **fused}
 
 
-<<<<<<< HEAD:tests/test_analyze.py
-def test_the_page_shows_each_number_at_its_position(two_models, monkeypatch):
-=======
 def test_analyze_page_has_the_numbers_of_the_report(two_models, monkeypatch):
->>>>>>> part-reports:tests/commands/test_analyze.py
     drawn = {}
     for draw in (analysis_page.metrics.save_reliability_diagram, analysis_page.metrics.save_confusion_matrix):
 
@@ -463,11 +393,6 @@ def test_analyze_page_has_the_numbers_of_the_report(two_models, monkeypatch):
 
         monkeypatch.setattr(analysis_page.metrics, draw.__name__, keep)
     out, numbers = analyze.run(two_models)
-<<<<<<< HEAD:tests/test_analyze.py
-    page, summary = Page(out / "report.html"), numbers["models"]["a"]
-    states, temperature = summary["calibration"], f"at temperature {summary['calibration']['temperature']:.2f}"
-    assert ["a", *analyze._cells(summary["accuracies"]), f"{states['all']['ece']:.1f}", "60", "1"] in page.rows
-=======
     page, model = Page(out / "report.html"), numbers["models"]["a"]
     states, temperature = model["calibration"], f"at temperature {model['calibration']['temperature']:.2f}"
     assert [
@@ -477,7 +402,6 @@ def test_analyze_page_has_the_numbers_of_the_report(two_models, monkeypatch):
         "60",
         "1",
     ] in page.rows
->>>>>>> part-reports:tests/commands/test_analyze.py
     for key, name in (
         ("all", "all readable files, as they are"),
         ("before", "other half, as it is"),
@@ -518,17 +442,10 @@ def test_analyze_names_models_after_different_folders(tmp_path):
         ({"classes": "ac"}, "class 1 is 'b' against 'c'"),
     ],
 )
-<<<<<<< HEAD:tests/test_analyze.py
-def test_predictions_of_another_list_are_refused_with_the_first_difference(change, message, tmp_path, capsys):
-    columns = {"labels": [0, 1, 0, 1], "predicted": [0, 1, 1, 1], "classes": "ab"}
-    columns["names"] = ["x.mp4", "y.mp4", "z.mp4", "w.mp4"]
-    folders = [save(tmp_path / "one", **columns), save(tmp_path / "two", **(columns | change))]
-=======
 def test_analyze_refuses_different_lists_with_the_first_difference(change, message, tmp_path, capsys):
     fields = {"labels": [0, 1, 0, 1], "predicted": [0, 1, 1, 1], "classes": "ab"}
     fields["names"] = ["x.mp4", "y.mp4", "z.mp4", "w.mp4"]
     folders = [save(tmp_path / "one", **fields), save(tmp_path / "two", **(fields | change))]
->>>>>>> part-reports:tests/commands/test_analyze.py
     assert main(["analyze", *folders]) == FAILED
     line = error(capsys)
     assert message in line
@@ -545,28 +462,17 @@ def test_analyze_refuses_bad_input_in_one_line_without_files(tmp_path, capsys):
     nan = save(tmp_path / "nan", [0, 1, 0], [0, 1, 0], "ab", confidence=float("nan"))
     assert main(["analyze", nan]) == FAILED
     assert "nan/predictions.npz: 3 rows have scores that are NaN or infinite; the first is 0, a/0.mp4" in error(capsys)
-<<<<<<< HEAD:tests/test_analyze.py
-    (tmp_path / "corrupt.npz").write_bytes(b"PK\3\4 corrupt")
-    assert main(["analyze", str(tmp_path / "corrupt.npz")]) == FAILED
-    assert "corrupt.npz: not the predictions of a test" in error(capsys)
-=======
     (tmp_path / "truncated.npz").write_bytes(b"PK\3\4 truncated")
     assert main(["analyze", str(tmp_path / "truncated.npz")]) == FAILED
     assert "truncated.npz: not the predictions of a test" in error(capsys)
->>>>>>> part-reports:tests/commands/test_analyze.py
     assert main(["analyze", str(tmp_path / "nowhere")]) == FAILED
     assert "nowhere: no such file" in error(capsys)
     assert main(["analyze", good, good]) == FAILED
     assert "given twice" in error(capsys)
     assert main(["analyze"]) == USAGE
     assert "predictions" in error(capsys)
-<<<<<<< HEAD:tests/test_analyze.py
-    assert main(["analyze", good, f"--out={tmp_path / 'corrupt.npz' / 'out'}"]) == FAILED
-    assert "corrupt.npz" in error(capsys)
-=======
     assert main(["analyze", good, f"--out={tmp_path / 'truncated.npz' / 'out'}"]) == FAILED
     assert "truncated.npz" in error(capsys)
->>>>>>> part-reports:tests/commands/test_analyze.py
     assert list(tmp_path.rglob("analysis")) == []
 
 
