@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sparsevideo import build
 from sparsevideo.config import Config, config_from_dict
-from sparsevideo.data.records import UNLABELED, Records
+from sparsevideo.data.classes import UNLABELED
+from sparsevideo.data.records import Records
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.memory import MemoryVideo
 from sparsevideo.models.presets import list_models
@@ -111,7 +112,7 @@ class Classifier:
         self._fabric = Fabric(
             accelerator=kind,
             devices=[int(index)] if index else 1,
-            precision=config.test.precision,  # type: ignore[arg-type]  # a string that config.py has checked
+            precision=config.test.precision,
             plugins=[LightningEnvironment()],  # within a job of Slurm, Fabric would insist on all tasks of the job
         )
         self.model, self.classes, self.config = model.eval(), tuple(classes), config

@@ -20,7 +20,7 @@ from rich.table import Table
 from sparsevideo import build
 from sparsevideo.commands.convert import inflate_weights
 from sparsevideo.commands.runs import check_folder, checkpoint_config
-from sparsevideo.commands.test import test_run
+from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.config import Config
 from sparsevideo.data.clip_sampling import spread_clips
@@ -121,7 +121,7 @@ def best_checkpoint(run_folder: Path) -> Path:
     return run_folder / "checkpoints" / "best.pt"
 
 
-def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> dict[str, Any]:
+def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> TestResults:
     config = checkpoint_config(best_checkpoint(run_folder))
     assert config is not None  # checkpoints of a run have one
     config.test.clips, config.test.crops, config.test.repeat_middle_frame = clips, crops, repeat_middle_frame

@@ -16,14 +16,14 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
-from sparsevideo.data.clip_sampling import middle_frame, within
+from sparsevideo.data.clip_sampling import within
 from sparsevideo.data.records import EXTENSIONS
 from sparsevideo.data.segments import WHOLE, frame_range, segment_name, span_of
 from sparsevideo.data.tar_shards import find_source
 from sparsevideo.io.backends import open_video
 from sparsevideo.io.errors import ADVICE, DecodeError
 from sparsevideo.io.image import read_image
-from sparsevideo.io.pixels import scaled
+from sparsevideo.io.pixels import resize
 from sparsevideo.io.sources import Member
 from sparsevideo.reports import analysis, calibration, html, metrics
 from sparsevideo.reports.analysis import Accuracies, Interval, Outcomes, Row
@@ -281,9 +281,9 @@ def save_thumbnail(
                 frames = frame_range(span, video.num_frames) if in_frames else within(video.times_s, *span)
             except ValueError as error:
                 raise DecodeError(f"{source}: {error}") from error
-            image = video.read([frames[middle_frame(len(frames))]], square_pixels=square_pixels)[0]
+            image = video.read([frames[len(frames) // 2]], square_pixels=square_pixels)[0]
     height, width = image.shape[:2]
-    small = scaled(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
+    small = resize(image, (max(1, round(height * _THUMBNAIL / width)), _THUMBNAIL))
     Image.fromarray(small).save(path, quality=85)
 
 
