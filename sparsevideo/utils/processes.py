@@ -85,18 +85,15 @@ def run_all(
     todo = deque(items)
     total = num_done + len(todo)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_terminal = sys.stderr.isatty()
+    has_bar = sys.stderr.isatty()
     results = _run_all(function, todo, num_workers, min(timeout_s, _MAX_TIMEOUT_S))
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar,
-        closing(results),
-    ):
+    with closing(results), Progress(*columns, console=Console(stderr=True), transient=True, disable=not has_bar) as bar:
         task = bar.add_task(description, total=total, completed=num_done)
         for item, result in results:
             yield item, result
             num_done += 1
             bar.advance(task)
-            if not is_terminal and num_done * _NUM_LINES // total > (num_done - 1) * _NUM_LINES // total:
+            if not has_bar and num_done * _NUM_LINES // total > (num_done - 1) * _NUM_LINES // total:
                 logger.info("%s: %d of %d", description, num_done, total)
 
 
@@ -261,7 +258,6 @@ def _call(function: Callable[..., Any], item: tuple[Any, ...]) -> tuple[Any, str
     """Return the result, or the reason why there is none; exceptions may not be picklable."""
     try:
         return function(*item), None
-    except (OSError, ValueError) as error:  # their messages are complete
-        return None, str(error)
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        is_complete = isinstance(error, OSError | ValueError)  # the message needs no type
+        return None, str(error) if is_complete else f"{type(error).__name__}: {error}"

@@ -501,11 +501,8 @@ def test_flipped_bits_raise_only_decode_errors(suffix: str, tmp_path: Path) -> N
 
 def test_frames_that_do_not_exist(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.mp4", 10)
-    for indices in ([10], [-1], []):
+    for indices in ([10], [-1], [], [1.9], [float("nan")]):
         with pytest.raises(ValueError, match=r"video\.mp4: frame indices must be integers from 0 to 9"):
-            read_frames(tmp_path / "video.mp4", indices)
-    for indices in ([1.9], [float("nan")]):
-        with pytest.raises(ValueError, match=r"video\.mp4: frame indices must be integers"):
             read_frames(tmp_path / "video.mp4", indices)
     with pytest.raises(ValueError, match=r"video\.mp4: the short side must be >= 1"):
         read_frames(tmp_path / "video.mp4", [0], short_side=0)
