@@ -1,4 +1,4 @@
-"""The index that a scan writes: which videos are bad, and where the frames of the others are."""
+"""The index that a scan writes: bad videos, and the positions of the frames in the other videos."""
 
 import json
 import logging

@@ -104,7 +104,7 @@ def resize(images: np.ndarray, size: tuple[int, int], *, antialias: bool = True)
     """
     if images.shape[-3:-1] == size:
         return images.copy()
-    # Numpy calls a single pixel contiguous whatever its strides, torch does not.
+    # For numpy, a single pixel is contiguous with any strides; for torch it is not.
     dense = np.ascontiguousarray(images) if min(images.strides) > 0 else images.copy()
     # Torch's fast path for uint8 needs four dimensions, with the channels last in memory.
     pixels = torch.from_numpy(dense.reshape(-1, *dense.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)

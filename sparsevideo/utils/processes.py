@@ -254,7 +254,6 @@ def _call(function: Callable[..., Any], item: tuple[Any, ...]) -> tuple[Any, str
     """Return the result, or the reason why there is none; exceptions may not be picklable."""
     try:
         return function(*item), None
-    except (OSError, ValueError) as error:  # their messages are complete
-        return None, str(error)
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        is_complete = isinstance(error, OSError | ValueError)  # the message needs no type
+        return None, str(error) if is_complete else f"{type(error).__name__}: {error}"

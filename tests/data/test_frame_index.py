@@ -34,11 +34,6 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_index(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in [{HEADER: VERSION, "decoders": []}, *rows]))
-    return path
-
-
 def test_index_gives_the_tables_of_open_video(scanned: Path) -> None:
     names = ["counted.ts", "regular.mp4", "irregular.mkv", "unknown.mp4", "bad.mp4"]
     index = pickle.loads(pickle.dumps(read_index(scanned / "index.jsonl", iter(names))))
@@ -108,7 +103,9 @@ def test_many_videos_take_little_memory(last: int, tmp_path: Path) -> None:
         | {"keyframes": keyframes}
         for i in range(count)
     ]
-    index = read_index(write_index(tmp_path / "index.jsonl", rows), (f"{i}.mp4" for i in range(count)))
+    lines = [json.dumps(row) + "\n" for row in [{HEADER: VERSION, "decoders": []}, *rows]]
+    (tmp_path / "index.jsonl").write_text("".join(lines))
+    index = read_index(tmp_path / "index.jsonl", (f"{i}.mp4" for i in range(count)))
     assert len(pickle.dumps(index)) < count * (50 + (1 if last < 500 else 4) * len(keyframes))
     table = index.table(count - 1)
     assert table is not None

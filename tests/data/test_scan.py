@@ -273,7 +273,7 @@ if __name__ == "__main__":
 
 
 def test_system_without_alarm_and_fork(video: bytes, tmp_path: Path) -> None:
-    """Windows has neither."""
+    """Windows has neither of them."""
     put(tmp_path, "c/a.mp4", "c/b.mp4", content=video)
     (tmp_path / "script.py").write_text(WITHOUT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]

@@ -263,11 +263,11 @@ def test_square_pixels_equal_those_of_ffmpeg(kind: str, decoder: str, tmp_path: 
     command = [ffmpeg, "-v", "error", "-noautorotate", "-i", path, "-vf", "scale=iw*sar:ih:flags=bilinear"]
     done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True)
     height, width = (shape[1], shape[0]) if turns % 2 else shape
-    truth = np.frombuffer(bytearray(done.stdout), np.uint8)
-    width = len(truth) // (8 * height * 3)  # ffmpeg rounds down
+    expected = np.frombuffer(bytearray(done.stdout), np.uint8)
+    width = len(expected) // (8 * height * 3)  # ffmpeg rounds down
     assert abs(width - (shape[0] if turns % 2 else shape[1])) <= 1
-    truth = resize(np.rot90(truth.reshape(8, height, width, 3)[5], turns), shape)
-    assert np.abs(truth.astype(int) - square[0]).mean() < 4
+    expected = resize(np.rot90(expected.reshape(8, height, width, 3)[5], turns), shape)
+    assert np.abs(expected.astype(int) - square[0]).mean() < 4
 
 
 @pytest.mark.parametrize(
@@ -501,11 +501,8 @@ def test_flipped_bits_raise_only_decode_errors(suffix: str, tmp_path: Path) -> N
 
 def test_frames_that_do_not_exist(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.mp4", 10)
-    for indices in ([10], [-1], []):
+    for indices in ([10], [-1], [], [1.9], [float("nan")]):
         with pytest.raises(ValueError, match=r"video\.mp4: frame indices must be integers from 0 to 9"):
-            read_frames(tmp_path / "video.mp4", indices)
-    for indices in ([1.9], [float("nan")]):
-        with pytest.raises(ValueError, match=r"video\.mp4: frame indices must be integers"):
             read_frames(tmp_path / "video.mp4", indices)
     with pytest.raises(ValueError, match=r"video\.mp4: the short side must be >= 1"):
         read_frames(tmp_path / "video.mp4", [0], short_side=0)
@@ -639,7 +636,7 @@ def test_real_files_against_plain_decoding(name: str) -> None:
 
 @needs_real
 def test_real_files_with_false_headers() -> None:
-    assert probe(REAL / "videos/odd/corrupted.mp4").num_frames == 28  # its header says 50
+    assert probe(REAL / "videos/odd/corrupted.mp4").num_frames == 28  # its header states 50
     with pytest.raises(DecodeError, match=r"corrupted\.mp4"):
         read_frames(REAL / "videos/odd/corrupted.mp4", range(50))
     with pytest.raises(DecodeError, match=r"audio_only\.wav: holds no video stream"):
