@@ -1,7 +1,7 @@
 """Transforms of pixels: first the crop, on uint8; floats are made on the device. An image is a clip of one frame.
 
-RandAugment is pytorchvideo's. `torchvision.transforms.v2.RandAugment` has other operations, and neither a probability nor
-random magnitudes: with equal seeds none of 100 clips were equal, so it would change training.
+RandAugment is pytorchvideo's: `torchvision.transforms.v2.RandAugment` has other operations, and neither a probability
+nor random magnitudes. With equal seeds none of 100 clips were equal, so it would change training.
 """
 
 import math
