@@ -209,12 +209,7 @@ class TestTransform:
 
 
 class Normalize(nn.Module):
-    """Turn uint8 pixels into normalized floats, on their device.
-
-    Args:
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
-    """
+    """Turn uint8 pixels into normalized floats, on their device; `mean` and `std` are those of pixels in [0, 1]."""
 
     scale: Tensor
     shift: Tensor
