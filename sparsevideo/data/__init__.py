@@ -1,1 +1,1 @@
-"""From lists and folders to batches."""
+"""Load lists and folders of videos and images as batches."""
