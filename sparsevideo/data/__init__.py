@@ -1,4 +1,4 @@
-"""From lists and folders to batches."""
+"""Load lists and folders of videos and images as batches."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,7 @@
 """Augmentation of whole training batches on their device, images or clips; all draws are from torch's generators.
 
-`torchvision.transforms.v2` would change training: its Mixup and CutMix mix each sample with the next one of the batch,
-and its random erasing covers one box in all samples, with equal noise in all frames. None of 100 seeds gave equal
-results.
+`torchvision.transforms.v2` would change training: its Mixup and CutMix pair neighbors in the batch, and its random
+erasing covers one box in all samples, with equal noise in all frames. With equal seeds none of 100 batches were equal.
 """
 
 import random

@@ -144,10 +144,6 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _spread_ends(request: ClipRequest) -> np.ndarray:
-    return spread_clips(request.total, request.num_frames, request.frame_stride, request.num_clips)
-
-
 def _spread_slowfast(request: ClipRequest, *, offset: bool = False) -> np.ndarray:
     """PySlowFast's torchvision backend: T frames, evenly over a span of T strides from a fractional start."""
     span = max(1.0, request.span_s * float(request.header.fps))
@@ -249,7 +245,7 @@ _MMACTION2 = CropRule(lambda long, short, size: int(long * (size / short) + 0.5)
 _VIDEOMAE = CropRule(lambda long, short, size: int(size * long / short), _videomae_offsets, any_number=True)
 
 PROTOCOLS = {
-    "ends": Protocol(_spread_ends),
+    "ends": Protocol(lambda request: spread_clips(*request[:4])),
     "slowfast": Protocol(_spread_slowfast, True, 30.0, _SLOWFAST),
     "slowfast-offset": Protocol(partial(_spread_slowfast, offset=True), True, 30.0, _SLOWFAST),
     "slowfast-pyav": Protocol(_spread_slowfast_pyav, True, 30.0, _SLOWFAST),

@@ -270,8 +270,8 @@ def check_classes(records: Records) -> None:
     if len(records.classes) - len(absent) < 2:
         name = records.classes[records.labels[0]]
         raise ValueError(
-            f"{records.root}: all {len(records)} files to train on are of one class, {name}, but a classifier needs"
-            " two; set data.list to the folder that holds the class folders, or to a list with the labels"
+            f"{records.root}: all {len(records)} files to train on are of one class, {name}; a classifier needs at"
+            " least two, so set data.list to the folder that holds the class folders, or to a list with the labels"
         )
     if absent == ["0"]:
         logger.warning("class 0 has no file to train on: the labels start at 1; they should count from 0")

@@ -1,7 +1,7 @@
 """Transforms of pixels: first the crop, on uint8; floats are made on the device. An image is a clip of one frame.
 
-RandAugment is pytorchvideo's. `torchvision.transforms.v2.RandAugment` has other operations, and neither a probability
-nor random magnitudes: with equal seeds none of 100 clips were equal, so it would change training.
+RandAugment is pytorchvideo's: `torchvision.transforms.v2.RandAugment` has other operations, and neither a probability
+nor random magnitudes. With equal seeds none of 100 clips were equal, so it would change training.
 """
 
 import math
@@ -209,12 +209,7 @@ class TestTransform:
 
 
 class Normalize(nn.Module):
-    """Turn uint8 pixels into normalized floats, on their device.
-
-    Args:
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
-    """
+    """Turn uint8 pixels into normalized floats, on their device; `mean` and `std` are those of pixels in [0, 1]."""
 
     scale: Tensor
     shift: Tensor

@@ -42,9 +42,7 @@ def test_mixup_blends_as_its_targets(shape: tuple[int, ...], batch: int) -> None
     for seed in range(20):
         torch.manual_seed(seed)
         mixed, targets = MixupCutmix(7, mixup_alpha=0.8)(inputs, labels)
-        assert torch.equal(inputs, before) and torch.equal(
-            labels, torch.arange(batch)
-        )  # pytorchvideo writes into its input
+        assert torch.equal(inputs, before) and torch.equal(labels, torch.arange(batch))
         assert targets.shape == (batch, 7) and targets.dtype == torch.float32
         share = targets[0, 0].item()
         for b in range(batch):

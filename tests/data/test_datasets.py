@@ -123,13 +123,6 @@ def test_share_stem_gives_views_as_parts_of_whole_frames(height: int, width: int
         assert torch.equal(whole[:, frames, top:bottom, left:right], view)
 
 
-def test_crops_of_a_wide_video_differ(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    write_numbered(tmp_path / "a/wide.mp4", 12, height=48, width=144)
-    left, center, right = view_set(read_records(tmp_path, kind="video"), crops=3, num_clips=1)[0]["video"]
-    assert not torch.equal(left, center) and not torch.equal(center, right)
-
-
 def test_decoder_is_the_requested_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("decord")
     _warn_of_fallback.cache_clear()

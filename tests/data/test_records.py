@@ -428,7 +428,7 @@ def test_check_classes_needs_files_of_two_classes(caplog: pytest.LogCaptureFixtu
     check_classes(records(["up", "down", "left"], [0, 2]))
     assert caplog.messages.pop() == "1 of 3 classes have no file to train on: down"
     for classes in (["up"], ["up", "down"]):
-        with pytest.raises(ValueError, match=r"up, but a classifier needs two; set data\.list"):
+        with pytest.raises(ValueError, match=r"up; a classifier needs at least two, so set data\.list"):
             check_classes(records(classes, [0, 0]))
 
 
