@@ -231,7 +231,7 @@ def table(results: dict[str, Any]) -> str:
         outcome = took if isinstance(took, str) else f"{took:.0f} s"
         lines += [f"\n{name}: the first step, which compiles: {outcome}"]
     lines += [
-        "\nThe engine's loop beside a bare one, taking turns, with the quickstart's settings for videos, batches from",
+        "\nThe engine's loop and a bare one, alternating, with the quickstart's settings for videos, batches from",
         "memory. What it adds is time outside of what both have to do (normalising, forward, loss, backward, clipping,",
         "AdamW), less the bare loop's. Medians over blocks of steps with one line of the log each (least to most).\n",
         "| the loop | ms a step | bare, ms a step | what it adds, ms | % of a bare step | whole step / bare step |",

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from sparsevideo import __version__
 from sparsevideo.data.segments import COLUMNS
 from sparsevideo.reports import analysis, analysis_page, calibration, comparison, html
-from sparsevideo.reports.analysis_page import Model, ModelReport, NamedComparison, Report
+from sparsevideo.reports.analysis_page import Model, ModelReport, NamedComparison, NamedFusion, Report
 from sparsevideo.reports.predictions import check_same_list, load_predictions
 from sparsevideo.utils.files import printable_path
 
@@ -57,7 +57,8 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
     sections = {"Results": analysis_page.results(report)}
     if len(models) > 1:
         predictions = [model.predictions for model in models.values()]
-        report["fusion"] = fused = {"models": list(models), **comparison.fusion(predictions, seed=seed)}
+        fused: NamedFusion = {"models": list(models), **comparison.fusion(predictions, seed=seed)}
+        report["fusion"] = fused
         sections["Comparison"] = analysis_page.comparisons(report)
         sections["Fusion"] = analysis_page.fusion(fused)
     with TemporaryDirectory() as thumbnails:

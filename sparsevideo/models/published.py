@@ -70,7 +70,7 @@ def is_bootstrapped(state_dict: Mapping[str, Tensor]) -> bool:
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate the names of a published state dict, image or video, of either generation.
 
-    The offset bias is viewed as (P, ndim). Unknown names stay as they are, so `load_weights` reports them as unexpected.
+    The offset bias is viewed as (P, ndim). Unknown names stay as they are: `load_weights` reports them as unexpected.
     """
     ours = {}
     for name, tensor in state_dict.items():
