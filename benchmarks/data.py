@@ -214,19 +214,20 @@ def memory(path: Path, what: str) -> None:
         indices = spread_clips(video.num_frames, FRAMES, STRIDE, 1)[0]
         video.read([0])
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
-    before = _status("VmRSS")
+    before = memory_kib("VmRSS")
     if what == "training clip":
         VideoDataset(records, transform=TrainTransform(CROP), **clip)[0]
     elif what == "4 x 3 test views":
         VideoDataset(records, transform=TestTransform(CROP, 3), num_clips=4, **clip)[0]
     else:
         read_frames(path, indices)
-    print((_status("VmHWM") - before) / 1024)
+    print((memory_kib("VmHWM") - before) / 1024)
 
 
-def _status(key: str) -> int:
+def memory_kib(key: str) -> int:
+    """Return a memory value of this process in KiB, such as `VmRSS` or `VmHWM`, its peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))  # KiB
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def environment(videos: Path) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def table(results: dict[str, Any]) -> str:
         seconds = run["seconds"]
         for job, times in seconds.items():
             per_clip = median(times) / run["clips"]
-            ratios = [_ratio(seconds[base], times) for base in (THEIRS, LOOP)]
+            ratios = [median_ratio(seconds[base], times) for base in (THEIRS, LOOP)]
             lines += [f"| {job} | {1e3 * per_clip:.1f} | {1 / per_clip:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"]
         lines += [""]
     lines += ["| four test clips of a video | one opening, ms | four openings, ms | ratio | of nothing but decoding |"]
@@ -274,14 +275,25 @@ def table(results: dict[str, Any]) -> str:
     for name, run in results["test"].items():
         one, four, *bounds = run["seconds"].values()
         ms = [1e3 * median(times) / run["videos"] for times in (one, four)]
-        lines += [f"| {name} | {ms[0]:.0f} | {ms[1]:.0f} | {_ratio(one, four):.2f} | {_ratio(*bounds):.2f} |"]
+        lines += [
+            f"| {name} | {ms[0]:.0f} | {ms[1]:.0f} | {median_ratio(one, four):.2f} | {median_ratio(*bounds):.2f} |"
+        ]
     lines += ["", "| of one 1280x720 video | peak memory above the process's own, MiB |", "|---|---|"]
     lines += [f"| {what} | {median(peaks):.0f} |" for what, peaks in results["memory_mib"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the median over rounds of the ratio within a round."""
     return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def write_results(out: Path, name: str, results: dict[str, Any], summary: str) -> None:
+    """Write the results as JSON and their summary as Markdown, and print the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(summary, encoding="utf-8")
+    print(summary)
 
 
 def main() -> None:
@@ -313,10 +325,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.data", str(large), "-", "--memory", what]
             runs = [subprocess.run(command, capture_output=True, encoding="utf-8", check=True) for _ in range(3)]
             results["memory_mib"][what] = [float(run.stdout) for run in runs]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "data.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.out / "data.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_results(args.out, "data", results, table(results))
 
 
 if __name__ == "__main__":

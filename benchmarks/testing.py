@@ -8,7 +8,6 @@ trained ones. With a checkpoint, its scores on its own test list with and withou
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from benchmarks.data import _ratio, environment, interleaved, lean
+from benchmarks.data import environment, interleaved, lean, median_ratio, write_results
 from sparsevideo import build
 from sparsevideo.commands.evaluation import score_files
 from sparsevideo.commands.runs import checkpoint_config
@@ -135,13 +134,13 @@ def table(results: dict[str, Any]) -> str:
         lines += ["|---|---|---|---|"]
         for job, times in seconds.items():
             way, what = job.split(": ")
-            cells = [f"{median(times) / videos:.2f}", f"{_ratio(times, seconds[f'{way}: network alone']):.3f}"]
-            lines += [f"| {job} | {' | '.join(cells)} | {_ratio(seconds[f'plain: {what}'], times):.2f} |"]
+            cells = [f"{median(times) / videos:.2f}", f"{median_ratio(times, seconds[f'{way}: network alone']):.3f}"]
+            lines += [f"| {job} | {' | '.join(cells)} | {median_ratio(seconds[f'plain: {what}'], times):.2f} |"]
         lines += [""]
     lines += ["| all 12 views of a video, data side alone, one thread | ms | its time / that of one opening |"]
     lines += ["|---|---|---|"]
     for name, times in results["data"].items():
-        ratio = _ratio(times, results["data"]["one opening"])
+        ratio = median_ratio(times, results["data"]["one opening"])
         lines += [f"| {name} | {1e3 * median(times) / results['data_videos']:.0f} | {ratio:.2f} |"]
     lines += ["", "| trained network | top-1 | same answer as plain, % | largest / mean difference of a score |"]
     lines += ["|---|---|---|---|"]
@@ -178,10 +177,7 @@ def main() -> None:
             results["tests"][name] = {"videos": len(few), "seconds": seconds}
         torch.set_num_threads(1)
         results |= {"data": data_alone(root, records, args.rounds), "data_videos": len(records)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "testing.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.out / "testing.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_results(args.out, "testing", results, table(results))
 
 
 if __name__ == "__main__":

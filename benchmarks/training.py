@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.video import mvit_v2_s, swin3d_t
 
-from benchmarks.data import _ratio, _status, environment, interleaved
+from benchmarks.data import environment, interleaved, median_ratio, memory_kib, write_results
 from sparsevideo import build
 from sparsevideo.commands.quickstart import load_config
 from sparsevideo.commands.train import train_run
@@ -84,13 +84,13 @@ def make_step(name: str, *, bf16: bool = False, compiled: bool = False) -> Calla
 
 def memory(name: str) -> None:
     """Print the peak memory of two steps above the memory held before, in GB; the second has the optimizer state."""
-    held = {"imported": _status("VmRSS")}
+    held = {"imported": memory_kib("VmRSS")}
     step = make_step(name)
-    held["built"] = _status("VmRSS")
+    held["built"] = memory_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     step()
     step()
-    print(json.dumps({base: 1024 * (_status("VmHWM") - kib) / 1e9 for base, kib in held.items()}))
+    print(json.dumps({base: 1024 * (memory_kib("VmHWM") - kib) / 1e9 for base, kib in held.items()}))
 
 
 def step_times(rounds: int, compiled: bool) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def overhead(blocks: dict[str, list[dict[str, float]]]) -> list[str]:
     added = [more - less for more, less in zip(*own, strict=True)]
     shares = [100 * each / base for each, base in zip(added, bare, strict=True)]
     spread = f"{median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-    return [*(f"{1e3 * median(each):.2f}" for each in (run, bare, added)), spread, f"{_ratio(run, bare):.3f}"]
+    return [*(f"{1e3 * median(each):.2f}" for each in (run, bare, added)), spread, f"{median_ratio(run, bare):.3f}"]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -225,13 +225,13 @@ def table(results: dict[str, Any]) -> str:
     for name, times in seconds.items():
         runs = results["memory_gb"].get(name)
         cells = [f"{median(run[base] for run in runs):.2f}" if runs else "" for base in ("imported", "built")]
-        cells += [f"{1e3 * median(times):.0f}", f"{_ratio(times, seconds[OURS]):.2f}"]
+        cells += [f"{1e3 * median(times):.0f}", f"{median_ratio(times, seconds[OURS]):.2f}"]
         lines += [f"| {name} | {MODELS.get(name, MODELS[OURS])[1]} | {' | '.join(cells)} |"]
     for name, took in results["step"]["compiling"].items():
         outcome = took if isinstance(took, str) else f"{took:.0f} s"
         lines += [f"\n{name}: the first step, which compiles: {outcome}"]
     lines += [
-        "\nThe engine's loop beside a bare one, taking turns, with the quickstart's settings for videos, batches from",
+        "\nThe engine's loop and a bare one, alternating, with the quickstart's settings for videos, batches from",
         "memory. What it adds is time outside of what both have to do (normalising, forward, loss, backward, clipping,",
         "AdamW), less the bare loop's. Medians over blocks of steps with one line of the log each (least to most).\n",
         "| the loop | ms a step | bare, ms a step | what it adds, ms | % of a bare step | whole step / bare step |",
@@ -263,10 +263,7 @@ def main() -> None:
         "loop": {name: loop_times(args.rounds, ema) for name, ema in loops.items()},
     }
     del results["environment"]["videos"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "training.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.out / "training.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_results(args.out, "training", results, table(results))
 
 
 if __name__ == "__main__":

@@ -207,9 +207,9 @@ class SparseFormer(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         expected = "images (B, 3, H, W)" if self.ndim == 2 else "clips (B, 3, T, H, W)"
         if x.ndim != self.ndim + 2 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"this SparseFormer takes {expected}, got shape {tuple(x.shape)}")
+            raise ValueError(f"input must be {expected}, got shape {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise ValueError(f"this SparseFormer takes normalized floats, got {x.dtype}; scale and normalize first")
+            raise ValueError(f"input must be normalized floats, got {x.dtype}; scale and normalize it first")
 
 
 _COUNTS = (

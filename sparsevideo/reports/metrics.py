@@ -109,7 +109,7 @@ def save_confused_classes(path: str | Path, counts: np.ndarray, classes: Sequenc
         if column.any():
             columns.append(name)
             parts.append(column)
-    title = f"{len(chosen)} of {len(classes)} classes: those that are taken for each other most; each row in percent"
+    title = f"{len(chosen)} of {len(classes)} classes, those in the most confused pairs; each row in percent"
     _draw_confusions(path, np.concatenate(parts, axis=1), columns[: len(chosen)], columns, title, families)
 
 
