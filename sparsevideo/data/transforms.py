@@ -83,6 +83,11 @@ class TrainTransform:
         self.rand_augment, self.color_jitter = rand_augment, color_jitter
         self.rand_augment_layers, self.rand_augment_prob, self.fill = rand_augment_layers, rand_augment_prob, fill
 
+    def __call__(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """Transform the frames (T, H, W, 3) uint8 of a clip; return (3, T, S, S) uint8 and the label."""
+        (box,) = self.boxes(*frames.shape[1:3], rng)
+        return self.finish(resized_crop(frames, box, (self.size, self.size)), label, rng)
+
     def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         """Choose the crop of frames of this size: one box, the first random choice of `rng`."""
         if self.jitter is not None:
@@ -154,6 +159,12 @@ class TestTransform:
         self.short_side = short_side or size
         if self.short_side < size:
             raise ValueError(f"short_side must be at least the crop, {size}, got {short_side}")
+
+    def __call__(self, frames: np.ndarray) -> Tensor:
+        """Cut the views of a clip: (T, H, W, 3) uint8 -> (crops, 3, T, S, S) uint8."""
+        frames = self.resize(frames)
+        size = frames.shape[1:3]
+        return torch.stack([resized_crop(frames, box, self.shape(*size)) for box in self.boxes(*size)])
 
     @property
     def rule(self) -> CropRule | None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numbered_videos import read_number, write_numbered
-from test_transforms import cut_views
 
 from sparsevideo import config
 from sparsevideo.data.datasets import VideoDataset
@@ -97,7 +96,7 @@ def test_resize_and_crops_are_those_of_the_code_base(protocol: str) -> None:
         frame = picture(height, width)
         assert list(transform.resize(frame).shape[:2]) == resized
         assert transform.boxes(*resized) == [(top, left, size, size) for top, left in offsets]
-        views = cut_views(transform, frame[None])[:, :, 0].permute(0, 2, 3, 1).numpy().astype(int)  # (crops, S, S, 3)
+        views = transform(frame[None])[:, :, 0].permute(0, 2, 3, 1).numpy().astype(int)  # (crops, S, S, 3)
         last = size - 1
         probes = np.array([(0, 0, 0), (5, 17, 1), (size // 2, size // 2, 2), (last, last, 0), (last - 2, 2, 1)]).T
         differences = np.abs(views[:, probes[0], probes[1], probes[2]] - pixels)

@@ -53,17 +53,7 @@ def states() -> tuple[bytes, ...]:
 def train(
     transform: TrainTransform, frames: np.ndarray, label: int = 0, rng: int | np.random.Generator = 0
 ) -> tuple[Tensor, int]:
-    """Transform frames (T, H, W, 3) all at once."""
-    rng = np.random.default_rng(rng)
-    (box,) = transform.boxes(*frames.shape[1:3], rng)
-    return transform.finish(resized_crop(frames, box, (transform.size, transform.size)), label, rng)
-
-
-def cut_views(transform: TestTransform, frames: np.ndarray) -> Tensor:
-    """Cut all views (crops, 3, T, S, S) out of frames (T, H, W, 3)."""
-    frames = transform.resize(frames)
-    size = frames.shape[1:3]
-    return torch.stack([resized_crop(frames, box, transform.shape(*size)) for box in transform.boxes(*size)])
+    return transform(frames, label, np.random.default_rng(rng))
 
 
 def test_training_crop_is_one_box_for_all_frames() -> None:
@@ -222,7 +212,7 @@ def test_test_crops_are_spread_over_the_long_side(height: int, width: int) -> No
     frames = ramp(2, height, width)
     axis = 0 if width > height else 1  # the channel with the position along the long side
     for crops, offsets in [(1, [30]), (2, [0, 60]), (3, [0, 30, 60]), (4, [0, 20, 40, 60])]:
-        views = cut_views(TestTransform(40, crops), frames)
+        views = TestTransform(40, crops)(frames)
         assert views.shape == (crops, 3, 2, 40, 40) and views.dtype == torch.uint8
         assert views[:, axis, 0].amin((-1, -2)).tolist() == offsets
         assert views[:, axis, 0].amax((-1, -2)).tolist() == [offset + 39 for offset in offsets]
@@ -230,7 +220,7 @@ def test_test_crops_are_spread_over_the_long_side(height: int, width: int) -> No
 
 
 def test_test_crops_are_resized() -> None:
-    views = cut_views(TestTransform(20, 3), ramp(1, 40, 100))
+    views = TestTransform(20, 3)(ramp(1, 40, 100))
     assert views.shape == (3, 3, 1, 20, 20)
     assert views[1, 0].float().mean() == pytest.approx(49.5, abs=0.6)  # the center stays in the center
 
@@ -239,7 +229,7 @@ def test_test_crops_are_resized() -> None:
 def test_whole_frame_has_a_long_side_of_a_multiple_of_4(height: int, width: int, shape: tuple[int, int]) -> None:
     transform = TestTransform(54, full_frame=True)
     assert transform.whole_shape(height, width) == shape
-    assert cut_views(transform, ramp(2, height, width)).shape == (1, 3, 2, *shape)
+    assert transform(ramp(2, height, width)).shape == (1, 3, 2, *shape)
 
 
 def test_rand_augment_is_a_function_of_its_rng() -> None:
