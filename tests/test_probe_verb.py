@@ -1,4 +1,4 @@
-"""`sparsevideo probe`: two files of features in, two classifiers' scores out."""
+"""`sparsevideo probe`: scores of two classifiers from two files of features."""
 
 import json
 
@@ -22,27 +22,27 @@ def pair(tmp_path):
     return tmp_path / "train.npz", tmp_path / "test.npz"
 
 
-def test_probe_leaves_and_prints_the_scores_of_both(pair, tmp_path, capsys):
+def test_probe_writes_and_prints_the_scores_of_both(pair, tmp_path, capsys):
     train, test = map(str, pair)
     assert main(["probe", train, test, f"--out={tmp_path / 'deep' / 'out'}", "--k=3", "--json"]) == OK
-    said = capsys.readouterr()
-    results = json.loads(said.out)
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
     assert results == json.loads((tmp_path / "deep" / "out" / "probe.json").read_text())
     assert results["knn"]["k"] == 3
     assert results["knn"]["top1"] == results["linear"]["top1"] == 100 * 15 / 16
-    assert "1 of 40 training files have no features: left out" in said.err
-    assert "linear: top1 93.75  top5 93.75  mean class 93.75  on 15 of 16 files" in said.err
+    assert "1 of 40 training files have no features: left out" in printed.err
+    assert "linear: top1 93.75  top5 93.75  mean class 93.75  on 15 of 16 files" in printed.err
     assert load_predictions(tmp_path / "deep" / "out" / "linear").failed.sum() == 1
 
 
-def test_results_lie_beside_the_test_features_unless_told(pair, tmp_path, capsys):
+def test_probe_writes_beside_the_test_features_by_default(pair, tmp_path, capsys):
     assert main(["probe", *map(str, pair)]) == OK
     assert capsys.readouterr().out == ""
     results = json.loads((tmp_path / "test-probe" / "probe.json").read_text())
     assert results["knn"]["k"] == 20
 
 
-def test_bad_input_gets_one_line(pair, tmp_path, capsys):
+def test_probe_refuses_bad_input_in_one_line(pair, tmp_path, capsys):
     train, test = map(str, pair)
 
     def error(*args):

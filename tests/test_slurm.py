@@ -216,7 +216,7 @@ def test_the_script_says_that_the_environment_is_not_active(submit):
 def test_the_script_says_that_a_process_must_see_all_gpus_of_its_node(submit):
     done, calls = submit(0, RUNNING, SLURM_GPUS_PER_TASK="1")
     assert (done.returncode, calls) == (2, [])
-    assert "ask for --gpus-per-node" in done.stderr
+    assert "use --gpus-per-node" in done.stderr
 
 
 def test_the_script_parses_and_sbatch_reads_all_its_options():
