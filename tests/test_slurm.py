@@ -216,7 +216,7 @@ def test_the_script_reports_an_inactive_environment(submit):
 def test_the_script_refuses_gpus_per_task(submit):
     done, calls = submit(0, RUNNING, SLURM_GPUS_PER_TASK="1")
     assert (done.returncode, calls) == (2, [])
-    assert "ask for --gpus-per-node" in done.stderr
+    assert "use --gpus-per-node" in done.stderr
 
 
 def test_the_script_parses_and_sbatch_reads_all_its_options():

@@ -35,7 +35,7 @@ def test_probe_writes_and_prints_the_scores_of_both(pair, tmp_path, capsys):
     assert load_predictions(tmp_path / "deep" / "out" / "linear").failed.sum() == 1
 
 
-def test_results_are_beside_the_test_features_by_default(pair, tmp_path, capsys):
+def test_probe_writes_beside_the_test_features_by_default(pair, tmp_path, capsys):
     assert main(["probe", *map(str, pair)]) == OK
     assert capsys.readouterr().out == ""
     results = json.loads((tmp_path / "test-probe" / "probe.json").read_text())
@@ -51,9 +51,9 @@ def test_bad_input_gets_one_line(pair, tmp_path, capsys):
         return line
 
     assert "15.mp4" not in error(train, train)
-    assert "40 test files are also training files; the first is train" in error(train, train)
+    assert "40 test files are training files, too; the first is train" in error(train, train)
     assert "none.npz: no such file of features" in error(train, str(tmp_path / "none.npz"))
-    assert "k must be >= 1, got 0" in error(train, test, "--k=0")
+    assert "k is 0" in error(train, test, "--k=0")
     (tmp_path / "file").write_text("")
     assert "file" in error(train, test, f"--out={tmp_path / 'file'}")
     assert main(["probe", train, test, "--kk=3"]) == USAGE
