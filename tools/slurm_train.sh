@@ -1,17 +1,17 @@
 #!/bin/bash
-# Train under Slurm until the run is done, however often a job's time is up before (docs/slurm.md):
+# Train under Slurm until the run is complete, over as many time limits as needed (docs/slurm.md):
 #
 #   sbatch --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-task 12 --time 8:00:00 \
 #       tools/slurm_train.sh --config CONFIG --out RUN
 #
-# What follows the script goes to `sparsevideo train`. A task is a process of the run, with one GPU of its node or none.
+# The arguments are passed to `sparsevideo train`. Each task is a process of the run, with one GPU or none.
 #
 #SBATCH --job-name=sparsevideo
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# To the tasks, not to this shell (that would be B:USR1), two to three minutes before the time is up: they save and end.
+# Sent to the tasks, not to this shell (B:USR1), two to three minutes before the time limit: the tasks save and end.
 #SBATCH --signal=USR1@120
 
 command -v sparsevideo > /dev/null || {
@@ -20,31 +20,31 @@ command -v sparsevideo > /dev/null || {
 }
 
 [[ -z ${SLURM_GPUS_PER_TASK-} ]] || {
-    echo "--gpus-per-task hides from each task the GPUs of the others: ask for --gpus-per-node" >&2
+    echo "--gpus-per-task hides the GPUs of the other tasks: use --gpus-per-node" >&2
     exit 2
 }
 
-# At the time limit this shell, too, gets SIGTERM. It stays, to see how the tasks end.
+# At the time limit this shell also gets SIGTERM. It ignores the signal and waits for the exit code of the tasks.
 trap : TERM USR1
 
-# Since Slurm 22.05 srun does not inherit this number from sbatch.
+# Since Slurm 22.05 srun does not inherit this setting from sbatch.
 [[ -z ${SLURM_CPUS_PER_TASK-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-# Sums depend on the number of threads. Wherever the job goes on, it is to be the same.
+# Sums depend on the number of threads, so it must stay equal when the job is requeued.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS-${SLURM_CPUS_PER_TASK-1}}
 
 echo "job $SLURM_JOB_ID, requeued ${SLURM_RESTART_COUNT-0} times, on $SLURM_JOB_NODELIST"
-# Tasks that have saved end one after the other, with a code that is not 0: the first to end must not end the others.
-# When one fails, the others, which may wait for it for ever, have two minutes.
+# Tasks that have saved end one after the other with a nonzero code, and the first one must not end the others.
+# If a task fails, the others may wait for it forever; they are ended after two minutes.
 srun --kill-on-bad-exit=0 --wait=120 sparsevideo train "$@" --resume
 code=$?
 ((code == 75)) || exit $code
 
-# 75: asked to end, and saved. Go on, unless the job is being ended for another reason than its time: a person has
-# cancelled it, or Slurm needs its nodes for others and requeues it by itself.
+# 75: interrupted and saved. Requeue the job, unless it ends for another reason than its time limit: a user has canceled
+# it, or Slurm preempts it and requeues it by itself.
 job=$(scontrol show job "$SLURM_JOB_ID")
 if [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "not requeued: submit the same command again to go on" >&2
+    scontrol requeue "$SLURM_JOB_ID" || echo "not requeued: submit the same command again to continue" >&2
 else
-    echo "cancelled, or preempted: where Slurm has not requeued it, submit the same command again to go on" >&2
+    echo "canceled or preempted: if Slurm does not requeue the job, submit the same command again to continue" >&2
 fi
 exit $code
