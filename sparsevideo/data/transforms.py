@@ -85,7 +85,8 @@ class TrainTransform:
 
     def __call__(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
         """Transform the frames (T, H, W, 3) uint8 of a clip; return (3, T, S, S) uint8 and the label."""
-        (box,) = self.boxes(*frames.shape[1:3], rng)
+        height, width = frames.shape[1:3]
+        (box,) = self.boxes(height, width, rng)
         return self.finish(resized_crop(frames, box, (self.size, self.size)), label, rng)
 
     def boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
