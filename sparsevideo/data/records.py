@@ -162,15 +162,8 @@ def read_records(
     rows: Iterable[Row]
     if in_folders:
         format_name, rows = "class folders", find_in_class_folders(root, path, kind, labeled)
-    elif path.is_file():
-        format_name, rows, is_kinetics = _read_rows(path, root, kind, split, label_column)
     else:
-        entries = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
-        whole_path = f", or give the whole path {Path(listing).resolve()}" if Path(listing).exists() else ""
-        raise FileNotFoundError(
-            f"{path}: no such folder or list file; choose from what {root} holds: {entries or 'nothing'}{whole_path}"
-        )
-
+        format_name, rows, is_kinetics = _read_rows(root, listing, kind, split, label_column)
     names, labels, bounds = [], [], array("d")
     location_of: dict[str, str] = {}  # label -> its first use, whether or not its file exists
     disk = _Disk(root)
@@ -232,9 +225,17 @@ def read_records(
 
 
 def _read_rows(
-    list_path: Path, root: Path, kind: str, split: str | None, label_column: str | None
+    root: Path, listing: str, kind: str, split: str | None, label_column: str | None
 ) -> tuple[str, Iterable[Row], bool]:
     """Return the format of a list, its rows of a split with the paths of their files, and whether it is Kinetics'."""
+    list_path = root / listing
+    if not list_path.is_file():
+        entries = ", ".join(sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))[:10])
+        whole_path = f", or give the whole path {Path(listing).resolve()}" if Path(listing).exists() else ""
+        raise FileNotFoundError(
+            f"{list_path}: no such folder or list file; choose from what {root} holds:"
+            f" {entries or 'nothing'}{whole_path}"
+        )
     rows: Iterable[Row]
     format_name, rows, file_key, has_split = read_list(list_path, root, EXTENSIONS[kind], label_column)
     if has_split:
