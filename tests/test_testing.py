@@ -323,7 +323,7 @@ def test_a_run_file_changes_the_settings_of_a_checkpoint_but_not_its_network(tra
     ("options", "message"),
     [
         (["--num-frames=3"], "it must be one of 1, 2, 4, 8 "),
-        (["--num-points=5"], "at most the network's own 4, got 5"),
+        (["--num-points=5"], "num_points must be <= 4, the number of the trained network, got 5"),
         (["--num-tubes=0"], "test.num_tubes is 0"),
         (["--full-frame", "--views=1x3"], "set test.crops to 1, got 3"),
         (["--share-stem", "--data.size=30"], "data.size is 30; with test.share_stem it must be a multiple of 4"),
@@ -337,9 +337,9 @@ def test_settings_that_the_network_does_not_allow_are_refused(options, message, 
 
 def test_a_run_folder_is_refused_as_a_checkpoint(trained, tmp_path, capsys):
     assert main(["test", str(trained)]) == FAILED
-    assert error(capsys).endswith(f"not the shards of a checkpoint; this run's is {checkpoint(trained)}")
+    assert error(capsys).endswith(f"is a folder, but not a sharded checkpoint; use {checkpoint(trained)}")
     assert main(["test", str(tmp_path)]) == FAILED
-    assert error(capsys).endswith("not the shards of a checkpoint")
+    assert error(capsys).endswith("is a folder, but not a sharded checkpoint")
 
 
 def test_results_are_replaced_only_by_the_same_test(trained, wide, classes, tmp_path, capsys):

@@ -51,7 +51,7 @@ def test_bad_input_gets_one_line(pair, tmp_path, capsys):
         return line
 
     assert "15.mp4" not in error(train, train)
-    assert "40 test files are training files, too; the first is train" in error(train, train)
+    assert "40 test files are also training files; the first is train" in error(train, train)
     assert "none.npz: no such file of features" in error(train, str(tmp_path / "none.npz"))
     assert "k is 0" in error(train, test, "--k=0")
     (tmp_path / "file").write_text("")

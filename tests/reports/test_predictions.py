@@ -54,7 +54,7 @@ def test_predictions_csv_has_the_frames_of_segments(tmp_path):
     assert subset(loaded, np.array([1])).segment(0) == "1.mp4 [from frame 20]"
     with pytest.raises(ValueError, match=r"file 0 is '0\.mp4 \[frames 10-50\]' against '0\.mp4 \[10-50 s\]'"):
         check_same_list([("a", loaded), ("b", replace(loaded, spans_unit="s"))])
-    with pytest.raises(ValueError, match="unknown unit of spans 'ms'; it is one of s, frames"):
+    with pytest.raises(ValueError, match="unknown unit of spans 'ms'; it must be one of s, frames"):
         replace(loaded, spans_unit="ms")
 
 
