@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypedDict, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric.wrappers import _FabricModule
@@ -114,21 +115,21 @@ class StepOutput:
 def forward_backward(state: TrainState, batches: Iterator[TrainBatch], preprocess: Preprocess) -> StepOutput:
     """Compute the gradient of the mean loss over the batches of a step, over all processes.
 
-    Drop path and mixing are functions of (seed, step, batch, rank), so a resumed run repeats them. From each list in
-    `state.budgets` a value is drawn for the step, the same in all processes and batches: `num_frames` is the number of
-    frames of each clip that the network gets; the others are arguments of the network.
+    The seed of drop path and mixing is made of `train.seed`, the step, the batch in the step, and the rank, so a
+    resumed run repeats them. From each list in `state.budgets` a value is drawn, whose seed is made of `train.seed` and
+    the step, so it is the same in all processes and batches: `num_frames` is the number of frames of each clip that the
+    network gets; the others are arguments of the network.
     """
     settings, fabric = state.config.train, state.fabric
-    seed = (settings.seed, state.step)
-    draw = random.Random(hash(seed))  # independent of rank and batch
-    budget = {name: draw.choice(counts) for name, counts in state.budgets.items()}
+    draw = random.Random(_seed(settings.seed, state.step))
+    budget = {name: draw.choice(values) for name, values in state.budgets.items()}
     num_frames = budget.pop("num_frames", None)
     output = StepOutput(torch.zeros((), device=fabric.device), torch.zeros((), device=fabric.device))
     for index in range(settings.accumulate):
         before = perf_counter()
         batch = next(batches)
         output.data_s += perf_counter() - before
-        torch.manual_seed(hash((*seed, index, fabric.global_rank)))
+        torch.manual_seed(_seed(settings.seed, state.step, index + 1, fabric.global_rank))
         inputs, labels = preprocess(batch)
         if num_frames:
             inputs = inputs[:, :, :: inputs.shape[2] // num_frames]  # (B, 3, T, H, W), with a larger stride
@@ -145,6 +146,11 @@ def forward_backward(state: TrainState, batches: Iterator[TrainBatch], preproces
         output.names += batch["video_name"]
         output.failures += batch["failures"]
     return output
+
+
+def _seed(*entropy: int) -> int:
+    """Make a seed of non-negative integers, where zeros at the end make no difference: batches count from 1."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def clip_grad_norm(state: TrainState) -> Tensor:
