@@ -42,7 +42,7 @@ def test_probe_writes_beside_the_test_features_by_default(pair, tmp_path, capsys
     assert results["knn"]["k"] == 20
 
 
-def test_bad_input_gets_one_line(pair, tmp_path, capsys):
+def test_probe_refuses_bad_input_in_one_line(pair, tmp_path, capsys):
     train, test = map(str, pair)
 
     def error(*args):
@@ -53,7 +53,7 @@ def test_bad_input_gets_one_line(pair, tmp_path, capsys):
     assert "15.mp4" not in error(train, train)
     assert "40 test files are also training files; the first is train" in error(train, train)
     assert "none.npz: no such file of features" in error(train, str(tmp_path / "none.npz"))
-    assert "k is 0" in error(train, test, "--k=0")
+    assert "k must be >= 1, got 0" in error(train, test, "--k=0")
     (tmp_path / "file").write_text("")
     assert "file" in error(train, test, f"--out={tmp_path / 'file'}")
     assert main(["probe", train, test, "--kk=3"]) == USAGE
