@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from sparsevideo import build
+from sparsevideo.commands.evaluation import resolve_test_config
 from sparsevideo.config import Config, config_from_dict
 from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.memory import MemoryVideo
+from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.presets import list_models
 from sparsevideo.models.published import WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
@@ -91,7 +93,7 @@ class Classifier:
     Args:
         model: The network.
         classes: Class names in label order.
-        config: Settings: `data` and `test` decide clips, crops, resolution, normalization and decoder.
+        config: Settings: `data` and `test` decide clips, crops, budgets, resolution, normalization and decoder.
         device: Such as "cpu" or "cuda:1"; None takes an accelerator if there is one.
 
     Attributes:
@@ -115,6 +117,7 @@ class Classifier:
             precision=config.test.precision,
             plugins=[LightningEnvironment()],  # within a job of Slurm, Fabric would insist on all tasks of the job
         )
+        model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
         self.model, self.classes, self.config = model.eval(), tuple(classes), config
         self._fabric.setup_module(model)  # moves and converts it in place
 
@@ -212,10 +215,8 @@ class Classifier:
             if not match:
                 raise ValueError(f"views is {views!r}; write clips x crops, such as 4x3")
             test = replace(test, clips=int(match[1]), crops=int(match[2]))
-        if self.model.ndim == 2:
-            test = replace(test, clips=1)
         data = replace(self.config.data, root=".", index=None, num_workers=num_workers)
-        return replace(self.config, data=data, test=test)
+        return resolve_test_config(replace(self.config, data=data, test=test), self.model.ndim)
 
     def _records(self, names: list[str], pixels: np.ndarray | None = None, fps: float | None = None) -> "_Inputs":
         records = _Inputs.build(Path(), self.classes, names, [UNLABELED] * len(names))

@@ -60,6 +60,18 @@ def test_predict_gives_the_scores_of_the_test_command(classifier, trained, digit
     )
 
 
+def test_predict_applies_the_budgets_of_the_settings(trained, digits, tmp_path):
+    content = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    content["config"]["test"] |= {"num_frames": 2, "num_tubes": 2, "num_points": 3}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(content, tmp_path / "checkpoints" / "best.pt")
+    expected = scores_by_path(tmp_path, digits, tmp_path / "test", ["--views=1x1"])
+    classifier, path = sparsevideo.load(tmp_path, device="cpu"), min(expected)
+    assert classifier.model.hparams["num_tubes"] == 2
+    prediction = classifier.predict(path, views="1x1", topk=8)
+    assert all_scores(prediction, classifier.classes) == pytest.approx(expected[path].tolist(), abs=1e-6)
+
+
 def test_predict_of_images_gives_the_scores_of_the_test_command(image_run, digits, tmp_path):
     expected = scores_by_path(image_run, digits, tmp_path / "test", [])
     classifier = sparsevideo.load(image_run / "checkpoints" / "best.pt", device="cpu")

@@ -111,6 +111,7 @@ def test_a_batch_that_does_not_fit_ends_without_a_traceback(digits, tmp_path, ca
     assert "out of memory" in error(capsys)
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_is_an_error_with_advice(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     args = ["train", *VIDEO, f"--data.root={digits}", "--data.num_frames=1", "--train.compile=true", "--dry-run"]

@@ -56,6 +56,7 @@ def test_scan_does_not_blame_files(broken: Path, videos: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("index*"))
 
 
+@pytest.mark.slow
 def test_quickstart_writes_nothing(broken: Path, tmp_path: Path) -> None:
     done = command(broken, "-m", "sparsevideo", "quickstart", "--out", tmp_path / "out")
     (line,) = done.stderr.splitlines()
@@ -137,6 +138,7 @@ def test_an_encoder_that_does_not_work_stops_commands_that_make_videos(
 write_video = writer.write_video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "relation"), [("17.0.1", "older"), ("99.0", "newer")])
 def test_untested_versions_are_named_first_and_once(version: str, relation: str, videos: Path, tmp_path: Path) -> None:
     """There is one warning, even from child processes, and the command does its work."""

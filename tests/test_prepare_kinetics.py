@@ -66,6 +66,7 @@ def lacking(path: Path) -> dict[str, str]:
     return dict(line.split("\t") for line in path.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_lists_and_copies(kinetics: Path) -> None:
     with prepare(kinetics) as process:
         output, errors = process.communicate(timeout=120)
@@ -155,6 +156,7 @@ def test_impossible_short_side_is_an_error(short_side: str, tmp_path: Path) -> N
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_lists_with_any_characters(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in an ASCII locale, and with a line separator of Unicode in a row."""
     for variable, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():

@@ -97,6 +97,7 @@ def interrupted(killed, digits, tmp_path):
     return [*RUN, f"--data.root={digits}", f"--out={tmp_path / 'run'}"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_like_an_uninterrupted_one(interrupted, whole, tmp_path):
     """SIGKILL during a step, a validation or a checkpoint. The second try has loader processes."""
     process = start(*interrupted, "--resume", "--data.num_workers=2")

@@ -46,6 +46,7 @@ def uncounted(monkeypatch):
     monkeypatch.setattr(zoo_table, "count_macs", lambda network, shape: MacCount(*[10**9] * 7))
 
 
+@pytest.mark.slow
 def test_zoo_page_is_what_its_own_command_prints(monkeypatch, capsys):
     page = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^python -m (benchmarks\.make_model_zoo .*) > docs/model_zoo\.md$", page, re.MULTILINE)

@@ -49,6 +49,7 @@ def test_quickstart_writes_results_plots_and_a_page_and_can_be_repeated(short, t
         quickstart.run(out, seed=1)
 
 
+@pytest.mark.slow
 def test_quickstart_from_scratch_has_no_image_model(short, tmp_path):
     results = quickstart.run(tmp_path / "scratch", from_scratch=True)
     assert "image" not in results

@@ -361,6 +361,7 @@ def test_files_of_dead_workers_are_named(dangerous: Path) -> None:
     assert f"; {dangerous / 'hang'}: not read within 0.5 s" in second
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_file_of_a_dead_worker_is_named_with_its_advice(dangerous: Path) -> None:
     """Although connections break before exit codes are known. The advice depends on the signal."""
@@ -380,6 +381,7 @@ def run_script(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_script_without_a_guard_gets_an_error_that_explains_it(tmp_path: Path) -> None:
     run = run_script(
         tmp_path,
@@ -393,6 +395,7 @@ def test_script_without_a_guard_gets_an_error_that_explains_it(tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
 def test_worker_that_dies_at_its_start_prints_its_reason(tmp_path: Path) -> None:
     run = run_script(
         tmp_path,
@@ -491,6 +494,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
 def test_no_loader_process_outlives_a_killed_run(tmp_path: Path) -> None:
     """Nor does the fork server, their parent process; they would keep each other alive."""

@@ -32,6 +32,7 @@ def run(code: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_replaced_module_is_removed_after_the_import() -> None:
     out = run(
         "import sys\n"
@@ -220,6 +221,7 @@ def test_order_and_batches_are_pytorchvideos_too(made: list[Path]) -> None:
     assert_same_order(made, num_workers=0)
 
 
+@pytest.mark.slow
 def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) -> None:
     """In a process that has not decoded yet: PyAV 19 keeps the threads that convert frames, which forks do not have."""
     run(
@@ -230,6 +232,7 @@ def test_order_and_batches_are_pytorchvideos_with_workers_too(made: list[Path]) 
     )
 
 
+@pytest.mark.slow
 def test_order_does_not_depend_on_the_start_method_of_workers(made: list[Path]) -> None:
     """From Python 3.14 on workers are not forked by default, and pytorchvideo's own data set cannot be sent to them."""
     orders = []

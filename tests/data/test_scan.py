@@ -223,6 +223,7 @@ def start(root: Path, known: int) -> "Iterator[subprocess.Popen[str]]":
         yield process
 
 
+@pytest.mark.slow
 def test_interrupted_scan_is_continued(video: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, *(f"c/{number}.mp4" for number in range(8)), content=video)
     put(tmp_path, "sparsevideo-index.bad.txt", content=b"of an earlier scan")
@@ -272,6 +273,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_system_without_alarm_and_fork(video: bytes, tmp_path: Path) -> None:
     """Windows has neither of them."""
     put(tmp_path, "c/a.mp4", "c/b.mp4", content=video)

@@ -308,6 +308,7 @@ def test_rand_augment_needs_uint8() -> None:
         rand_augment(dull(1).float(), np.random.default_rng(0), magnitude=9, layers=2, prob=0.5)
 
 
+@pytest.mark.slow
 def test_used_transform_can_be_sent_to_a_new_process(tmp_path: Path) -> None:
     transform = TrainTransform(24, rand_augment=9, rand_augment_prob=1.0)
     here, _ = train(transform, noise(2, 40, 50, 3), rng=1)
