@@ -117,9 +117,15 @@ def build_train_loader(
 
 
 def build_test_loader(
-    config: Config, records: Records, ndim: int, indices: Sequence[int], *, with_clip_spans: bool = False
+    config: Config,
+    records: Records,
+    ndim: int,
+    indices: Sequence[int],
+    *,
+    with_clip_spans: bool = False,
+    use_index: bool = True,
 ) -> DataLoader:
-    """Return test batches of the files with these indices, each once with all views."""
+    """Return test batches of the files with these indices, each once with all views; `use_index`: that of a scan."""
     test = config.test
     if test.share_stem and config.data.size % 4:  # the features have a quarter of the resolution
         raise ValueError(f"data.size is {config.data.size}; with test.share_stem it must be a multiple of 4")
@@ -128,7 +134,7 @@ def build_test_loader(
     if ndim == 3:
         views |= {"num_clips": test.clips, "protocol": test.protocol, "repeat_middle_frame": test.repeat_middle_frame}
         views |= {"with_clip_spans": with_clip_spans}
-    dataset = _dataset(config.data, records, ndim, transform=transform, **views)
+    dataset = _dataset(config.data, records, ndim, use_index=use_index, transform=transform, **views)
     has_whole_frames = test.share_stem or test.full_frame  # their shape differs from file to file
     return loader.test_loader(
         dataset,
@@ -149,7 +155,9 @@ def build_test_transform(config: Config) -> transforms.TestTransform:
     )
 
 
-def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> ImageDataset | VideoDataset:
+def _dataset(
+    config: DataConfig, records: Records, ndim: int, *, use_index: bool = True, **args: Any
+) -> ImageDataset | VideoDataset:
     if ndim == 2:
         return ImageDataset(records, **args)
     return VideoDataset(
@@ -161,7 +169,7 @@ def _dataset(config: DataConfig, records: Records, ndim: int, **args: Any) -> Im
         short_side=config.short_side,
         square_pixels=config.square_pixels,
         decoder=config.decoder,
-        index=_index(config, records),
+        index=_index(config, records) if use_index else None,
         **args,
     )
 

@@ -3,11 +3,12 @@
 Letters: T frames, H W height and width, K classes.
 """
 
+import logging
+import operator
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias, overload
 
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
-from PIL import Image
 from torch import Tensor
 
 from sparsevideo import build
@@ -31,8 +31,11 @@ from sparsevideo.models.published import WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
 
+logger = logging.getLogger(__name__)
+
 Source: TypeAlias = str | os.PathLike[str]
 Pixels: TypeAlias = np.ndarray | Tensor
+Device: TypeAlias = str | int | torch.device
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,8 @@ class _Inputs(Records):
     def source(self, index: int) -> Path | MemoryVideo:  # type: ignore[override]
         return self.path(index) if self.pixels is None else MemoryVideo(self.pixels, self.fps)
 
-    def open(self, index: int) -> BytesIO:
-        if self.pixels is None:
-            return BytesIO(self.path(index).read_bytes())
-        file = BytesIO()
-        Image.fromarray(self.pixels).save(file, "png", compress_level=0)
-        file.seek(0)
-        return file
+    def image(self, index: int) -> np.ndarray:
+        return super().image(index) if self.pixels is None else self.pixels
 
 
 class Classifier:
@@ -99,21 +97,21 @@ class Classifier:
     Attributes:
         model: The network, on its device and in evaluation mode.
         classes: (K,) class names.
-        config: The settings.
+        config: The settings. `test.num_tubes`, `test.num_points` and `test.precision` take effect only at the start.
 
     Raises:
-        ValueError: The number of names is not the network's number of classes.
+        ValueError: The number of names is not the network's number of classes, or there is no such device.
     """
 
     def __init__(
-        self, model: SparseFormer, classes: Sequence[str], config: Config, *, device: str | None = None
+        self, model: SparseFormer, classes: Sequence[str], config: Config, *, device: Device | None = None
     ) -> None:
         if len(classes) != model.num_classes:
             raise ValueError(f"got {len(classes)} class names for {model.num_classes} classes; pass one for each class")
-        kind, _, index = (device or "auto").partition(":")
+        kind, devices = _find_device(device)
         self._fabric = Fabric(
             accelerator=kind,
-            devices=[int(index)] if index else 1,
+            devices=devices,
             precision=config.test.precision,
             plugins=[LightningEnvironment()],  # within a job of Slurm, Fabric would insist on all tasks of the job
         )
@@ -166,9 +164,14 @@ class Classifier:
             >>> sorted(classifier.predict(frames, views="1x1").labels)
             ['left', 'right']
         """
-        if topk < 1:
+        if operator.index(topk) < 1:
             raise ValueError(f"topk must be >= 1, got {topk}")
-        config = self._config(views, num_workers)
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "UO":
+            inputs = inputs.tolist()
+        is_pixels, is_path = isinstance(inputs, Tensor | np.ndarray), isinstance(inputs, str | os.PathLike)
+        config = self._config(views, 0 if is_pixels or is_path else num_workers)
+        if fps is not None and not is_pixels:
+            raise ValueError(f"fps is for frames in memory, got {fps} for files")
         if isinstance(inputs, Tensor | np.ndarray):
             records = self._records(["pixels in memory"], self._checked(inputs), fps)
             if self.model.ndim == 3:
@@ -176,9 +179,18 @@ class Classifier:
         elif isinstance(inputs, str | os.PathLike):
             if not Path(inputs).exists():
                 raise FileNotFoundError(f"{inputs}: no such file")
+            if Path(inputs).is_dir():
+                raise IsADirectoryError(f"{inputs}: is a folder; pass a file, or a list of files")
             records = self._records([os.fspath(inputs)])
         else:
-            records = self._records([os.fspath(path) for path in inputs])
+            try:
+                names = [os.fspath(path) for path in inputs]
+            except TypeError:
+                raise TypeError(
+                    f"inputs must be a path, a list of paths, or one array of pixels, got a {type(inputs).__name__};"
+                    " use np.stack for a list of frames, np.asarray for an image"
+                ) from None
+            records = self._records(names)
         scores, failures = self._score(config, records)
         best = scores.argsort(dim=-1, descending=True, stable=True)[:, :topk]
         predictions = [
@@ -191,7 +203,7 @@ class Classifier:
             for index in range(len(records))
             if index not in failures
         ]
-        if not isinstance(inputs, str | os.PathLike | Tensor | np.ndarray):
+        if not (is_pixels or is_path):
             return Predictions(predictions, {records.name(index): reason for index, reason in failures.items()})
         if failures:
             raise DecodeError(failures[0])
@@ -200,9 +212,10 @@ class Classifier:
     @torch.inference_mode()
     def _score(self, config: Config, records: Records) -> tuple[Tensor, dict[int, str]]:
         """Return (n, K) mean scores over the views, and the reason of each file that could not be read."""
+        self.model.eval()
         scores, failures = torch.zeros(len(records), self.model.num_classes), dict[int, str]()
         predictor = build.build_predictor(config, self.model, self._fabric)
-        for batch in build.build_test_loader(config, records, self.model.ndim, range(len(records))):
+        for batch in build.build_test_loader(config, records, self.model.ndim, range(len(records)), use_index=False):
             failures |= {index: reason for index, _, reason in batch["failures"]}
             if len(batch["video_index"]):
                 scores[batch["video_index"]] = predictor(batch).mean(1).cpu()  # (B, V, K) -> (B, K)
@@ -211,11 +224,11 @@ class Classifier:
     def _config(self, views: str | None, num_workers: int) -> Config:
         test = self.config.test
         if views is not None:
-            match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", views)
+            match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(views))
             if not match:
                 raise ValueError(f"views is {views!r}; write clips x crops, such as 4x3")
             test = replace(test, clips=int(match[1]), crops=int(match[2]))
-        data = replace(self.config.data, root=".", index=None, num_workers=num_workers)
+        data = replace(self.config.data, num_workers=num_workers)
         return resolve_test_config(replace(self.config, data=data, test=test), self.model.ndim)
 
     def _records(self, names: list[str], pixels: np.ndarray | None = None, fps: float | None = None) -> "_Inputs":
@@ -225,18 +238,46 @@ class Classifier:
 
     def _checked(self, pixels: Pixels) -> np.ndarray:
         array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
-        if self.model.ndim == 2 and (array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8):
-            raise ValueError(f"pixels must be (H, W, 3) uint8 for an image network, got {array.shape} {array.dtype}")
+        is_image = array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8 and array.size
+        if self.model.ndim == 2 and not is_image:
+            raise ValueError(
+                f"pixels must be (H, W, 3) uint8 for an image network, and not empty, got {array.shape} {array.dtype}"
+            )
         return array
 
 
-def load(source: Source, *, classes: Sequence[str] | None = None, device: str | None = None) -> Classifier:
+def _find_device(device: Device | None) -> tuple[str, list[int] | int]:
+    """Return Fabric's names of an accelerator and of the device."""
+    if device is None:
+        return "auto", 1
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; it must be cpu, cuda, cuda:N or mps") from error
+    index = chosen.index or 0
+    if chosen.type == "cuda" and index >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but torch finds {torch.cuda.device_count()} GPUs; use cpu")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {device!r}; it must be cpu, cuda, cuda:N or mps")
+    return chosen.type, [index] if chosen.type == "cuda" else 1
+
+
+def load(
+    source: Source,
+    *,
+    classes: Sequence[str] | None = None,
+    config: Config | None = None,
+    name: str | None = None,
+    device: Device | None = None,
+) -> Classifier:
     """Load a trained network with its class names and preprocessing.
 
     Args:
         source: A checkpoint, the folder of a run, which stands for its `checkpoints/best.pt`, or a file that
             `save_weights` or `sparsevideo convert` wrote, or published weights.
         classes: Class names in label order, for files without; None takes those in the file.
+        config: Settings, for files without; None takes those in the file, or the defaults.
+        name: Name of the network, for files that do not say how it is built.
         device: Such as "cpu" or "cuda:1"; None takes an accelerator if there is one.
 
     Raises:
@@ -247,18 +288,23 @@ def load(source: Source, *, classes: Sequence[str] | None = None, device: str | 
     if path.is_dir() and not (path / ".metadata").exists():
         folder, path = path, path / "checkpoints" / "best.pt"
         if not path.exists():
-            raise FileNotFoundError(f"{folder}: no weights in this folder; pass a checkpoint, or a folder of a run")
+            found = ", ".join(str(file) for file in sorted(folder.rglob("*.pt"))[:3])
+            raise FileNotFoundError(f"{folder}: has no checkpoints/best.pt; pass {found or 'a checkpoint'}")
     elif not path.exists():
-        advice = ""
-        if str(source) in list_models():
-            advice = f"; download published weights from {WEIGHTS_URL} and pass that file, or pass your own checkpoint"
-        raise FileNotFoundError(f"{source}: no such checkpoint{advice}")
-    model, content = load_model(path)
-    classes = classes or content.get("classes")
-    if not classes:
-        raise ValueError(f"{path}: holds no class names; pass classes=[...], {model.num_classes} names in label order")
+        advice = f"; for a network of this name, pass your checkpoint, or published image weights from {WEIGHTS_URL}"
+        raise FileNotFoundError(f"{source}: no such checkpoint{advice if str(source) in list_models() else ''}")
+    model, content = load_model(path, name)
+    if isinstance(classes, str):
+        raise ValueError(f"classes is {classes!r}; pass a list of names")
+    names = [str(each) for each in (content.get("classes") or () if classes is None else classes)]
+    if len(names) != model.num_classes:
+        holds = f"has {len(names)}" if names else "holds no"
+        count = f"{holds} class names" if classes is None else f"got {len(names)} class names"
+        raise ValueError(f"{path}: {count}; pass classes=[...], {model.num_classes} names in label order")
+    if config is None and "config" not in content:
+        logger.warning("%s: has no settings of clips and pixels; the defaults are used, or pass config", path)
     try:
-        config = config_from_dict(content["config"]) if "config" in content else Config()
+        config = config or (config_from_dict(content["config"]) if "config" in content else Config())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Classifier(model, classes, config, device=device)
+    return Classifier(model, names, config, device=device)

@@ -122,7 +122,7 @@ def test_predict_of_one_bad_file_names_it(classifier, tmp_path):
             classifier.predict(tmp_path / "a.mp4")
     with pytest.raises(FileNotFoundError, match=r"b\.mp4: no such file"):
         classifier.predict(str(tmp_path / "b.mp4"))
-    with pytest.raises(DecodeError, match=str(tmp_path)):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}: is a folder; pass a file"):
         classifier.predict(tmp_path)
 
 
@@ -132,14 +132,41 @@ def test_predict_of_one_bad_file_names_it(classifier, tmp_path):
         ({"inputs": np.zeros((2, 8, 8), np.uint8)}, r"\(T, H, W, 3\) uint8"),
         ({"inputs": np.zeros((2, 8, 8, 3), np.float32)}, r"\(T, H, W, 3\) uint8.* float32"),
         ({"inputs": np.zeros((0, 8, 8, 3), np.uint8)}, "not empty"),
-        ({"inputs": np.zeros((2, 8, 8, 3), np.uint8), "fps": 0}, "fps must be above 0"),
+        ({"inputs": np.zeros((2, 8, 8, 3), np.uint8), "fps": 0}, "fps must be from 0.01"),
         ({"inputs": "a.mp4", "views": "4"}, "write clips x crops, such as 4x3"),
+        ({"inputs": "a.mp4", "views": (4, 3)}, "write clips x crops, such as 4x3"),
         ({"inputs": "a.mp4", "topk": 0}, "topk must be >= 1, got 0"),
+        ({"inputs": "a.mp4", "fps": 3}, "fps is for frames in memory"),
     ],
 )
 def test_predict_refuses_impossible_arguments(classifier, arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier.predict(**arguments)
+
+
+@pytest.mark.parametrize("inputs", [[np.zeros((8, 8, 3), np.uint8)], None, 3], ids=repr)
+def test_predict_refuses_what_is_no_path_and_no_array(classifier, inputs):
+    with pytest.raises(TypeError, match=r"a path, a list of paths, or one array .* use np\.stack"):
+        classifier.predict(inputs)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_load_refuses_a_device_that_is_not_there(trained, device):
+    with pytest.raises(ValueError, match=f"device is '{device}'"):
+        sparsevideo.load(trained, device=device)
+
+
+def test_predict_uses_no_index_and_evaluation_mode(classifier, files, tmp_path, monkeypatch, caplog):
+    expected = classifier.predict(files[0])
+    (tmp_path / "a.mp4").write_bytes(files[0].read_bytes())
+    assert main(["data", "scan", str(tmp_path)]) == OK
+    (tmp_path / "a.mp4").write_bytes(files[1].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    classifier.model.train()
+    caplog.clear()
+    assert classifier.predict("a.mp4").scores == classifier.predict(files[1]).scores
+    assert classifier.predict(np.array([str(files[0])])) == [expected]
+    assert not classifier.model.training and caplog.text == ""
 
 
 def test_predict_of_frames_without_times_says_that_fps_is_needed(classifier):
@@ -149,7 +176,7 @@ def test_predict_of_frames_without_times_says_that_fps_is_needed(classifier):
         other.predict(np.zeros((20, 48, 48, 3), np.uint8))
 
 
-def test_load_takes_a_run_its_checkpoint_and_saved_weights(classifier, trained, files, tmp_path):
+def test_load_takes_a_run_its_checkpoint_and_saved_weights(classifier, trained, files, tmp_path, caplog):
     expected = classifier.predict(files[0])
     assert sparsevideo.load(trained / "checkpoints" / "best.pt", device="cpu").predict(files[0]) == expected
     model, info = sparsevideo.load_model(trained / "checkpoints" / "best.pt")
@@ -158,6 +185,11 @@ def test_load_takes_a_run_its_checkpoint_and_saved_weights(classifier, trained, 
     loaded = sparsevideo.load(str(tmp_path / "w.safetensors"), device="cpu")
     assert loaded.classes == classifier.classes
     assert loaded.config == Config()  # weights alone say nothing of clips
+    assert "has no settings of clips and pixels" in caplog.text
+    assert main(["convert", str(trained / "checkpoints/best.pt"), f"--out={tmp_path / 'c.safetensors'}"]) == OK
+    assert sparsevideo.load(tmp_path / "c.safetensors", device="cpu").predict(files[0]) == expected
+    given = sparsevideo.load(tmp_path / "w.safetensors", config=classifier.config, device=torch.device("cpu", 0))
+    assert given.predict(files[0]) == expected
 
 
 def test_load_says_what_is_missing(tmp_path):
@@ -166,14 +198,14 @@ def test_load_says_what_is_missing(tmp_path):
     sparsevideo.save_weights(path, model)
     with pytest.raises(ValueError, match=r"bare.safetensors: holds no class names; pass classes=.*, 3 names"):
         sparsevideo.load(path)
-    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+    with pytest.raises(ValueError, match=r"bare\.safetensors: got 2 class names; pass classes=.*, 3 names"):
         sparsevideo.load(path, classes=["a", "b"])
     assert sparsevideo.load(path, classes=["a", "b", "c"], device="cpu").classes == ("a", "b", "c")
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no weights in this folder"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: has no checkpoints/best.pt; pass a checkpoint"):
         sparsevideo.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such checkpoint$"):
         sparsevideo.load("nowhere.pt")
-    with pytest.raises(FileNotFoundError, match=r"sparseformer_tiny: .* download published weights from https://"):
+    with pytest.raises(FileNotFoundError, match=r"sparseformer_tiny: .* published image weights from https://"):
         sparsevideo.load("sparseformer_tiny")
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"bad\.pt: holds more than tensors"):

@@ -32,10 +32,10 @@ def inflate_weights(
 
 
 def convert_weights(weights: Path, out: Path, *, name: str | None = None) -> str:
-    """Write weights to one file, with the class names if they are known; return a description of the file."""
+    """Write weights to one file, with class names and settings if they are known; return a description of the file."""
     _check_file(out, weights)
     model, content = load_model(weights, name)
-    save_weights(out, model, **_class_names(content))
+    save_weights(out, model, **{key: content[key] for key in ("classes", "config") if key in content})
     count = sum(tensor.numel() for tensor in model.state_dict().values())
     return f"{out}: {'averaged ' if 'model_ema' in content else ''}weights, {count / 1e6:.2f} M numbers"
 

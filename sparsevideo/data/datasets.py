@@ -18,7 +18,6 @@ from sparsevideo.data.segments import WHOLE, frame_range
 from sparsevideo.data.transforms import Box, TestTransform, TrainTransform, resized_crop
 from sparsevideo.io.backends import open_video, resolve_decoder
 from sparsevideo.io.errors import DecodeError
-from sparsevideo.io.image import read_image
 from sparsevideo.io.reader import Video
 
 Item = dict[str, Any]
@@ -330,7 +329,7 @@ class ImageDataset(_LabeledFiles):
         super().__init__(records, transform, seed=seed, num_repeats=num_repeats, share_stem=share_stem)
 
     def _decode(self, index: int, rngs: Rngs) -> _Decoded:
-        image = read_image(self.records.open(index), str(self.records.path(index)))
+        image = self.records.image(index)
         frame_indices = np.zeros((len(rngs) or 1, 1), dtype=np.int64)
         pixels, size = self._crop_frames([(0, image)], frame_indices, rngs)
         return _Decoded(pixels, size, image.shape[:2], frame_indices)

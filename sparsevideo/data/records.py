@@ -20,6 +20,7 @@ from sparsevideo.data.folders import EXTENSIONS, find_in_class_folders, walk
 from sparsevideo.data.kinetics import find_kinetics, find_videos
 from sparsevideo.data.lists import Row, read_list, short_messages
 from sparsevideo.data.segments import WHOLE, segment_name, span_of
+from sparsevideo.io.image import read_image
 from sparsevideo.io.sources import Member
 from sparsevideo.utils.files import abbreviate, printable_path
 
@@ -113,6 +114,10 @@ class Records:
         """
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return counts[self.labels] ** -float(balance)
+
+    def image(self, index: int) -> np.ndarray:
+        """Read an image file; see `read_image`."""
+        return read_image(self.open(index), str(self.path(index)))
 
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""

@@ -21,10 +21,11 @@ class MemoryVideo(Video):
     def __init__(self, frames: np.ndarray, fps: float | None = None) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"frames must be (T, H, W, 3) uint8 and not empty, got {frames.shape} {frames.dtype}")
-        if fps is not None and not 0 < fps < 1e6:
-            raise ValueError(f"fps must be above 0 and below 1,000,000, got {fps}")
-        self.path, self.num_frames, self._frames = "frames in memory", len(frames), frames
-        self._fps = None if fps is None else Fraction(fps).limit_denominator(1001)
+        if fps is not None and not 0.01 <= fps <= 1e6:
+            raise ValueError(f"fps must be from 0.01 to 1,000,000, got {fps}")
+        self.path = "frames in memory" if fps else "frames in memory without fps"
+        self.num_frames, self._frames = len(frames), frames
+        self._fps = None if fps is None else Fraction(float(fps)).limit_denominator(1001)
         self.time_base = 1 / self._fps if self._fps else Fraction(1)
 
     def close(self) -> None:
@@ -49,7 +50,7 @@ class MemoryVideo(Video):
     def pts(self) -> range:
         """The frames' time stamps."""
         if self._fps is None:
-            raise ValueError("frames in memory have no times; pass fps, their number of frames per second")
+            raise ValueError("have no times; pass fps, the number of frames per second")
         return range(self.num_frames)
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ _WRAPPER_NAMES = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_
 # A tensor of every SparseFormer. The prefix of its name is the name of the network inside another module.
 _ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)")
 # Metadata of our weights files.
-_METADATA = ("hparams", "classes")
+_METADATA = ("hparams", "classes", "config")
 # Arguments that change the computation without changing the shape of any tensor.
 _SHAPELESS = ("num_heads", "focus_repeats", "padding")
 
@@ -264,7 +264,7 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
 
 
 def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
-    """Write weights, arguments and metadata (`classes`) of a network: as `.safetensors`, or else as a torch file."""
+    """Write weights, arguments and metadata (`classes`, `config`) of a network, as `.safetensors` or as a torch file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
