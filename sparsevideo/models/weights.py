@@ -264,7 +264,7 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
 
 
 def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
-    """Write weights, arguments and metadata (`classes`, `config`) of a network, as `.safetensors` or as a torch file."""
+    """Write weights, arguments and metadata (`classes`, `config`) of a network as `.safetensors` or as a torch file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
