@@ -6,7 +6,6 @@ Letters: T frames, H W height and width, K classes.
 import logging
 import operator
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from sparsevideo import build
 from sparsevideo.commands.evaluation import resolve_test_config
-from sparsevideo.config import Config, config_from_dict
+from sparsevideo.config import Config, config_from_dict, parse_views
 from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io.errors import DecodeError
@@ -224,10 +223,8 @@ class Classifier:
     def _config(self, views: str | None, num_workers: int) -> Config:
         test = self.config.test
         if views is not None:
-            match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(views))
-            if not match:
-                raise ValueError(f"views is {views!r}; write clips x crops, such as 4x3")
-            test = replace(test, clips=int(match[1]), crops=int(match[2]))
+            clips, crops = parse_views(views)
+            test = replace(test, clips=clips, crops=crops)
         data = replace(self.config.data, num_workers=num_workers)
         return resolve_test_config(replace(self.config, data=data, test=test), self.model.ndim)
 

@@ -1,6 +1,7 @@
 """All settings: name, type, default, unit and meaning; the only place that defines them."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from typing import Any, Literal, get_args, get_origin
@@ -304,6 +305,22 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    """Return the numbers of clips and crops.
+
+    Raises:
+        ValueError: The text is not two positive numbers with an `x` between them.
+
+    Example:
+        >>> parse_views("4x3")
+        (4, 3)
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(views))
+    if match is None:
+        raise ValueError(f"views is {views!r}; it must be clips x crops, such as 4x3")
+    return int(match[1]), int(match[2])
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from sparsevideo.config import Config, config_to_dict
+from sparsevideo.config import Config, config_to_dict, parse_views
 
 jsonargparse.set_parsing_settings(
     docstring_parse_attribute_docstrings=True
@@ -182,9 +182,11 @@ def parse_test(
     """
     _add_test_options(parser, None, options)
     config, args = parse_run(parser, argv)
-    path, views = Path(args.checkpoint), re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.views or "1x1")
-    if not views:
-        raise UsageError(f"--views is {args.views!r}; it must be clips x crops, such as 4x3")
+    path = Path(args.checkpoint)
+    try:
+        clips, crops = parse_views(args.views or "1x1")
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
     if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
         raise UsageError(f"{unused[0]}: a test uses only the settings of data and test")
     saved = read_config(path)
@@ -199,7 +201,7 @@ def parse_test(
     values = {name: getattr(args, name) for name in _SHORT_OPTIONS}
     changes = {name: value for name, value in values.items() if value is not None and value is not False}
     if args.views:
-        changes |= {"clips": int(views[1]), "crops": int(views[2])}
+        changes |= {"clips": clips, "crops": crops}
     config.test = replace(config.test, **changes)  # checks the values, such as 0
     return path, config, args
 

@@ -74,7 +74,7 @@ def anchors(page):
 def files(trained, digits, tmp_path_factory):
     """All files that the Python blocks name: real videos, a short real run, small weights."""
     folder = tmp_path_factory.mktemp("files")
-    for run in ("runs/quickstart/video", "runs/mine", "runs/own_videos"):
+    for run in ("runs/quickstart/video", "runs/finetuned", "runs/own_videos"):
         (folder / run).parent.mkdir(parents=True, exist_ok=True)
         (folder / run).symlink_to(trained)
     (folder / "runs/quickstart/data").symlink_to(digits)
