@@ -151,9 +151,11 @@ class Classifier:
             The prediction; for a list, those of all files that could be read, with the other files in `failures`.
 
         Raises:
-            FileNotFoundError: There is no such file. (A list goes on.)
-            DecodeError: The file does not decode. (A list goes on.)
-            ValueError: Pixels of another shape or type, or impossible `views`.
+            FileNotFoundError: A single file does not exist.
+            IsADirectoryError: A single path is a folder.
+            DecodeError: A single file does not decode.
+            TypeError: `inputs` are neither paths nor one array.
+            ValueError: Pixels of another shape or type, impossible `views` or `topk`, or `fps` for files.
 
         Example:
             >>> import sparsevideo
