@@ -199,7 +199,7 @@ def _draw(out: Path, explained: Sequence[_Explained]) -> dict[str, str]:
         names, families = drawable_names(each.classifier.classes)
         evidence, frames, trace = each.evidence, each.view.frames, each.evidence.trace
         predicted = int(evidence.logits.argmax())
-        title = f"{printable_path(str(each.path))}: {names[predicted]} {each.prediction[1]:.2f}"
+        title = f"{printable_path(str(each.path))} predicts {names[predicted]} ({each.prediction[1]:.2f})"
         with matplotlib.rc_context({"font.family": families}):
             strips.append(_picture(visualize.save_strip, frames, trace, title=title))
             densities.append(_picture(visualize.save_density, frames, trace, title=title))
