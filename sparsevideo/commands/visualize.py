@@ -161,10 +161,13 @@ def _explain(path: Path, source: str, label: str | None, at_s: float | None) -> 
             hint = did_you_mean(label, classifier.classes)
             raise ValueError(f"{path}: has no class {label!r}{hint or '; it has ' + ', '.join(classifier.classes[:5])}")
         index = classifier.classes.index(label)
-    wanted, other = ("image", "video") if model.ndim == 2 else ("video", "image")
-    ending = Path(source).suffix.lower()
-    if ending in EXTENSIONS[other] and ending not in EXTENSIONS[wanted]:
-        raise ValueError(f"{source}: is of kind {other}, but {path} is a network for kind {wanted}; pass a {wanted}")
+    needed, other = ("image", "video") if model.ndim == 2 else ("video", "image")
+    ending, article = Path(source).suffix.lower(), {"image": "an", "video": "a"}
+    if ending in EXTENSIONS[other] and ending not in EXTENSIONS[needed]:
+        raise ValueError(
+            f"{source}: is {article[other]} {other}, but {path} is {article[needed]} {needed} network; pass"
+            f" {article[needed]} {needed}"
+        )
     records = Records.build(Path(), classifier.classes, [source], [UNLABELED])
     if at_s is not None:
         records = _records_at(classifier, records, at_s)
