@@ -9,7 +9,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error
-from sparsevideo.io.pixels import FULL_RANGE, apply_display_matrix, is_quarter_turn, nearest_matrix
+from sparsevideo.io.pixels import FULL_RANGE, apply_display_matrix, is_quarter_turn, nearest_matrix, plausible_ratio
 
 _MAX_PIXELS = 8192 * 8192  # of a frame; the header of a damaged file may state a size that fills the memory
 
@@ -47,6 +47,12 @@ def time_base(stream: av.VideoStream) -> Fraction:
     """Return the seconds in one unit of a stream's time stamps."""
     assert stream.time_base is not None  # every demuxer sets it
     return Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
+
+
+def sample_aspect_ratio(stream: av.VideoStream) -> Fraction:
+    """Return the width over height of a stored pixel before any rotation; see `Video.sample_aspect_ratio`."""
+    ratio = stream.sample_aspect_ratio
+    return plausible_ratio(Fraction(ratio.numerator, ratio.denominator)) if ratio else Fraction(1)
 
 
 class FrameConverter:

@@ -14,9 +14,9 @@ from av.bitstream import BitStreamFilterContext
 
 from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_of
-from sparsevideo.io.frames import FrameConverter, open_container, time_base
+from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.packets import FrameList, FrameTable, list_frames
-from sparsevideo.io.pixels import output_size, plausible_ratio, resize
+from sparsevideo.io.pixels import output_size, resize
 from sparsevideo.io.sources import Member, ffmpeg_url
 
 _CAN_SKIP = {"h264", "hevc", "mpeg4"}  # codecs whose decoder can leave out frames that no other frame refers to
@@ -103,8 +103,7 @@ class Video:
         If container and codec differ, the container's ratio is used, as in FFmpeg. Without a ratio, or outside of 1:4
         to 4:1, which no standard exceeds, it is 1.
         """
-        ratio = self._stream.sample_aspect_ratio
-        return plausible_ratio(Fraction(ratio.numerator, ratio.denominator)) if ratio else Fraction(1)
+        return sample_aspect_ratio(self._stream)
 
     @property
     def is_turned(self) -> bool:
