@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -173,18 +173,22 @@ _SHORT_OPTIONS = {"share_stem": bool, "full_frame": bool, "num_frames": int, "nu
 
 
 def parse_test(
-    parser: Parser, argv: Sequence[str], read_config: Callable[[Path], Config | None], options: Mapping[str, str]
+    parser: Parser,
+    argv: Sequence[str],
+    read_config: Callable[[Path], Config | None],
+    add_options: Callable[[Parser], object],
 ) -> tuple[Path, Config, Any]:
     """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
 
-    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the help
-    of `out` and of the switches of the command, by name.
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `add_options` adds the
+    arguments of the command after the checkpoint; `--views` is read if it is among them.
     """
-    _add_test_options(parser, None, options)
+    _add_test_options(parser, None, add_options)
     config, args = parse_run(parser, argv)
     path = Path(args.checkpoint)
+    views = getattr(args, "views", None)
     try:
-        clips, crops = parse_views(args.views or "1x1")
+        clips, crops = parse_views(views or "1x1")
     except ValueError as error:
         raise UsageError(f"--{error}") from error
     if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
@@ -192,7 +196,7 @@ def parse_test(
     saved = read_config(path)
     if saved is not None:  # parse again, with the settings of the checkpoint as defaults
         parser = Parser(prog=parser.prog)
-        _add_test_options(parser, saved, options)
+        _add_test_options(parser, saved, add_options)
         config, args = parse_run(parser, argv)
         if config.model.name != saved.model.name:
             raise UsageError(f"the run file is for {config.model.name}, but {path} is a {saved.model.name}")
@@ -200,20 +204,23 @@ def parse_test(
         raise ValueError(f"{path}: has weights but no settings; give the run file of the network with --config")
     values = {name: getattr(args, name) for name in _SHORT_OPTIONS}
     changes = {name: value for name, value in values.items() if value is not None and value is not False}
-    if args.views:
+    if views:
         changes |= {"clips": clips, "crops": crops}
     config.test = replace(config.test, **changes)  # checks the values, such as 0
     return path, config, args
 
 
-def _add_test_options(parser: Parser, config: Config | None, options: Mapping[str, str]) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+def add_views(parser: Parser) -> None:
+    """Add the option `--views`."""
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
+
+
+def _add_test_options(parser: Parser, config: Config | None, add_options: Callable[[Parser], object]) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    add_options(parser)
     for name, kind in _SHORT_OPTIONS.items():
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
-    for name, meaning in options.items():
-        parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     parser.unused = ("model.", "optim.", "train.")
     add_run_file(parser, config, hidden=("model", "optim", "train"))

@@ -112,6 +112,7 @@ class FrameStream:
                         connection, gap_s = connection + 1, now_s - started_s
                     attempts = 0
                     if self.real_time and (wait_s := started_s + time_s - now_s) > 0:
+                        self.active_s = now_s + wait_s
                         time.sleep(wait_s)
                         now_s = self.active_s = time.monotonic()
                     yield TimedFrame(self._num_frames, gap_s + time_s, image, now_s, connection)
