@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from sparsevideo.data.clip_sampling import SAME_RATE, STAMP_S, clip_span, spread_clips, uniform_clip
+from sparsevideo.data.transforms import StreamTransform
 from sparsevideo.io.stream import FrameStream, TimedFrame
 
 _MAX_WAITING = 2  # windows that wait for the network before decoding pauses
@@ -183,7 +183,7 @@ class WindowFeed:
     Args:
         stream: The frames.
         schedule: Forms the windows.
-        prepare: Function of a frame (H, W, 3) uint8 that returns what the network gets of it, (3, S, S) uint8, copied.
+        prepare: Prepares each frame for the network.
         newest_only: Hand out the newest window and drop the older ones that wait, for a source that does not wait.
             False pauses decoding if two windows wait.
         on_frame: Function that gets each frame, in the thread.
@@ -200,7 +200,7 @@ class WindowFeed:
         self,
         stream: FrameStream,
         schedule: WindowSchedule,
-        prepare: Callable[[np.ndarray], Tensor],
+        prepare: StreamTransform,
         *,
         newest_only: bool = False,
         on_frame: Callable[[TimedFrame], None] | None = None,

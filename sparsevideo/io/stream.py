@@ -1,6 +1,7 @@
 """Frames of a file, a camera, a pipe or a network address, decoded once and in order, in constant memory."""
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,7 @@ class FrameStream:
 
     def __init__(
         self,
-        address: str | Path,
+        address: str | os.PathLike[str],
         *,
         format: str | None = None,
         options: Mapping[str, str] | None = None,
@@ -83,7 +84,7 @@ class FrameStream:
         timeout_s: float = 10.0,
         reconnects: int = 0,
     ) -> None:
-        self.address, self.options = str(address), dict(options or {})
+        self.address, self.options = os.fspath(address), dict(options or {})
         self.format = format or ("v4l2" if self.address.startswith("/dev/video") else None)
         self.name = "standard input" if self.address == "-" else re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
         self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s
