@@ -29,9 +29,10 @@ def table(results: dict[str, Any]) -> str:
     about, files, frames = results["environment"], results["files"], results["frames"]
     steps = len(results["points"]["network"]["percent"])
     lines = [
-        f"{about['cpu']}; torch {about['packages']['torch']}; commit {about['commit'][:7]}. {files['scored']} videos scored"
-        f" of {files['listed']} listed, one view of {results['settings']['data.num_frames']} frames each;"
-        f" {frames['scored']} frames scored of {frames['in_clips']}. In brackets: 95 % bootstrap intervals over videos.",
+        f"{about['cpu']}; torch {about['packages']['torch']}; commit {about['commit'][:7]}. {files['scored']} videos"
+        f" scored of {files['listed']} listed, one view of {results['settings']['data.num_frames']} frames each;"
+        f" {frames['scored']} frames scored of {frames['in_clips']}. In brackets: 95 % bootstrap intervals over"
+        " videos.",
     ]
     for measure, title in TITLES.items():
         lines += ["", f"| {title} | {' | '.join(f'step {step + 1} of {steps}' for step in range(steps))} |"]
