@@ -14,7 +14,17 @@ from pathlib import Path
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, add_run_file, add_views, config_yaml, parse_run, parse_test
+from sparsevideo.parser import (
+    Parser,
+    UsageError,
+    add_run_file,
+    add_segments,
+    add_views,
+    add_windows,
+    config_yaml,
+    parse_run,
+    parse_test,
+)
 from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
@@ -323,6 +333,46 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 
 
+def timeline(parser: Parser, argv: Sequence[str]) -> int:
+    """Find what happens when in a video of any length: labels with start and end, a plot, subtitles."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        parser.add_argument("video", help="video file, or URL")
+        parser.add_argument("--out", help="folder for the segments (csv, JSON, WebVTT), the scores and the plot")
+        parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
+        add_windows(parser)
+        add_segments(parser)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    if args.save_video and args.out is None:
+        raise UsageError("--out is missing: the folder for the video of --save-video")
+    from dataclasses import asdict
+
+    from sparsevideo.classifier import load
+    from sparsevideo.commands.timeline import timeline_run
+    from sparsevideo.reports.timeline import SegmentMerger
+
+    classifier = load(path, config=config)
+    segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
+    merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
+    segments, reason = timeline_run(
+        *(classifier, args.video, merger, Path(args.out) if args.out else None),
+        save_video=args.save_video,
+        step_s=args.step,
+        window_s=args.window,
+        multilabel=args.multilabel,
+    )
+    if args.json:
+        result = {"video": args.video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, segments)) or f"no segment: no score reaches --enter {args.enter:g}")
+    if reason is not None:
+        print(f"{args.video}: ended early ({reason}); the segments are those before", file=sys.stderr)
+    return OK if reason is None else INCOMPLETE
+
+
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
     """List the names of the models and their numbers of parameters."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -354,6 +404,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "train": train,
     "test": test,
     "extract": extract,
+    "timeline": timeline,
     "analyze": analyze,
     "probe": probe,
     "inflate": inflate,
