@@ -187,8 +187,8 @@ class WindowSchedule:
             frame_indices=tuple(tick.frame_index for tick in chosen),
             pixels=pixels,
             corners=self.prepare.corners,
-            start_s=ticks[0].time_s,
-            end_s=ticks[-1].time_s + interval_s,
+            start_s=round(ticks[0].time_s, 6),
+            end_s=round(ticks[-1].time_s + interval_s, 6),
             arrived_s=ticks[-1].arrived_s,
         )
 

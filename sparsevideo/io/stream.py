@@ -59,8 +59,8 @@ class FrameStream:
     frame follows its predecessor at the frame rate. Frames of another size than the first are resized to it.
 
     A file ends at the first packet that does not decode (`truncated_because`). A live source leaves out such packets
-    (`num_corrupt`). If a device or a network address ends or fails, it is opened again, after 1, 2, 4, ... and at most
-    30 seconds.
+    (`num_corrupt`). If a device or a network address ends or fails after its first frame, it is opened again, after 1,
+    2, 4, ... and at most 30 seconds.
 
     Args:
         address: A file, a named pipe, a URL such as `rtsp://`, `udp://`, `tcp://` or `http://`, a device such as
@@ -136,10 +136,10 @@ class FrameStream:
                     yield TimedFrame(self._num_frames, gap_s + time_s, now_s, connection, convert)
                     self._num_frames += 1
             except (DecodeError, OSError) as error:
-                if not self.reconnects:
+                if not self.reconnects or started_s is None:
                     raise
                 reason = str(error).removeprefix(f"{self.name}: ")
-            if not self.reconnects:
+            if not self.reconnects or started_s is None:
                 break
             if attempts == self.reconnects:
                 raise DecodeError(f"{self.name}: {reason}; it was opened again {attempts} times without success")
