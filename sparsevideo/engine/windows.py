@@ -40,41 +40,43 @@ class WindowScorer:
         self._free: list[int] = []  # a heap: low slots are used again first, so high ones need no memory
 
     @torch.inference_mode()
-    def __call__(self, window: Window, corners: Tensor) -> Tensor:
-        """Return (K,) float32 probabilities, the mean over the crops with these corners (V, 4)."""
+    def __call__(self, window: Window) -> Tensor:
+        """Return (K,) float32 probabilities, the mean over the crops."""
         for index in [index for index in self._slot_of if index < window.frame_indices[0]]:
             heapq.heappush(self._free, self._slot_of.pop(index))
         with self.predictor.fabric.autocast():
-            slots = [self._slot(*frame) for frame in zip(window.frame_indices, window.pixels, strict=True)]
-            assert self._ring is not None  # a window has at least one frame
-            device, ring = self._ring.device, self._ring.movedim(-1, 1)  # (R, C, H, W)
-            corners, frames = corners.to(device), torch.tensor(slots, device=device)
+            self._run_stem(window)
+            assert self._ring is not None  # a window has frames
+            ring = self._ring.movedim(-1, 1)  # (R, C, H, W)
+            corners = window.corners.to(ring.device)
+            frames = torch.tensor([self._slot_of[index] for index in window.frame_indices], device=ring.device)
             if self.predictor.model.ndim == 3:
                 views = Views(frames.new_zeros(len(corners)), corners, frames.expand(len(corners), -1))
-                ring = ring.transpose(0, 1)[None]  # (1, C, R, H, W)
+                logits = self.predictor.outputs(ring.transpose(0, 1)[None], views)  # (1, C, R, H, W) -> (V, K)
             else:
-                views = Views(frames.expand(len(corners)), corners)
-            logits = self.predictor.outputs(ring, views)  # (V, K)
+                logits = self.predictor.outputs(ring, Views(frames.expand(len(corners)), corners))  # (V, K)
         if self.mean_of_logits:
             logits = logits.mean(0, keepdim=True)
         scores = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
         return scores.mean(0).cpu()
 
-    def _slot(self, frame_index: int, pixels: Tensor) -> int:
-        """Return the slot of a frame's features."""
-        if frame_index not in self._slot_of:
-            pixels = pixels.to(self.predictor.fabric.device)[None]  # (1, 3, S, S)
-            feat = self.predictor.model.stem(self.predictor.normalize(pixels))[0].movedim(0, -1)  # (H, W, C)
+    def _run_stem(self, window: Window) -> None:
+        """Put the features of the frames that are new in a window into free slots."""
+        device, normalize = self.predictor.fabric.device, self.predictor.normalize
+        for index, pixels in zip(window.frame_indices, window.pixels, strict=True):
+            if index in self._slot_of:
+                continue
+            feat = self.predictor.model.stem(normalize(pixels.to(device)[None]))[0].movedim(0, -1)  # (H, W, C)
             if not self._free:
                 self._grow(feat)
             assert self._ring is not None
-            self._slot_of[frame_index] = heapq.heappop(self._free)
-            self._ring[self._slot_of[frame_index]] = feat
-        return self._slot_of[frame_index]
+            self._slot_of[index] = heapq.heappop(self._free)
+            self._ring[self._slot_of[index]] = feat
 
     def _grow(self, feat: Tensor) -> None:
-        """Double the number of slots."""
+        """Double the number of slots for features (H, W, C)."""
         old = feat.new_empty(0, *feat.shape) if self._ring is None else self._ring
-        self._free = list(range(len(old), max(16, 2 * len(old))))
-        self._ring = feat.new_empty(max(16, 2 * len(old)), *feat.shape)
+        num_slots = max(16, 2 * len(old))
+        self._free += range(len(old), num_slots)  # still a heap: these are the highest
+        self._ring = feat.new_empty(num_slots, *feat.shape)
         self._ring[: len(old)] = old
