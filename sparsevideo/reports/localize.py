@@ -215,7 +215,7 @@ def mass_inside(boxes: np.ndarray, cdf: Callable[[float], float]) -> float:
         for y0, y1 in pairwise(ys):
             if is_inside(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), boxes):
                 total += (cdf(x1) - cdf(x0)) * (cdf(y1) - cdf(y0))
-    return total
+    return float(total)
 
 
 def count_baseline(boxes: FrameBoxes, cdf: Callable[[float], float]) -> np.ndarray:
