@@ -60,6 +60,7 @@ def evaluate(
     num_views: int,
     num_clips: int | None = None,
     journal: "Journal | None" = None,
+    show_progress: bool = True,
 ) -> Scores:
     """Score the files of each process, then gather the scores.
 
@@ -72,6 +73,7 @@ def evaluate(
         num_views: V.
         num_clips: C, for the mean over the crops of each clip; None takes one mean over all views.
         journal: Scores so far, which are not computed again.
+        show_progress: Show a progress bar on a terminal.
 
     Raises:
         RuntimeError: A file was not scored exactly once, with all its views.
@@ -86,11 +88,11 @@ def evaluate(
         done, rows = done[is_complete], rows[is_complete]
         table[torch.from_numpy(done)] = torch.from_numpy(rows).to(table)
         if len(done):
-            logger.info("resuming a test: %d of %d files are scored", len(done), num_videos)
+            logger.info("resuming: %d of %d files are scored", len(done), num_videos)
     todo = np.setdiff1d(np.arange(num_videos), fabric.broadcast(done)).tolist()
 
     failures: dict[int, str] = {}
-    with progress_bar("test", num_videos, num_videos - len(todo), show=fabric.is_global_zero) as bar:
+    with progress_bar("test", num_videos, num_videos - len(todo), show=show_progress and fabric.is_global_zero) as bar:
         start_s = logged_s = time.perf_counter()
         num_done = 0  # estimate over all processes from this one
         for batch in load(todo):
@@ -168,7 +170,7 @@ class Journal:
         width: Values per row.
 
     Raises:
-        ValueError: The folder is the journal of a test with another fingerprint.
+        ValueError: The folder has scores of a test with another fingerprint.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], width: int) -> None:
@@ -176,16 +178,19 @@ class Journal:
         self._row = np.dtype([("index", "<i8"), ("row", "<f4", (width,))])
         self._file = folder / f"{uuid4().hex}.rows"
         fingerprint_path = folder / "about.json"
+        changed = ""
         if fingerprint_path.exists():
-            if changed := differences(json.loads(fingerprint_path.read_text(encoding="utf-8")), fingerprint):
-                raise ValueError(
-                    f"{folder}: has an unfinished test with other settings ({changed}); finish that test, remove the"
-                    " folder, or choose another --out"
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(fingerprint_path, unique=True) as unfinished:
-                unfinished.write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
+            changed = differences(json.loads(fingerprint_path.read_text(encoding="utf-8")), fingerprint)
+            if not changed:
+                return
+        if changed and any(file.stat().st_size for file in folder.glob("*.rows")):
+            raise ValueError(
+                f"{folder}: has unfinished results of other settings ({changed}); finish that run, remove the folder, or"
+                " choose another --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(fingerprint_path, unique=True) as unfinished:
+            unfinished.write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all complete rows, one per file: (m,) int64 indices and (m, width) float32."""

@@ -26,7 +26,7 @@ from sparsevideo.io.pixels import (
     plausible_ratio,
     resize,
 )
-from sparsevideo.io.sources import Member, ffmpeg_url
+from sparsevideo.io.sources import Member, Remote, ffmpeg_url
 
 _CAN_SKIP = {"h264", "hevc", "mpeg4"}  # codecs whose decoder can leave out frames that no other frame refers to
 _HEADER_TOLERANCE = 0.01  # of the duration that the time stamps give
@@ -67,8 +67,11 @@ class Video:
     truncated_because: str | None = None
     stored_size: tuple[int, int] | None = None
 
-    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(
+        self, path: str | Path | Member | Remote, *, verify: bool = False, table: FrameTable | None = None
+    ) -> None:
         self.path = path
+        self._remote_file = path.open() if isinstance(path, Remote) else None
         self._reformatter = VideoReformatter()
         self._matrix: tuple[int, int, int, int] | None = None  # display matrix of the first frame, used for all frames
         self._list: FrameList | None = None  # None if frames must be counted by decoding
@@ -236,7 +239,10 @@ class Video:
 
     def _open(self) -> None:
         with as_decode_error(self.path):
-            self._container = av.open(ffmpeg_url(self.path), **pyav.ANY_METADATA)
+            source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
+            if self._remote_file is not None:
+                self._remote_file.seek(0)
+            self._container = av.open(source, **pyav.ANY_METADATA)
         stream = self._container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             self.close()
@@ -264,6 +270,8 @@ class Video:
         try:
             for frame in self._decode_from_start():
                 self._decoded_pts.append(frame.pts)
+        except DecodeError:  # the connection to a remote file is broken
+            raise
         except Exception as error:
             self.truncated_because = reason_of(error)
         self.num_frames = len(self._decoded_pts)

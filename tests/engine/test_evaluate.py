@@ -146,7 +146,14 @@ def test_a_failed_video_is_tried_again(tmp_path):
 
 
 def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
-    Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
-    with pytest.raises(ValueError, match=r"an unfinished test with other settings \(test.clips 4 -> 10\)"):
+    journal = Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
+    journal.add(np.array([0]), np.zeros((1, 5), np.float32))
+    with pytest.raises(ValueError, match=r"unfinished results of other settings \(test.clips 4 -> 10\)"):
         Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=row_width(2))
     assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4
+
+
+def test_a_journal_without_scores_takes_other_settings(tmp_path):
+    Journal(tmp_path / "unfinished", {"test.clips": 4}, width=row_width(2))
+    Journal(tmp_path / "unfinished", {"test.clips": 10}, width=row_width(2))
+    assert json.loads((tmp_path / "unfinished" / "about.json").read_text()) == {"test.clips": 10}
