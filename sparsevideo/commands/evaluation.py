@@ -156,7 +156,9 @@ def load_network(path: Path, config: Config) -> Network:
     return Network(path, fabric, model, config, content.get("classes"), train_list)
 
 
-def evaluate_list(network: Network, journal_folder: Path, *, features: bool = False, per_clip: bool = False) -> Evaluation:
+def evaluate_list(
+    network: Network, journal_folder: Path, *, features: bool = False, per_clip: bool = False
+) -> Evaluation:
     """Read the list of a test, check that it matches the network, and score all files, or compute their features.
 
     See also `score_files`.

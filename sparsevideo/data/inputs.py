@@ -139,9 +139,7 @@ def find_inputs(
     if len(set(parts)) > 1:
         raise ValueError(f"{', '.join(inputs)}: have segments in seconds and in frames; predict one list at a time")
     spans = np.array([file.span for file in found.values()]) if parts else None
-    return make_inputs(
-        (file.path for file in found.values()), kind, classes, spans=spans, in_frames=True in parts
-    )
+    return make_inputs((file.path for file in found.values()), kind, classes, spans=spans, in_frames=True in parts)
 
 
 def _local(text: str) -> str:

@@ -158,8 +158,8 @@ def read_records(
         classes: Class names in order, for example from a checkpoint. None: the sorted names found here.
         split: "train", "val" or "test": the rows to take of a list of several splits.
         label_column: The column or JSON key that holds the labels; None finds it by its name.
-        labeled: Refuse files without a label. If False, they have the label `UNLABELED`. If None, all files have it, and
-            labels in the list are ignored.
+        labeled: True refuses files without a label. False gives them the label `UNLABELED`. None gives it to all files,
+            and ignores labels in the list.
         root_name: Name of the root in messages.
 
     Raises:
@@ -190,8 +190,8 @@ def read_records(
             location_of.setdefault(label, row.location or str(path))
         elif labeled:
             raise ValueError(
-                f"{row.location}: has no label; write one for each file, such as `path,label` (`sparsevideo predict` and"
-                " `sparsevideo extract` take files without labels)"
+                f"{row.location}: has no label; write one for each file, such as `path,label` (only `sparsevideo"
+                " predict` and `sparsevideo extract` take files without labels)"
             )
         if not row.path:
             missing += 1

@@ -185,8 +185,8 @@ class Journal:
                 return
         if changed and any(file.stat().st_size for file in folder.glob("*.rows")):
             raise ValueError(
-                f"{folder}: has unfinished results of other settings ({changed}); finish that run, remove the folder, or"
-                " choose another --out"
+                f"{folder}: has unfinished results of other settings ({changed}); finish that run, remove the folder,"
+                " or choose another --out"
             )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(fingerprint_path, unique=True) as unfinished:

@@ -55,13 +55,9 @@ class Remote(NamedTuple):
         query = f"hidden-{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}" if parts.query else ""
         return parts._replace(netloc=host, query=query, fragment="").geturl()
 
-    def open(self) -> "RemoteFile":
-        """Open the file; raises the errors of `RemoteFile`."""
-        return RemoteFile(self)
-
     def read(self) -> bytes:
         """Read all bytes; raises the errors of `RemoteFile`."""
-        return self.open().read()
+        return RemoteFile(self).read()
 
 
 class RemoteFile:
@@ -127,7 +123,7 @@ class RemoteFile:
 
     def _copy(self, stream: BinaryIO) -> None:
         """Download the whole file, for a server that does not state its size or does not send parts of it."""
-        copy = TemporaryFile()
+        copy = TemporaryFile()  # noqa: SIM115  # it is open as long as this object exists
         with stream:
             copyfileobj(stream, copy, _BLOCK)
         self._file, self._is_copy = copy, True
