@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
@@ -75,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 _MEMORY_ADVICE = {
     "train": "lower train.batch_size (and raise train.accumulate by the same factor), test.batch_size (for validation),"
     " data.num_workers, data.num_frames or data.size, or set model.args.activation_checkpointing true",
-    **dict.fromkeys(("test", "extract"), "lower test.batch_size, data.num_workers, test.clips or test.crops"),
+    **dict.fromkeys(
+        ("test", "extract", "predict"), "lower test.batch_size, data.num_workers, test.clips or test.crops"
+    ),
     "data": "lower --workers",
 }
 _OUT_OF_MEMORY = re.compile(
@@ -201,6 +204,42 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
         return OK
     if args.json:
         print(json.dumps(results, indent=2))
+    return INCOMPLETE if results["failed"] else OK
+
+
+def predict(parser: Parser, argv: Sequence[str]) -> int:
+    """Classify files without labels: videos or images, folders, patterns, lists and URLs."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    inputs = "files, folders, quoted patterns such as 'videos/*.mp4', list files, or URLs"
+    classes = "file of class names in label order, one per line, for a checkpoint without"
+    options: dict[str, str | dict[str, Any]] = {
+        "inputs": {"nargs": "+", "help": inputs},
+        "out": "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written",
+        "--csv": {"help": "file to write with the best classes: a row for each class of each file"},
+        "--topk": {"type": int, "default": 5, "help": "number of classes to show for each file"},
+        "--classes": {"help": classes},
+        "--num-workers": {"type": int | None, "help": "processes that decode; by default at most data.num_workers"},
+    }
+    path, config, args = parse_test(parser, argv, checkpoint_config, options)
+    from sparsevideo.commands.predict import predict_run, show
+
+    results, predictions = predict_run(
+        path,
+        config,
+        args.inputs,
+        out=Path(args.out) if args.out else None,
+        csv_path=Path(args.csv) if args.csv else None,
+        classes_path=Path(args.classes) if args.classes else None,
+        topk=args.topk,
+        num_workers=args.num_workers,
+    )
+    if not _is_first_process():
+        return OK
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(predictions)
     return INCOMPLETE if results["failed"] else OK
 
 
@@ -345,6 +384,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "quickstart": quickstart,
     "train": train,
     "test": test,
+    "predict": predict,
     "extract": extract,
     "analyze": analyze,
     "probe": probe,

@@ -173,12 +173,15 @@ _SHORT_OPTIONS = {"share_stem": bool, "full_frame": bool, "num_frames": int, "nu
 
 
 def parse_test(
-    parser: Parser, argv: Sequence[str], read_config: Callable[[Path], Config | None], options: Mapping[str, str]
+    parser: Parser,
+    argv: Sequence[str],
+    read_config: Callable[[Path], Config | None],
+    options: Mapping[str, str | dict[str, Any]],
 ) -> tuple[Path, Config, Any]:
     """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
 
-    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the help
-    of `out` and of the switches of the command, by name.
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the
+    further arguments of the command, by name: the help of `out` and of switches, or all arguments of `add_argument`.
     """
     _add_test_options(parser, None, options)
     config, args = parse_run(parser, argv)
@@ -206,14 +209,17 @@ def parse_test(
     return path, config, args
 
 
-def _add_test_options(parser: Parser, config: Config | None, options: Mapping[str, str]) -> None:
+def _add_test_options(parser: Parser, config: Config | None, options: Mapping[str, str | dict[str, Any]]) -> None:
     parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
     for name, kind in _SHORT_OPTIONS.items():
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
     for name, meaning in options.items():
-        parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
+        if isinstance(meaning, dict):
+            parser.add_argument(name, **meaning)
+        else:
+            parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     parser.unused = ("model.", "optim.", "train.")
     add_run_file(parser, config, hidden=("model", "optim", "train"))

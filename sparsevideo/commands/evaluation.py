@@ -177,7 +177,9 @@ def evaluate_list(
                 "%s is the training list of the network; set --data.list to the test list", network.train_list
             )
     results = None if features else journal_folder.with_name("results.json")
-    return evaluate_records(network, records, journal_folder, results, features=features, per_clip=per_clip)
+    evaluation = evaluate_records(network, records, journal_folder, results, features=features, per_clip=per_clip)
+    check_any_read(evaluation.scores)
+    return evaluation
 
 
 def evaluate_records(
@@ -202,7 +204,7 @@ def evaluate_records(
         use_index: See `score_files`.
 
     Raises:
-        ValueError: No file could be read, or the journal or the results belong to other settings.
+        ValueError: The journal or the results belong to other settings.
     """
     fabric, model, config = network.fabric, network.model, network.config
     fabric.setup_module(model)  # moves and converts it in place
@@ -220,7 +222,6 @@ def evaluate_records(
     scores = score_files(
         fabric, model, config, records, features=features, per_clip=per_clip, journal=journal, use_index=use_index
     )
-    check_any_read(scores)
     return Evaluation(network, records, scores, current, journal, sha256)
 
 
