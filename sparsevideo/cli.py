@@ -217,6 +217,7 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         "inputs": {"nargs": "+", "help": inputs},
         "out": "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written",
         "--csv": {"help": "file to write with the best classes: a row for each class of each file"},
+        "--save-video": {"help": "folder for copies of the files with their best class and its score burned in"},
         "--topk": {"type": int, "default": 5, "help": "number of classes to show for each file"},
         "--classes": {"help": classes},
         "--num-workers": {"type": int | None, "help": "processes that decode; by default at most data.num_workers"},
@@ -230,6 +231,7 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         args.inputs,
         out=Path(args.out) if args.out else None,
         csv_path=Path(args.csv) if args.csv else None,
+        video_folder=Path(args.save_video) if args.save_video else None,
         classes_path=Path(args.classes) if args.classes else None,
         topk=args.topk,
         num_workers=args.num_workers,
@@ -240,7 +242,7 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         print(json.dumps(results, indent=2))
     else:
         show(predictions)
-    return INCOMPLETE if results["failed"] else OK
+    return INCOMPLETE if results["failed"] or results["not_copied"] else OK
 
 
 def extract(parser: Parser, argv: Sequence[str]) -> int:
@@ -264,14 +266,16 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
 
 def analyze(parser: Parser, argv: Sequence[str]) -> int:
     """Analyze the accuracy, the errors and the calibration of predictions; compare and average several files."""
-    parser.add_argument("predictions", nargs="+", help="predictions.npz of a test, or the test's folder")
+    parser.add_argument("predictions", nargs="+", help="predictions.npz of `test` or `predict`, or its folder")
     parser.add_argument("--out", help="folder for report.html and its data; by default `analysis` beside the first")
+    parser.add_argument("--labels", help="list file or class folders with labels, for predictions of `predict`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random splits")
     parser.add_argument("--json", action="store_true", help="print analysis.json")
     args = parser.parse(argv)
     from sparsevideo.commands.analyze import run, show
 
-    out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed)
+    labels = Path(args.labels) if args.labels else None
+    out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed, labels=labels)
     if args.json:
         print(json.dumps(numbers, indent=2))
     else:

@@ -159,7 +159,7 @@ def _expand(text: str, kind: str, split: str | None, label_column: str | None) -
         matches = [Path(match) for match in sorted(glob(text, recursive=True))]  # noqa: PTH207  # it may be absolute
         files = [str(match) for match in matches if match.is_file() and match.name.lower().endswith(EXTENSIONS[kind])]
         if not files:
-            raise FileNotFoundError(f"{text}: matches no {kind}, but {len(matches)} other files; correct the pattern")
+            raise FileNotFoundError(f"{text}: no {kind} among its {len(matches)} matches; correct the pattern")
         yield from map(_Found, files)
     else:
         yield _Found(text)

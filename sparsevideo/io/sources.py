@@ -52,7 +52,9 @@ class Remote(NamedTuple):
     def __str__(self) -> str:
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
-        query = f"hidden-{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}" if parts.query else ""
+        query = parts.query
+        if query and not re.fullmatch("hidden-[0-9a-f]{8}", query):
+            query = f"hidden-{hashlib.sha256(query.encode()).hexdigest()[:8]}"
         return parts._replace(netloc=host, query=query, fragment="").geturl()
 
     def read(self) -> bytes:

@@ -19,6 +19,7 @@ def batches(indices, views, failures=()):
         "scores": scores,
         "video_index": index,
         "short_side": 100 + index,
+        "repeats_frames": torch.tensor([i == 2 for i in indices]),
         "sample_aspect_ratio": torch.tensor([16 / 15 if i == 0 else 1.0 for i in indices], dtype=torch.float64),
         "clip_index": numbers // 2,
         "aug_index": numbers % 2,
@@ -44,6 +45,7 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
     assert scores.means.tolist() == [[0, 1], [0, 2], [0, 3]]
     assert scores.short_sides.tolist() == [100, 101, 102]
     assert scores.sample_aspect_ratios.tolist() == pytest.approx([16 / 15, 1, 1])
+    assert list(scores.repeating) == [2]
     assert scores.failures == {}
 
 
