@@ -109,8 +109,9 @@ def predict_run(
     )
     journal, results_path = (None, None) if out is None else (out / "unfinished", out / "predictions.json")
     evaluation = evaluate_records(network, files, journal, results_path, use_index=False)
-    for reason in evaluation.scores.failures.values() if len(files) > 1 else ():
-        logger.warning("could not be read: %s", reason)
+    if len(files) > 1 and network.fabric.is_global_zero:
+        for reason in evaluation.scores.failures.values():
+            logger.warning("could not be read: %s", reason)
     check_any_read(evaluation.scores)
     if repeating := [files.segment(index) for index in evaluation.scores.repeating]:
         logger.info("have fewer frames than a clip, so frames are repeated: %s", abbreviate(repeating))
@@ -243,7 +244,7 @@ def _save_copies(
         except (DecodeError, OSError) as error:
             reasons.append(f"{targets[index]}: not written ({error})")
     reasons = [reason for rank in range(fabric.world_size) for reason in fabric.broadcast(reasons, src=rank)]
-    for reason in reasons:
+    for reason in reasons if fabric.is_global_zero else ():
         logger.warning("%s", reason)
     logger.info("%d copies with the best class: %s", len(indices) - len(reasons), os.path.commonpath(targets))
     return reasons

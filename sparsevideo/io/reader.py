@@ -218,7 +218,7 @@ class Video:
     def _open(self) -> None:
         source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
         if self._remote_file is not None:
-            self._remote_file.seek(0)
+            self._remote_file.rewind()
         self._container, self._stream = open_container(source, self.path)
         self.time_base = time_base(self._stream)
 

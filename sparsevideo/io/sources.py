@@ -65,7 +65,8 @@ class Remote(NamedTuple):
 class RemoteFile:
     """A remote file open for reading: blocks are downloaded when they are needed, and the latest ones are kept.
 
-    After an error all further reads raise it again, so that a decoder cannot take it for the end of the file.
+    An error is raised once. After it the file seems to end, because PyAV prints an error that comes before it has raised
+    an earlier one; `rewind` raises it again, so that nobody takes it for the real end.
 
     Raises:
         DecodeError: The file cannot be reached, or the connection breaks; also while it is read.
@@ -89,12 +90,21 @@ class RemoteFile:
         return self._position
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Go to a position, in bytes; nothing is downloaded."""
-        self._position = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self._size}[whence] + offset
+        """Go to a position, in bytes, not before the start; nothing is downloaded."""
+        base = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
         return self._position
+
+    def rewind(self) -> None:
+        """Go to the start, to read the file again."""
+        if self._error is not None:
+            raise self._error
+        self.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         """Read so many bytes, or up to the end of the file."""
+        if self._error is not None:
+            return b""
         left = max(0, self._size - self._position)
         content: bytes = self._checked(self._fetch, left if size < 0 else min(size, left))
         self._position += len(content)
@@ -132,14 +142,13 @@ class RemoteFile:
 
     def _checked(self, action: Callable[..., Any], *args: Any) -> Any:
         """Call a function; convert its errors to a DecodeError without secrets."""
-        if self._error is None:
-            try:
-                return action(*args)
-            except Exception as error:  # fsspec and the packages behind it raise many kinds
-                self._error = DecodeError(
-                    f"{self._remote}: cannot be read ({_reason(error)}); check the address and the connection"
-                )
-        raise self._error from None
+        try:
+            return action(*args)
+        except Exception as error:  # fsspec and the packages behind it raise many kinds
+            self._error = DecodeError(
+                f"{self._remote}: cannot be read ({_reason(error)}); check the address and the connection"
+            )
+        raise self._error  # without the cause, whose message may hold secrets
 
 
 def is_url(text: str) -> bool:
