@@ -65,8 +65,8 @@ class Remote(NamedTuple):
 class RemoteFile:
     """A remote file open for reading: blocks are downloaded when they are needed, and the latest ones are kept.
 
-    An error is raised once. After it the file seems to end, because PyAV prints an error that comes before it has raised
-    an earlier one; `rewind` raises it again, so that nobody takes it for the real end.
+    An error is raised once; after it the file seems to end. PyAV prints an error that comes before it has raised an
+    earlier one. `rewind` raises the error again, so that nobody takes it for the real end.
 
     Raises:
         DecodeError: The file cannot be reached, or the connection breaks; also while it is read.

@@ -1,76 +1,18 @@
 """Remote files, on a real server on loopback: equal frames, and one line for each thing that can go wrong."""
 
 import socket
-import threading
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 
 import av
 import numpy as np
 import pytest
+from file_server import SECRETS, Handler, serving, url_of
 from PIL import Image
 
 from sparsevideo.io import DecodeError, open_video, read_frames, write_video
 from sparsevideo.io import sources as remote_sources
 from sparsevideo.io.image import read_image
 from sparsevideo.io.sources import Remote, RemoteFile, check_url, is_url
-
-SECRETS = ("anna", "pass", "token", "5678")
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Serves files in parts (`/ranges/`), only whole (`/whole/`), of unknown size (`/chunked/`), cut (`/cut/`), or only
-    the first part (`/first/`)."""
-
-    protocol_version = "HTTP/1.1"
-    requests: list[str] = []
-
-    def do_GET(self):
-        way, _, name = self.path.partition("?")[0].removeprefix("/").partition("/")
-        file = self.server.root / name
-        self.requests.append(f"{self.command} {self.headers.get('Range', 'all')}")
-        if not file.is_file():
-            self.send_error(404)
-            return
-        content, status = file.read_bytes(), 200
-        if way in ("ranges", "cut", "first") and "Range" in self.headers:
-            first, last = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
-            if first and way == "first":
-                self.send_error(503)
-                return
-            total, content, status = len(content), content[first : last + 1], 206
-            first, last = first, first + len(content) - 1
-        self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
-        if way == "chunked":
-            self.send_header("Transfer-Encoding", "chunked")
-            content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
-        else:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content if way != "cut" else content[: len(content) // 2])
-            self.close_connection = way == "cut"
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def serving(root):
-    """Serve a folder; yield the start of its URLs, with secrets."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.root = root
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://anna:pass@127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +37,6 @@ def folder(tmp_path_factory):
 def server(folder):
     with serving(folder) as url:
         yield url
-
-
-def url_of(server, way, name):
-    return f"{server}/{way}/{name}?token=5678"
 
 
 @pytest.mark.parametrize("way", ["ranges", "whole", "chunked"])
@@ -144,7 +82,11 @@ def test_remote_names_have_no_secrets():
     ("way", "name", "message"),
     [
         ("ranges", "absent.mp4", r"cannot be read \(HTTP status 404 Not Found\); check the address"),
-        ("cut", "noise.mp4", r"noise\.mp4.*: cannot be read \(Response payload is not completed.*\); check the address"),
+        (
+            "cut",
+            "noise.mp4",
+            r"noise\.mp4.*: cannot be read \(Response payload is not completed.*\); check the address",
+        ),
         ("ranges", "empty.mp4", r"empty\.mp4.*: does not decode \("),
     ],
 )
@@ -182,7 +124,9 @@ def test_remote_server_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(remote_sources, "_READ_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         remote = Remote(f"http://127.0.0.1:{silent.getsockname()[1]}/a.mp4")
-        with pytest.raises(DecodeError, match=r"/a\.mp4: cannot be read \(no answer within 10 s, or no data within 0\.2"):
+        with pytest.raises(
+            DecodeError, match=r"/a\.mp4: cannot be read \(no answer within 10 s, or no data within 0\.2"
+        ):
             RemoteFile(remote)
 
 
@@ -193,5 +137,7 @@ def test_urls_that_cannot_be_read_name_what_is_missing(monkeypatch):
     bit = {"class": "nothing_like_it.FileSystem", "err": "Install s3fs to access S3"}
     monkeypatch.setitem(registry.known_implementations, "s3", bit)
     monkeypatch.delitem(registry._registry, "s3", raising=False)
-    with pytest.raises(ImportError, match=r"s3://b/a: cannot be read \(Install s3fs.*\); run `pip install '\.\[remote\]'"):
+    with pytest.raises(
+        ImportError, match=r"s3://b/a: cannot be read \(Install s3fs.*\); run `pip install '\.\[remote\]'"
+    ):
         check_url("s3://b/a")
