@@ -193,7 +193,7 @@ class Classifier:
                     " use np.stack for a list of frames, np.asarray for an image"
                 ) from None
             records = self._inputs(names)
-        scores = score_files(self._fabric, self.model, config, records, use_index=False, show_progress=False)
+        scores = score_files(self._fabric, self.model, config, records, use_index=False, progress=None)
         failures = scores.failures
         ranked = make_predictions(scores.means, records, f"{config.test.clips}x{config.test.crops}", topk)
         predictions = [prediction for index, prediction in enumerate(ranked) if index not in failures]

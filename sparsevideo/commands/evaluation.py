@@ -49,12 +49,13 @@ def score_files(
     per_clip: bool = False,
     journal: Journal | None = None,
     use_index: bool = True,
-    show_progress: bool = True,
+    progress: str | None = "test",
 ) -> Scores:
     """Score all views of all files, and average over the views; leave the model in evaluation mode.
 
     With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
-    each clip only. With `use_index`, the index that a scan of `data.root` wrote is used.
+    each clip only. With `use_index`, the index that a scan of `data.root` wrote is used. `progress` is the label of the
+    progress bar; None shows none.
     """
     model.eval()
 
@@ -73,7 +74,7 @@ def score_files(
         num_views=config.test.clips * config.test.crops,
         num_clips=config.test.clips if per_clip else None,
         journal=journal,
-        show_progress=show_progress,
+        progress=progress,
     )
 
 
@@ -191,6 +192,7 @@ def evaluate_records(
     features: bool = False,
     per_clip: bool = False,
     use_index: bool = True,
+    progress: str = "test",
 ) -> Evaluation:
     """Score all files, or compute their features.
 
@@ -202,6 +204,7 @@ def evaluate_records(
         features: See `score_files`.
         per_clip: See `score_files`.
         use_index: See `score_files`.
+        progress: See `score_files`.
 
     Raises:
         ValueError: The journal or the results belong to other settings.
@@ -220,7 +223,15 @@ def evaluate_records(
         with fabric.rank_zero_first():
             journal = Journal(journal_folder, current, width)
     scores = score_files(
-        fabric, model, config, records, features=features, per_clip=per_clip, journal=journal, use_index=use_index
+        fabric,
+        model,
+        config,
+        records,
+        features=features,
+        per_clip=per_clip,
+        journal=journal,
+        use_index=use_index,
+        progress=progress,
     )
     return Evaluation(network, records, scores, current, journal, sha256)
 

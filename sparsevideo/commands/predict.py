@@ -108,7 +108,7 @@ def predict_run(
         network, config=replace(network.config, data=replace(network.config.data, num_workers=num_workers))
     )
     journal, results_path = (None, None) if out is None else (out / "unfinished", out / "predictions.json")
-    evaluation = evaluate_records(network, files, journal, results_path, use_index=False)
+    evaluation = evaluate_records(network, files, journal, results_path, use_index=False, progress="predict")
     if len(files) > 1 and network.fabric.is_global_zero:
         for reason in evaluation.scores.failures.values():
             logger.warning("could not be read: %s", reason)

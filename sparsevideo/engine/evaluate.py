@@ -62,7 +62,7 @@ def evaluate(
     num_views: int,
     num_clips: int | None = None,
     journal: "Journal | None" = None,
-    show_progress: bool = True,
+    progress: str | None = "test",
 ) -> Scores:
     """Score the files of each process, then gather the scores.
 
@@ -75,7 +75,7 @@ def evaluate(
         num_views: V.
         num_clips: C, for the mean over the crops of each clip; None takes one mean over all views.
         journal: Scores so far, which are not computed again.
-        show_progress: Show a progress bar on a terminal.
+        progress: Label of the progress bar on a terminal; None shows none.
 
     Raises:
         RuntimeError: A file was not scored exactly once, with all its views.
@@ -95,7 +95,8 @@ def evaluate(
 
     failures: dict[int, str] = {}
     repeating: list[int] = []
-    with progress_bar("test", num_videos, num_videos - len(todo), show=show_progress and fabric.is_global_zero) as bar:
+    is_shown = progress is not None and fabric.is_global_zero
+    with progress_bar(progress or "", num_videos, num_videos - len(todo), show=is_shown) as bar:
         start_s = logged_s = time.perf_counter()
         num_done = 0  # estimate over all processes from this one
         for batch in load(todo):
