@@ -11,11 +11,20 @@ import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, add_run_file, config_yaml, parse_run, parse_test
+from sparsevideo.parser import (
+    Parser,
+    UsageError,
+    add_run_file,
+    add_segments,
+    add_views,
+    add_windows,
+    config_yaml,
+    parse_run,
+    parse_test,
+)
 from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
@@ -195,8 +204,12 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     """Score a checkpoint on several views of each file; a test that was interrupted is resumed."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    out = "folder for results.json and the predictions; by default a folder in the run folder"
-    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out})
+    def add_options(parser: Parser) -> None:
+        add_views(parser)
+        out = "folder for results.json and the predictions; by default a folder in the run folder"
+        parser.add_argument("--out", help=out)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.test import test_run
 
     results = test_run(path, config, Path(args.out) if args.out else None)
@@ -211,18 +224,22 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
     """Classify files without labels: videos or images, folders, patterns, lists and URLs."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    inputs = "files, folders, quoted patterns such as 'videos/*.mp4', list files, or URLs"
-    classes = "file of class names in label order, one per line, for a checkpoint without"
-    options: dict[str, str | dict[str, Any]] = {
-        "inputs": {"nargs": "+", "help": inputs},
-        "out": "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written",
-        "--csv": {"help": "file to write with the best classes: a row for each class of each file"},
-        "--save-video": {"help": "folder for copies of the files with their best class and its score burned in"},
-        "--topk": {"type": int, "default": 5, "help": "number of classes to show for each file"},
-        "--classes": {"help": classes},
-        "--num-workers": {"type": int | None, "help": "processes that decode; by default at most data.num_workers"},
-    }
-    path, config, args = parse_test(parser, argv, checkpoint_config, options)
+    def add_options(parser: Parser) -> None:
+        inputs = "files, folders, quoted patterns such as 'videos/*.mp4', list files, or URLs"
+        parser.add_argument("inputs", nargs="+", help=inputs)
+        add_views(parser)
+        parser.add_argument("--topk", type=int, default=5, help="number of classes to show for each file")
+        out = "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written"
+        parser.add_argument("--out", help=out)
+        parser.add_argument("--csv", help="file to write with the best classes: a row for each class of each file")
+        save_video = "folder for copies of the files with their best class and its score burned in"
+        parser.add_argument("--save-video", help=save_video)
+        classes = "file of class names in label order, one per line, for a checkpoint without class names"
+        parser.add_argument("--classes", help=classes)
+        workers = "processes that decode; by default data.num_workers, but fewer for a few files"
+        parser.add_argument("--num-workers", type=int | None, help=workers)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.predict import predict_run, show
 
     results, predictions = predict_run(
@@ -249,9 +266,13 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of each file, the inputs of a checkpoint's classifier, to one npz file, by path."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    out = "file to write (.npz); by default a file in the run folder"
-    per_clip = "write a row for each clip, with its start and end in seconds, instead of the mean over clips"
-    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out, "per-clip": per_clip})
+    def add_options(parser: Parser) -> None:
+        add_views(parser)
+        parser.add_argument("--out", help="file to write (.npz); by default a file in the run folder")
+        per_clip = "write a row for each clip, with its start and end in seconds, instead of the mean over clips"
+        parser.add_argument("--per-clip", action="store_true", help=per_clip)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.extract import extract_run
 
     features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
@@ -358,6 +379,46 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 
 
+def timeline(parser: Parser, argv: Sequence[str]) -> int:
+    """Find what happens when in a video of any length: labels with start and end, a plot, subtitles."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        parser.add_argument("video", help="video file, or URL")
+        parser.add_argument("--out", help="folder for the segments (csv, JSON, WebVTT), the scores and the plot")
+        parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
+        add_windows(parser)
+        add_segments(parser)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    if args.save_video and args.out is None:
+        raise UsageError("--out is missing: the folder for the video of --save-video")
+    from dataclasses import asdict
+
+    from sparsevideo.classifier import load
+    from sparsevideo.commands.timeline import timeline_run
+    from sparsevideo.reports.timeline import SegmentMerger
+
+    classifier = load(path, config=config)
+    segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
+    merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
+    segments, reason = timeline_run(
+        *(classifier, args.video, merger, Path(args.out) if args.out else None),
+        save_video=args.save_video,
+        step_s=args.step,
+        window_s=args.window,
+        multilabel=args.multilabel,
+    )
+    if args.json:
+        result = {"video": args.video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, segments)) or f"no segment: no score reaches --enter {args.enter:g}")
+    if reason is not None:
+        print(f"{args.video}: ended early ({reason}); the segments are those before", file=sys.stderr)
+    return OK if reason is None else INCOMPLETE
+
+
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
     """List the names of the models and their numbers of parameters."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -390,6 +451,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "test": test,
     "predict": predict,
     "extract": extract,
+    "timeline": timeline,
     "analyze": analyze,
     "probe": probe,
     "inflate": inflate,

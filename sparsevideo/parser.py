@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -176,18 +176,19 @@ def parse_test(
     parser: Parser,
     argv: Sequence[str],
     read_config: Callable[[Path], Config | None],
-    options: Mapping[str, str | dict[str, Any]],
+    add_options: Callable[[Parser], object],
 ) -> tuple[Path, Config, Any]:
     """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
 
-    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the
-    further arguments of the command, by name: the help of `out` and of switches, or all arguments of `add_argument`.
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `add_options` adds the
+    arguments of the command after the checkpoint; `--views` is read if it is among them.
     """
-    _add_test_options(parser, None, options)
+    _add_test_options(parser, None, add_options)
     config, args = parse_run(parser, argv)
     path = Path(args.checkpoint)
+    views = getattr(args, "views", None)
     try:
-        clips, crops = parse_views(args.views or "1x1")
+        clips, crops = parse_views(views or "1x1")
     except ValueError as error:
         raise UsageError(f"--{error}") from error
     if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
@@ -195,7 +196,7 @@ def parse_test(
     saved = read_config(path)
     if saved is not None:  # parse again, with the settings of the checkpoint as defaults
         parser = Parser(prog=parser.prog)
-        _add_test_options(parser, saved, options)
+        _add_test_options(parser, saved, add_options)
         config, args = parse_run(parser, argv)
         if config.model.name != saved.model.name:
             raise UsageError(f"the run file is for {config.model.name}, but {path} is a {saved.model.name}")
@@ -203,23 +204,39 @@ def parse_test(
         raise ValueError(f"{path}: has weights but no settings; give the run file of the network with --config")
     values = {name: getattr(args, name) for name in _SHORT_OPTIONS}
     changes = {name: value for name, value in values.items() if value is not None and value is not False}
-    if args.views:
+    if views:
         changes |= {"clips": clips, "crops": crops}
     config.test = replace(config.test, **changes)  # checks the values, such as 0
     return path, config, args
 
 
-def _add_test_options(parser: Parser, config: Config | None, options: Mapping[str, str | dict[str, Any]]) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+def add_views(parser: Parser) -> None:
+    """Add the option `--views`."""
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
+
+
+def add_windows(parser: Parser) -> None:
+    """Add the options of windows over a video."""
+    parser.add_argument("--step", type=float, default=1.0, help="seconds from the start of a window to the next start")
+    window = "seconds in a window; only with data.sampling uniform, else it has data.num_frames frames"
+    parser.add_argument("--window", type=float | None, help=window)
+    multilabel = "classes do not exclude each other: scores are sigmoids, and each class is taken by itself"
+    parser.add_argument("--multilabel", action="store_true", help=multilabel)
+
+
+def add_segments(parser: Parser) -> None:
+    """Add the options of segments with a label."""
+    parser.add_argument("--enter", type=float, default=0.5, help="score at which a segment starts, from 0 to 1")
+    parser.add_argument("--leave", type=float, default=0.3, help="score below which it ends, at most --enter")
+    parser.add_argument("--min-duration", type=float, default=0.0, help="shortest segment, in seconds")
+
+
+def _add_test_options(parser: Parser, config: Config | None, add_options: Callable[[Parser], object]) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    add_options(parser)
     for name, kind in _SHORT_OPTIONS.items():
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
-    for name, meaning in options.items():
-        if isinstance(meaning, dict):
-            parser.add_argument(name, **meaning)
-        else:
-            parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
     parser.unused = ("model.", "optim.", "train.")
     add_run_file(parser, config, hidden=("model", "optim", "train"))

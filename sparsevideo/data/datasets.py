@@ -162,8 +162,7 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
         if decoded.clip_spans is not None:
             item["clip_spans"] = decoded.clip_spans
         if self.share_stem:
-            corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
-            item["boxes"] = torch.tensor(corners).repeat(self.num_clips, 1)  # (V, 4)
+            item["boxes"] = transform.corners(height, width).repeat(self.num_clips, 1)  # (V, 4)
             item["frames"] = torch.from_numpy(decoded.positions).repeat_interleave(len(boxes), dim=0)  # (V, T)
         return item
 
