@@ -10,10 +10,11 @@ SECRETS = ("anna", "pass", "token", "5678")
 
 class Handler(SimpleHTTPRequestHandler):
     """Serves files in parts (`/ranges/`), only whole (`/whole/`), of unknown size (`/chunked/`), cut (`/cut/`), or only
-    the first part (`/first/`)."""
+    the first part (`/first/`, and `/later/` once `is_failing`)."""
 
     protocol_version = "HTTP/1.1"
     requests: ClassVar[list[str]] = []
+    is_failing: ClassVar[bool] = False
 
     def do_GET(self):
         way, _, name = self.path.partition("?")[0].removeprefix("/").partition("/")
@@ -23,9 +24,9 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         content, status = file.read_bytes(), 200
-        if way in ("ranges", "cut", "first") and "Range" in self.headers:
+        if way in ("ranges", "cut", "first", "later") and "Range" in self.headers:
             first, last = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
-            if first and way == "first":
+            if first and (way == "first" or (way == "later" and self.is_failing)):
                 self.send_error(503)
                 return
             total, content, status = len(content), content[first : last + 1], 206

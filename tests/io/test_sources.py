@@ -106,6 +106,23 @@ def test_remote_connection_that_breaks_is_no_truncated_video(server, folder, cap
     assert capfd.readouterr() == ("", "")
 
 
+def test_remote_connection_that_breaks_while_frames_are_counted_is_no_truncated_video(server, monkeypatch):
+    """The packets are listed; then, when the file is opened again to count the frames, its second block is missing."""
+    original, openings = RemoteFile.rewind, []
+
+    def rewind(file):
+        openings.append(file)
+        monkeypatch.setattr(Handler, "is_failing", len(openings) > 1)
+        original(file)
+
+    monkeypatch.setattr(RemoteFile, "rewind", rewind)
+    monkeypatch.setattr(remote_sources, "_NUM_BLOCKS", 1)
+    remote = Remote(url_of(server, "later", "noise.ts"))
+    with pytest.raises(DecodeError, match=r"noise\.ts\S*: cannot be read \(HTTP status 503"), open_video(remote):
+        pass
+    assert len(openings) == 2
+
+
 def test_remote_errors_are_raised_again_after_a_rewind(folder):
     with serving(folder) as url:
         file = RemoteFile(Remote(f"{url}/first/noise.mp4"))
