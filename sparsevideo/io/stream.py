@@ -59,8 +59,8 @@ class FrameStream:
     frame follows its predecessor at the frame rate. Frames of another size than the first are resized to it.
 
     A file ends at the first packet that does not decode (`truncated_because`). A live source leaves out such packets
-    (`num_corrupt`). If a device or a network address ends or fails, it is opened again, after 1, 2, 4, ... and at most
-    30 seconds.
+    (`num_corrupt`). If a device or a network address ends or fails after its first frame, it is opened again, after 1,
+    2, 4, ... and at most 30 seconds.
 
     Args:
         address: A file, a named pipe, a URL such as `rtsp://`, `udp://`, `tcp://` or `http://`, a device such as
@@ -118,7 +118,7 @@ class FrameStream:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         started_s: float | None = None
-        connection, attempts, gap_s = 0, 0, 0.0
+        connection, attempts, connected_s, last_s = 0, 0, 0.0, 0.0  # times of the stream
         while True:
             reason = "it ended"
             try:
@@ -127,19 +127,20 @@ class FrameStream:
                     if started_s is None:
                         started_s = now_s
                     elif attempts:
-                        connection, gap_s = connection + 1, now_s - started_s
-                    attempts = 0
+                        connection += 1
+                        connected_s = max(now_s - started_s, last_s + (self.interval_s or 1 / _USUAL_FPS))
+                    attempts, last_s = 0, connected_s + time_s
                     if self.real_time and (wait_s := started_s + time_s - now_s) > 0:
                         self.active_s = now_s + wait_s
                         time.sleep(wait_s)
                         now_s = self.active_s = time.monotonic()
-                    yield TimedFrame(self._num_frames, gap_s + time_s, now_s, connection, convert)
+                    yield TimedFrame(self._num_frames, last_s, now_s, connection, convert)
                     self._num_frames += 1
             except (DecodeError, OSError) as error:
-                if not self.reconnects:
+                if not self.reconnects or started_s is None:
                     raise
                 reason = str(error).removeprefix(f"{self.name}: ")
-            if not self.reconnects:
+            if not self.reconnects or started_s is None:
                 break
             if attempts == self.reconnects:
                 raise DecodeError(f"{self.name}: {reason}; it was opened again {attempts} times without success")
