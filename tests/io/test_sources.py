@@ -15,6 +15,15 @@ from sparsevideo.io.image import read_image
 from sparsevideo.io.sources import Remote, RemoteFile, check_url, is_url
 
 
+def remux(source_path, target_path):
+    with av.open(str(source_path)) as source, av.open(str(target_path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A video of three blocks, whose frames are found only with its end, and an image."""
@@ -22,12 +31,7 @@ def folder(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(256, size=(60, 240, 320, 3), dtype=np.uint8)
     write_video(root / "noise.mp4", pixels)
     assert 2 * 2**20 < (root / "noise.mp4").stat().st_size < 3 * 2**20
-    with av.open(str(root / "noise.mp4")) as source, av.open(str(root / "noise.ts"), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
+    remux(root / "noise.mp4", root / "noise.ts")
     Image.fromarray(pixels[0]).save(root / "noise.png")
     (root / "empty.mp4").write_bytes(b"")
     return root
@@ -106,8 +110,10 @@ def test_remote_connection_that_breaks_is_no_truncated_video(server, folder, cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_remote_connection_that_breaks_while_frames_are_counted_is_no_truncated_video(server, monkeypatch):
-    """The packets are listed; then, when the file is opened again to count the frames, its second block is missing."""
+def test_remote_connection_that_breaks_while_frames_are_counted_is_no_truncated_video(server, folder, monkeypatch):
+    """The packets are listed; then, when the frames are counted, blocks are missing that follow those FFmpeg probes."""
+    write_video(folder / "long.mp4", np.random.default_rng(0).integers(256, size=(180, 240, 320, 3), dtype=np.uint8))
+    remux(folder / "long.mp4", folder / "long.ts")
     original, openings = RemoteFile.rewind, []
 
     def rewind(file):
@@ -117,8 +123,8 @@ def test_remote_connection_that_breaks_while_frames_are_counted_is_no_truncated_
 
     monkeypatch.setattr(RemoteFile, "rewind", rewind)
     monkeypatch.setattr(remote_sources, "_NUM_BLOCKS", 1)
-    remote = Remote(url_of(server, "later", "noise.ts"))
-    with pytest.raises(DecodeError, match=r"noise\.ts\S*: cannot be read \(HTTP status 503"), open_video(remote):
+    remote = Remote(url_of(server, "later", "long.ts"))
+    with pytest.raises(DecodeError, match=r"long\.ts\S*: cannot be read \(HTTP status 503"), open_video(remote):
         pass
     assert len(openings) == 2
 
