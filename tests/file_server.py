@@ -9,8 +9,8 @@ SECRETS = ("anna", "pass", "token", "5678")
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files in parts (`/ranges/`), only whole (`/whole/`), of unknown size (`/chunked/`), cut (`/cut/`), or only
-    the first part (`/first/`, and, of more megabytes, `/later/` once `is_failing`)."""
+    """Serves files in parts (`/ranges/`), only whole (`/whole/`), of unknown size (`/chunked/`), cut (`/cut/`), only
+    the first part (`/first/`), or without a part in the middle (`/later/`, once `is_failing`)."""
 
     protocol_version = "HTTP/1.1"
     requests: ClassVar[list[str]] = []
@@ -26,7 +26,7 @@ class Handler(SimpleHTTPRequestHandler):
         content, status = file.read_bytes(), 200
         if way in ("ranges", "cut", "first", "later") and "Range" in self.headers:
             first, last = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
-            if first and (way == "first" or (way == "later" and self.is_failing and first > 6 * 2**20)):
+            if first and (way == "first" or (way == "later" and self.is_failing and first == 6 * 2**20)):
                 self.send_error(503)
                 return
             total, content, status = len(content), content[first : last + 1], 206

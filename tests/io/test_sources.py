@@ -111,7 +111,7 @@ def test_remote_connection_that_breaks_is_no_truncated_video(server, folder, cap
 
 
 def test_remote_connection_that_breaks_while_frames_are_counted_is_no_truncated_video(server, folder, monkeypatch):
-    """The packets are listed; then, when the frames are counted, blocks are missing that follow those FFmpeg probes."""
+    """The packets are listed; then, when the frames are counted, a block is missing that FFmpeg does not probe."""
     write_video(folder / "long.mp4", np.random.default_rng(0).integers(256, size=(180, 240, 320, 3), dtype=np.uint8))
     remux(folder / "long.mp4", folder / "long.ts")
     original, openings = RemoteFile.rewind, []
