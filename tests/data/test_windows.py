@@ -133,7 +133,7 @@ def feed(stream, **options):
     return WindowFeed(stream, schedule, **options)
 
 
-def test_feed_waits_for_a_slow_network_unless_told_to_drop():
+def test_feed_waits_for_a_slow_network():
     stream = Frames(frames(np.arange(200) / 25))
     starts = []
     for window in feed(stream):
