@@ -58,11 +58,8 @@ def save_timeline_plot(
         axes.plot(x, row - 0.72 * heights[:, row], color=colors[row], linewidth=0.8)
         own = [(each.start_s, each.end_s - each.start_s) for each in segments if index_of[each.label] == label]
         axes.broken_barh(own, (row + 0.04, 0.14), color=colors[row], linewidth=0)
-    axes.set(
-        xlim=(x[0], max(x[-1], x[0] + 1e-3)),
-        ylim=(len(ranked) - 0.7, -0.85),
-        xlabel="time (curve: score, from 0 to 1; bar: segment)",
-    )
+    axes.set(xlim=(x[0], max(x[-1], x[0] + 1e-3)), ylim=(len(ranked) - 0.7, -0.85))
+    axes.set_xlabel("time (curve: score, from 0 to 1; bar: segment)")
     axes.set_yticks(range(len(ranked)), names, family=families, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.5, 2, 3, 5, 6, 10]))
     axes.xaxis.set_major_formatter(lambda seconds, _: format_time(seconds).removeprefix("00:").removesuffix(".000"))
