@@ -19,12 +19,11 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from sparsevideo import build
-from sparsevideo.commands.evaluation import resolve_test_config
+from sparsevideo.commands.evaluation import resolve_test_config, score_files
 from sparsevideo.config import Config, config_from_dict, parse_views
-from sparsevideo.data.classes import UNLABELED
-from sparsevideo.data.records import Records
+from sparsevideo.data.inputs import Inputs, make_inputs
 from sparsevideo.io.errors import DecodeError
-from sparsevideo.io.memory import MemoryVideo
+from sparsevideo.io.sources import is_url
 from sparsevideo.io.stream import FrameStream
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.presets import list_models
@@ -73,18 +72,18 @@ class Predictions(list[Prediction]):
         self.failures = failures
 
 
-@dataclass(frozen=True, eq=False)
-class _Inputs(Records):
-    """Files without labels, or pixels in memory in place of the first one."""
-
-    pixels: np.ndarray | None = None
-    fps: float | None = None
-
-    def source(self, index: int) -> Path | MemoryVideo:  # type: ignore[override]
-        return self.path(index) if self.pixels is None else MemoryVideo(self.pixels, self.fps)
-
-    def image(self, index: int) -> np.ndarray:
-        return super().image(index) if self.pixels is None else self.pixels
+def make_predictions(scores: np.ndarray, inputs: Inputs, views: str, topk: int) -> list[Prediction]:
+    """Rank the (n, K) scores of each file; among equal scores the lower class comes first."""
+    best = (-scores).argsort(axis=1, kind="stable")[:, :topk]
+    return [
+        Prediction(
+            tuple(inputs.classes[label] for label in best[index].tolist()),
+            tuple(scores[index, best[index]].tolist()),
+            views,
+            None if inputs.pixels is not None else inputs.segment(index),
+        )
+        for index in range(len(inputs))
+    ]
 
 
 class Classifier:
@@ -144,8 +143,8 @@ class Classifier:
         """Classify a file, files, or pixels, as `sparsevideo test` does.
 
         Args:
-            inputs: A path, a list of paths, or (T, H, W, 3) uint8 RGB frames. Image networks take image files, and
-                (H, W, 3) uint8 pixels.
+            inputs: A path or URL, a list of them, or (T, H, W, 3) uint8 RGB frames. Image networks take image files,
+                and (H, W, 3) uint8 pixels.
             views: Clips x crops, such as "4x3"; None takes `test.clips` and `test.crops` of `config`.
             topk: Number of classes in a prediction, at most K.
             fps: Frames per second of frames in memory, if `data.target_fps` or the test protocol counts in seconds.
@@ -157,9 +156,11 @@ class Classifier:
         Raises:
             FileNotFoundError: A single file does not exist.
             IsADirectoryError: A single path is a folder.
-            DecodeError: A single file does not decode.
+            DecodeError: A single file does not decode, is not of the network's kind, or cannot be reached.
+            ImportError: The package for a kind of URL is not installed.
             TypeError: `inputs` are neither paths nor one array.
-            ValueError: Pixels of another shape or type, impossible `views` or `topk`, or `fps` for files.
+            ValueError: Pixels of another shape or type, impossible `views` or `topk`, `fps` for files, or a kind of URL
+                that is not supported.
 
         Example:
             >>> import sparsevideo
@@ -178,15 +179,16 @@ class Classifier:
         if fps is not None and not is_pixels:
             raise ValueError(f"fps is for frames in memory, got {fps} for files")
         if isinstance(inputs, Tensor | np.ndarray):
-            records = self._records(["pixels in memory"], self._checked(inputs), fps)
+            records = self._inputs(["pixels in memory"], self._checked(inputs), fps)
             if self.model.ndim == 3:
                 records.source(0)  # wrong pixels stop here, with their own message
         elif isinstance(inputs, str | os.PathLike):
-            if not Path(inputs).exists():
-                raise FileNotFoundError(f"{inputs}: no such file")
-            if Path(inputs).is_dir():
-                raise IsADirectoryError(f"{inputs}: is a folder; pass a file, or a list of files")
-            records = self._records([os.fspath(inputs)])
+            if not is_url(os.fspath(inputs)):
+                if not Path(inputs).exists():
+                    raise FileNotFoundError(f"{inputs}: no such file")
+                if Path(inputs).is_dir():
+                    raise IsADirectoryError(f"{inputs}: is a folder; pass a file, or a list of files")
+            records = self._inputs([os.fspath(inputs)])
         else:
             try:
                 names = [os.fspath(path) for path in inputs]
@@ -195,19 +197,11 @@ class Classifier:
                     f"inputs must be a path, a list of paths, or one array of pixels, got a {type(inputs).__name__};"
                     " use np.stack for a list of frames, np.asarray for an image"
                 ) from None
-            records = self._records(names)
-        scores, failures = self._score(config, records)
-        best = scores.argsort(dim=-1, descending=True, stable=True)[:, :topk]
-        predictions = [
-            Prediction(
-                tuple(self.classes[label] for label in best[index].tolist()),
-                tuple(scores[index, best[index]].tolist()),
-                f"{config.test.clips}x{config.test.crops}",
-                None if records.pixels is not None else records.name(index),
-            )
-            for index in range(len(records))
-            if index not in failures
-        ]
+            records = self._inputs(names)
+        scores = score_files(self.fabric, self.model, config, records, use_index=False, progress=None)
+        failures = scores.failures
+        ranked = make_predictions(scores.means, records, f"{config.test.clips}x{config.test.crops}", topk)
+        predictions = [prediction for index, prediction in enumerate(ranked) if index not in failures]
         if not (is_pixels or is_path):
             return Predictions(predictions, {records.name(index): reason for index, reason in failures.items()})
         if failures:
@@ -268,18 +262,6 @@ class Classifier:
         for window in feed:
             yield ScoredWindow(window.start_s, window.end_s, score(window).numpy())
 
-    @torch.inference_mode()
-    def _score(self, config: Config, records: Records) -> tuple[Tensor, dict[int, str]]:
-        """Return (n, K) mean scores over the views, and the reason of each file that could not be read."""
-        self.model.eval()
-        scores, failures = torch.zeros(len(records), self.model.num_classes), dict[int, str]()
-        predictor = build.build_predictor(config, self.model, self.fabric)
-        for batch in build.build_test_loader(config, records, self.model.ndim, range(len(records)), use_index=False):
-            failures |= {index: reason for index, _, reason in batch["failures"]}
-            if len(batch["video_index"]):
-                scores[batch["video_index"]] = predictor(batch).mean(1).cpu()  # (B, V, K) -> (B, K)
-        return scores, failures
-
     def _config(self, views: str | None, num_workers: int) -> Config:
         test = self.config.test
         if views is not None:
@@ -288,10 +270,9 @@ class Classifier:
         data = replace(self.config.data, num_workers=num_workers)
         return resolve_test_config(replace(self.config, data=data, test=test), self.model.ndim)
 
-    def _records(self, names: list[str], pixels: np.ndarray | None = None, fps: float | None = None) -> "_Inputs":
-        records = _Inputs.build(Path(), self.classes, names, [UNLABELED] * len(names))
-        assert isinstance(records, _Inputs)
-        return replace(records, pixels=pixels, fps=fps)
+    def _inputs(self, paths: list[str], pixels: np.ndarray | None = None, fps: float | None = None) -> Inputs:
+        kind = "video" if self.model.ndim == 3 else "image"
+        return make_inputs(paths, kind, self.classes, pixels=pixels, fps=fps)
 
     def _checked(self, pixels: Pixels) -> np.ndarray:
         array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels

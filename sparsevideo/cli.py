@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 _MEMORY_ADVICE = {
     "train": "lower train.batch_size (and raise train.accumulate by the same factor), test.batch_size (for validation),"
     " data.num_workers, data.num_frames or data.size, or set model.args.activation_checkpointing true",
-    **dict.fromkeys(("test", "extract"), "lower test.batch_size, data.num_workers, test.clips or test.crops"),
+    **dict.fromkeys(
+        ("test", "extract", "predict"), "lower test.batch_size, data.num_workers, test.clips or test.crops"
+    ),
     "data": "lower --workers",
 }
 _OUT_OF_MEMORY = re.compile(
@@ -218,6 +220,48 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     return INCOMPLETE if results["failed"] else OK
 
 
+def predict(parser: Parser, argv: Sequence[str]) -> int:
+    """Classify files without labels: videos or images, folders, patterns, lists and URLs."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        inputs = "files, folders, quoted patterns such as 'videos/*.mp4', list files, or URLs"
+        parser.add_argument("inputs", nargs="+", help=inputs)
+        add_views(parser)
+        parser.add_argument("--topk", type=int, default=5, help="number of classes to show for each file")
+        out = "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written"
+        parser.add_argument("--out", help=out)
+        parser.add_argument("--csv", help="file to write with the best classes: a row for each class of each file")
+        save_video = "folder for copies of the files with their best class and its score burned in"
+        parser.add_argument("--save-video", help=save_video)
+        classes = "file of class names in label order, one per line, for a checkpoint without class names"
+        parser.add_argument("--classes", help=classes)
+        workers = "processes that decode; by default data.num_workers, but fewer for a few files"
+        parser.add_argument("--num-workers", type=int | None, help=workers)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    from sparsevideo.commands.predict import predict_run, show
+
+    results, predictions = predict_run(
+        path,
+        config,
+        args.inputs,
+        out=Path(args.out) if args.out else None,
+        csv_path=Path(args.csv) if args.csv else None,
+        video_folder=Path(args.save_video) if args.save_video else None,
+        classes_path=Path(args.classes) if args.classes else None,
+        topk=args.topk,
+        num_workers=args.num_workers,
+    )
+    if not _is_first_process():
+        return OK
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(predictions)
+    return INCOMPLETE if results["failed"] or results["not_copied"] else OK
+
+
 def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of each file, the inputs of a checkpoint's classifier, to one npz file, by path."""
     from sparsevideo.commands.runs import checkpoint_config
@@ -243,14 +287,16 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
 
 def analyze(parser: Parser, argv: Sequence[str]) -> int:
     """Analyze the accuracy, the errors and the calibration of predictions; compare and average several files."""
-    parser.add_argument("predictions", nargs="+", help="predictions.npz of a test, or the test's folder")
+    parser.add_argument("predictions", nargs="+", help="predictions.npz of `test` or `predict`, or its folder")
     parser.add_argument("--out", help="folder for report.html and its data; by default `analysis` beside the first")
+    parser.add_argument("--labels", help="list file or class folders with labels, for predictions of `predict`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the random splits")
     parser.add_argument("--json", action="store_true", help="print analysis.json")
     args = parser.parse(argv)
     from sparsevideo.commands.analyze import run, show
 
-    out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed)
+    labels = Path(args.labels) if args.labels else None
+    out, numbers = run(args.predictions, Path(args.out) if args.out else None, seed=args.seed, labels=labels)
     if args.json:
         print(json.dumps(numbers, indent=2))
     else:
@@ -494,6 +540,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "quickstart": quickstart,
     "train": train,
     "test": test,
+    "predict": predict,
     "extract": extract,
     "timeline": timeline,
     "stream": stream,

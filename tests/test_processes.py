@@ -55,6 +55,10 @@ def test_of(run, root):
 test_of.__test__ = False
 
 
+def predict_of(run, root):
+    return [str(run / "checkpoints" / "last.pt"), str(root / "videos"), "--views=2x2", "--num-workers=1"]
+
+
 def assert_same_test(folder, many):
     """Check the metrics, and that the predictions are equal to 1e-6, in the same order."""
     alone, together = (load_predictions(folder) for folder in (many / "alone", folder))
@@ -115,6 +119,7 @@ def two_ranks(one_process, many, digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     commands = [
         ["test", *test_of(one_process, many), f"--out={out / 'test'}", "--data.num_workers=2"],
+        ["predict", *predict_of(one_process, many), f"--out={out / 'predict'}", f"--save-video={out / 'copies'}"],
         [*curve_of("ddp", 2, 1), f"--data.root={digits}", f"--out={out / 'train'}"],
         ["train", *VIDEO, f"--data.root={out / 'nowhere'}", f"--out={out / 'bad'}"],
     ]
@@ -132,6 +137,13 @@ def test_bad_input_ends_all_ranks(two_ranks):
     assert "AssertionError" not in output, output[-3000:]  # all commands but the last one succeed
     assert (two_ranks / "code").read_text() != str(OK)
     assert "nowhere: no such folder" in output
+
+
+def test_two_processes_predict_what_the_test_of_one_scores(two_ranks, many):
+    alone, together = (load_predictions(folder) for folder in (many / "alone", two_ranks / "predict"))
+    assert [str(many / name) for name in alone.names] == together.names
+    assert np.abs(alone.scores - together.scores).max() < 1e-6
+    assert len(list((two_ranks / "copies").rglob("*.mp4"))) == 41
 
 
 def test_two_processes_with_loader_processes_give_the_same_scores(two_ranks, many):
@@ -162,7 +174,7 @@ def test_a_killed_test_is_resumed_by_another_number_of_processes(before, after, 
     assert not (tmp_path / "results.json").exists()
     done = torchrun(after, *SPARSEVIDEO, "test", *options)
     assert done.returncode == OK, done.stderr[-3000:]
-    assert "resuming a test: " in done.stderr
+    assert "resuming: " in done.stderr
     assert_same_test(tmp_path, many)
 
 

@@ -259,9 +259,9 @@ def test_a_killed_test_is_resumed(trained, digits, tmp_path, capsys):
     assert not (out / "results.json").exists()
 
     assert main([*options, f"--out={out}", "--data.frame_stride=1"]) == FAILED
-    assert "an unfinished test with other settings (data.frame_stride 2 -> 1)" in error(capsys)
+    assert "unfinished results of other settings (data.frame_stride 2 -> 1)" in error(capsys)
     assert main([*options, f"--out={out}"]) == OK
-    assert "resuming a test: " in capsys.readouterr().err
+    assert "resuming: " in capsys.readouterr().err
     alone, resumed = (load_predictions(folder) for folder in (tmp_path / "alone", out))
     assert alone.names == resumed.names
     assert np.abs(alone.scores - resumed.scores).max() < 1e-6
@@ -425,7 +425,7 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
     monkeypatch.setattr(test_command, "save_predictions", full)
     for order, message in (
         (rows, "no space left on device"),
-        (rows[::-1], "an unfinished test with other settings (list "),
+        (rows[::-1], "unfinished results of other settings (list "),
     ):
         listing.write_text("\n".join(["path,label,start_s,end_s", *order]))
         assert main([*test, "--views=1x1"]) == FAILED

@@ -16,7 +16,7 @@ from sparsevideo import __version__
 from sparsevideo.data.segments import COLUMNS
 from sparsevideo.reports import analysis, analysis_page, calibration, comparison, html
 from sparsevideo.reports.analysis_page import Model, ModelReport, NamedComparison, NamedFusion, Report
-from sparsevideo.reports.predictions import check_same_list, load_predictions
+from sparsevideo.reports.predictions import add_labels, check_same_list, load_predictions
 from sparsevideo.utils.files import printable_path
 
 PAIRS, ERRORS = 20, 24  # longest lists of confused pairs and of confident errors
@@ -28,7 +28,9 @@ _PROTOCOL = (
 )
 
 
-def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) -> tuple[Path, Report]:
+def run(
+    paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0, labels: Path | None = None
+) -> tuple[Path, Report]:
     """Analyze predictions; return the folder with the page, plots and tables, and the content of `analysis.json`.
 
     With several models, the files about each model are in a folder with its name.
@@ -37,12 +39,14 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
         paths: Each a `predictions.npz` or the folder of a test; all with the same list.
         out: Folder to write to; None takes `analysis` beside the first file.
         seed: Seed of the bootstrap and of all random halves.
+        labels: List file or class folders with the labels of the files; None takes those in the predictions.
 
     Raises:
         FileNotFoundError: A file of predictions is missing.
         ValueError: A file is listed twice, is corrupt, has another list, or cannot be analyzed; the message names it.
+            Or the labels do not fit, see `add_labels`.
     """
-    models = _load(paths)
+    models = _load(paths, labels)
     out = out or next(iter(models.values())).path.parent / "analysis"
     out.mkdir(parents=True, exist_ok=True)
     report: Report = {
@@ -72,12 +76,14 @@ def run(paths: Sequence[str | Path], out: Path | None = None, *, seed: int = 0) 
     return out, report
 
 
-def _load(paths: Sequence[str | Path]) -> dict[str, Model]:
+def _load(paths: Sequence[str | Path], labels: Path | None) -> dict[str, Model]:
     """Read the files and find a name for each model."""
     files = [Path(path) / "predictions.npz" if Path(path).is_dir() else Path(path) for path in paths]
     models = []
     for path in files:
         predictions = load_predictions(path)
+        if labels is not None:
+            predictions = add_labels(predictions, labels)
         try:
             analysis.check_scores(predictions)
         except ValueError as error:

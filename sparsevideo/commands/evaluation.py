@@ -1,9 +1,9 @@
-"""Evaluation of a checkpoint on a list of files, shared by `test`, `extract` and the validation of a training."""
+"""Evaluation of a checkpoint on files, shared by `test`, `extract`, `predict` and the validation of a training."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,24 @@ def score_files(
     features: bool = False,
     per_clip: bool = False,
     journal: Journal | None = None,
+    use_index: bool = True,
+    progress: str | None = "test",
 ) -> Scores:
     """Score all views of all files, and average over the views; leave the model in evaluation mode.
 
     With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
-    each clip only. Raises ValueError if no file could be read.
+    each clip only. With `use_index`, the index that a scan of `data.root` wrote is used. `progress` is the label of the
+    progress bar; None shows none.
     """
     model.eval()
 
     def load(todo: list[int]) -> DataLoader:
         indices = [todo[index] for index in shard(len(todo), fabric.global_rank, fabric.world_size)]
-        return build.build_test_loader(config, records, model.ndim, indices, with_clip_spans=per_clip)
+        return build.build_test_loader(
+            config, records, model.ndim, indices, with_clip_spans=per_clip, use_index=use_index
+        )
 
-    scores = evaluate(
+    return evaluate(
         fabric,
         load,
         score=build.build_predictor(config, model, fabric, output="features" if features else None),
@@ -69,11 +74,16 @@ def score_files(
         num_views=config.test.clips * config.test.crops,
         num_clips=config.test.clips if per_clip else None,
         journal=journal,
+        progress=progress,
     )
-    if len(scores.failures) == len(records):
-        index, reason = next(iter(scores.failures.items()))
-        raise ValueError(f"none of {len(records)} files could be read; the first, {records.segment(index)}: {reason}")
-    return scores
+
+
+def check_any_read(scores: Scores) -> None:
+    """Raise ValueError, with the reason of the first failure, if no file could be read."""
+    num_failed = len(scores.failures)
+    if num_failed == len(scores.means):
+        reason = next(iter(scores.failures.values()))
+        raise ValueError(f"none of {num_failed} files could be read; the first: {reason}" if num_failed > 1 else reason)
 
 
 def summarize(scores: Scores, records: Records, kind: str) -> Metrics:
@@ -94,16 +104,26 @@ def summarize(scores: Scores, records: Records, kind: str) -> Metrics:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A checkpoint that has been loaded for a test."""
+
+    path: Path
+    fabric: Fabric
+    model: SparseFormer  # with the budgets of the test
+    config: Config  # resolved for the network
+    classes: Sequence[str] | None  # None if the checkpoint has no class names
+    train_list: str | None  # `data.list` of the training
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Checkpoint, files and scores."""
 
-    fabric: Fabric
-    model: SparseFormer
-    config: Config  # resolved for the network
+    network: Network
     records: Records
     scores: Scores  # or features
     fingerprint: dict[str, Any]  # everything that the scores depend on
-    journal: Journal  # to be removed after the results are written
+    journal: Journal | None
     sha256: str  # of the checkpoint
 
     @property
@@ -115,49 +135,105 @@ class Evaluation:
             "labels": records.labels,
             "failed": np.isin(np.arange(len(records)), list(self.scores.failures)),
             "classes": list(records.classes),
-            "root": str(Path(self.config.data.root).resolve()),
+            "root": str(records.root.resolve()),
             "spans": records.spans,
             "spans_unit": records.spans_unit,
         }
 
+    def finish(self) -> None:
+        """Remove the journal after the results have been written, and wait for all processes."""
+        if self.journal is not None and self.network.fabric.is_global_zero:
+            self.journal.remove()
+        self.network.fabric.barrier()  # torchrun ends all processes soon after one has ended
 
-def evaluate_checkpoint(
-    path: Path, config: Config, journal_path: Callable[[str], Path], *, features: bool = False, per_clip: bool = False
-) -> Evaluation:
-    """Load a checkpoint and a list, check that they match, and score all files, or compute their features.
 
-    `journal_path` maps a name of the split and the views to the folder of the journal. See also `score_files`.
-    """
+def load_network(path: Path, config: Config) -> Network:
+    """Start the processes of a test and load the network."""
     fabric = launch(config.test.precision)
     model, content = load_model(path, config.model.name)
-    classes, saved_config = content.get("classes"), content.get("config")
-    del content  # frees the optimizer state
     config = resolve_test_config(config, model.ndim)
-    if per_clip and model.ndim == 2:
-        raise ValueError(f"--per-clip is for videos, but {path} is an image network")
-    journal_folder = journal_path(_views_name(config.test))
-    check_folder(journal_folder.parent)
     model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
-    with fabric.rank_zero_first():
-        records = build.build_records(config.data, config.test.split, model.ndim, classes, labeled=not features)
+    train_list = (content.get("config") or {}).get("data", {}).get("list")
+    return Network(path, fabric, model, config, content.get("classes"), train_list)
+
+
+def evaluate_list(
+    network: Network, journal_folder: Path, *, features: bool = False, per_clip: bool = False
+) -> Evaluation:
+    """Read the list of a test, check that it matches the network, and score all files, or compute their features.
+
+    See also `score_files`.
+    """
+    path, config, ndim = network.path, network.config, network.model.ndim
+    if per_clip and ndim == 2:
+        raise ValueError(f"--per-clip is for videos, but {path} is an image network")
+    check_folder(journal_folder.parent)
+    with network.fabric.rank_zero_first():
+        records = build.build_records(config.data, config.test.split, ndim, network.classes, labeled=not features)
     _check_no_duplicates(config.data.list, records)
     if not features:
-        _check_classes(path, model, records, classes)
-        train_list = (saved_config or {}).get("data", {}).get("list")
-        if train_list == config.data.list and "{split}" not in train_list:
-            logger.warning("%s is the training list of the network; set --data.list to the test list", train_list)
+        _check_classes(path, network.model, records, network.classes)
+        if network.train_list == config.data.list and "{split}" not in network.train_list:
+            logger.warning(
+                "%s is the training list of the network; set --data.list to the test list", network.train_list
+            )
+    results = None if features else journal_folder.with_name("results.json")
+    evaluation = evaluate_records(network, records, journal_folder, results, features=features, per_clip=per_clip)
+    check_any_read(evaluation.scores)
+    return evaluation
+
+
+def evaluate_records(
+    network: Network,
+    records: Records,
+    journal_folder: Path | None,
+    results: Path | None,
+    *,
+    features: bool = False,
+    per_clip: bool = False,
+    use_index: bool = True,
+    progress: str = "test",
+) -> Evaluation:
+    """Score all files, or compute their features.
+
+    Args:
+        network: The network; it is moved to its device.
+        records: The files.
+        journal_folder: Folder of the scores so far, from which an interrupted run is resumed; None keeps none.
+        results: File that the run will write. If it exists, it must have the same `settings`.
+        features: See `score_files`.
+        per_clip: See `score_files`.
+        use_index: See `score_files`.
+        progress: See `score_files`.
+
+    Raises:
+        ValueError: The journal or the results belong to other settings.
+    """
+    fabric, model, config = network.fabric, network.model, network.config
     fabric.setup_module(model)  # moves and converts it in place
-    sha256 = checkpoint.sha256(path)
+    sha256 = checkpoint.sha256(network.path)
     current = fingerprint(config, records, sha256, "per clip" if per_clip else features)
-    if not features:
-        _check_old_results(journal_folder.with_name("results.json"), current)
-    width = row_width(
-        model.head.in_features if features else model.num_classes, config.test.clips if per_clip else None
+    if results is not None:
+        _check_old_results(results, current)
+    journal = None
+    if journal_folder is not None:
+        width = row_width(
+            model.head.in_features if features else model.num_classes, config.test.clips if per_clip else None
+        )
+        with fabric.rank_zero_first():
+            journal = Journal(journal_folder, current, width)
+    scores = score_files(
+        fabric,
+        model,
+        config,
+        records,
+        features=features,
+        per_clip=per_clip,
+        journal=journal,
+        use_index=use_index,
+        progress=progress,
     )
-    with fabric.rank_zero_first():
-        journal = Journal(journal_folder, current, width)
-    scores = score_files(fabric, model, config, records, features=features, per_clip=per_clip, journal=journal)
-    return Evaluation(fabric, model, config, records, scores, current, journal, sha256)
+    return Evaluation(network, records, scores, current, journal, sha256)
 
 
 def _check_no_duplicates(listing: str, records: Records) -> None:
@@ -248,7 +324,7 @@ def default_output_path(checkpoint_path: Path, name: str) -> Path:
     return (folder.parent if folder.name == "checkpoints" else folder) / name
 
 
-def _views_name(test: TestConfig) -> str:
+def views_name(test: TestConfig) -> str:
     """Name the split, the views, and settings that differ from the defaults."""
     flags = [name for name in ("repeat_middle_frame", "full_frame", "share_stem") if getattr(test, name)]
     flags += [test.protocol] if test.protocol != "ends" else []

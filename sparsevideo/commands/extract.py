@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsevideo.commands.evaluation import default_output_path, evaluate_checkpoint
+from sparsevideo.commands.evaluation import default_output_path, evaluate_list, load_network, views_name
 from sparsevideo.config import Config
 from sparsevideo.data.segments import WHOLE
 from sparsevideo.reports.features import Features, save_features
@@ -31,13 +31,10 @@ def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip
     """
     if out is not None and out.is_dir():
         raise IsADirectoryError(f"{out}: is a folder; --out must name the file to write")
-
-    def journal_path(name: str) -> Path:
-        file_name = f"features-{name}{'-per-clip' if per_clip else ''}.npz"
-        return Path(f"{out or default_output_path(path, file_name)}.unfinished")
-
-    evaluation = evaluate_checkpoint(path, config, journal_path, features=True, per_clip=per_clip)
-    out = evaluation.journal.folder.with_suffix("")
+    network = load_network(path, config)
+    file_name = f"features-{views_name(network.config.test)}{'-per-clip' if per_clip else ''}.npz"
+    out = out or default_output_path(path, file_name)
+    evaluation = evaluate_list(network, Path(f"{out}.unfinished"), features=True, per_clip=per_clip)
     records, scores, listing = evaluation.records, evaluation.scores, evaluation.listing
     num_clips = 1
     if scores.clip_spans is not None:
@@ -51,10 +48,9 @@ def extract_run(path: Path, config: Config, out: Path | None = None, *, per_clip
         listing |= {"spans": spans.reshape(-1, 2), "spans_unit": "s"}
     width = scores.means.shape[-1]
     features = Features(features=scores.means.reshape(-1, width), checkpoint=evaluation.sha256, **listing)
-    if evaluation.fabric.is_global_zero:
+    if network.fabric.is_global_zero:
         save_features(out, features)
-        evaluation.journal.remove()
-    evaluation.fabric.barrier()
+    evaluation.finish()
     for reason in list(scores.failures.values())[:5]:
         logger.info("could not be read and has a row of zeros: %s", reason)
     num_files = len(scores.means) - len(scores.failures)

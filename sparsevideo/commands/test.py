@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsevideo import build
-from sparsevideo.commands.evaluation import Evaluation, default_output_path, evaluate_checkpoint, summarize
+from sparsevideo.commands.evaluation import (
+    Evaluation,
+    default_output_path,
+    evaluate_list,
+    load_network,
+    summarize,
+    views_name,
+)
 from sparsevideo.commands.runs import Environment, environment
 from sparsevideo.config import Config
 from sparsevideo.data.protocols import find_protocol
@@ -78,16 +85,16 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> TestResults
         ValueError: The classes of list and checkpoint differ, the network does not allow the settings, a file is listed
             twice, no file could be read, or the folder has the results of another test.
     """
-    evaluation = evaluate_checkpoint(path, config, lambda name: (out or default_output_path(path, name)) / "unfinished")
-    out = evaluation.journal.folder.parent
+    network = load_network(path, config)
+    out = out or default_output_path(path, views_name(network.config.test))
+    evaluation = evaluate_list(network, out / "unfinished")
     results = _results(path, evaluation)
-    if evaluation.fabric.is_global_zero:
-        kind = evaluation.config.test.scores
+    if network.fabric.is_global_zero:
+        kind = network.config.test.scores
         save_predictions(out, Predictions(scores=evaluation.scores.means, kind=kind, **evaluation.listing))
         with atomic_path(out / "results.json") as unfinished:
             unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        evaluation.journal.remove()
-    evaluation.fabric.barrier()  # torchrun ends all processes soon after one has ended
+    evaluation.finish()
     ratios = evaluation.scores.sample_aspect_ratios
     if not_square := [index for index, ratio in enumerate(ratios) if ratio not in (0, 1)]:
         logger.info(
@@ -107,8 +114,8 @@ def test_run(path: Path, config: Config, out: Path | None = None) -> TestResults
 
 
 def _results(path: Path, evaluation: Evaluation) -> TestResults:
-    model, records, scores = evaluation.model, evaluation.records, evaluation.scores
-    data, test, is_video = evaluation.config.data, evaluation.config.test, evaluation.model.ndim == 3
+    network, records, scores = evaluation.network, evaluation.records, evaluation.scores
+    data, test, is_video = network.config.data, network.config.test, network.model.ndim == 3
     is_uniform = data.sampling == "uniform"
     default_fps = None if is_uniform else find_protocol(test.protocol).default_fps
     short_sides = Counter(scores.short_sides.tolist())
@@ -152,8 +159,8 @@ def _results(path: Path, evaluation: Evaluation) -> TestResults:
         "classes": list(records.classes),
         "checkpoint": str(path),
         "checkpoint_sha256": evaluation.sha256,
-        "hparams": model.hparams,
-        "environment": environment(evaluation.fabric),
+        "hparams": network.model.hparams,
+        "environment": environment(network.fabric),
         "settings": evaluation.fingerprint,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
-from sparsevideo.commands.evaluation import one_view, score_files, summarize
+from sparsevideo.commands.evaluation import check_any_read, one_view, score_files, summarize
 from sparsevideo.commands.runs import check_folder, environment, read_run
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.records import Records
@@ -176,6 +176,7 @@ def _validate(records: Records, state: TrainState) -> ValidationMetrics:
             network = network.to(state.fabric.device)
         config = one_view(state.config)
         scores = score_files(state.fabric, network, config, records)
+        check_any_read(scores)
     if scores.failures:
         reasons = "; ".join(list(scores.failures.values())[:3])
         logger.warning("%d validation files could not be read: %s", len(scores.failures), reasons)

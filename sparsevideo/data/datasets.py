@@ -37,6 +37,7 @@ class _Decoded(NamedTuple):
     positions: np.ndarray  # (k, T): of each clip's frames among the decoded ones, for clips that share them
     clip_spans: Tensor | None = None  # (k, 2) float64 seconds
     sample_aspect_ratio: float = 1.0  # width over height of a stored pixel
+    repeats_frames: bool = False  # the video has too few frames for a clip
 
 
 class _LabeledFiles(Dataset[Item | list[Item]]):
@@ -159,6 +160,7 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
         item["frame_indices"] = torch.from_numpy(decoded.frame_indices)
         item["crops"] = transform.corners(height, width)  # (A, 4)
         item["sample_aspect_ratio"] = decoded.sample_aspect_ratio
+        item["repeats_frames"] = decoded.repeats_frames
         item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
         item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)
         if decoded.clip_spans is not None:
@@ -181,10 +183,10 @@ class VideoDataset(_LabeledFiles):
 
     In a test an item holds all views of one video: `video` (V, 3, T, S, S) uint8, V = clips x crops, clip after clip,
     from one opening of the file; `short_side` and `stored_size` (height and width) of the stored frames;
-    `frame_indices` (clips, T) in the file; and `crops` (A, 4), the corners (x, y, x, y) of each crop as fractions. A
-    file that does not decode is not replaced: it has `failures` and no `video`. With `share_stem`, `video` is
-    (1, 3, F, H, W), the frames of all clips, each once and whole; `frames` (V, T) has the positions of each view's
-    frames among them, and `boxes` (V, 4) its corners.
+    `repeats_frames`, whether it has fewer frames than a clip; `frame_indices` (clips, T) in the file; and `crops`
+    (A, 4), the corners (x, y, x, y) of each crop as fractions. A file that does not decode is not replaced: it has
+    `failures` and no `video`. With `share_stem`, `video` is (1, 3, F, H, W), the frames of all clips, each once and
+    whole; `frames` (V, T) has the positions of each view's frames among them, and `boxes` (V, 4) its corners.
 
     Both have `sample_aspect_ratio`, a float, see `Video.sample_aspect_ratio`. The other keys are pytorchvideo's:
     `label`, `video_index`, `video_name` (with its seconds if only a part of it counts, see `Records.segment`), and
@@ -269,7 +271,8 @@ class VideoDataset(_LabeledFiles):
                 spans = torch.from_numpy(seconds)
             stored_size, ratio = video.stored_size or size, float(video.sample_aspect_ratio)
             positions = positions.reshape(frame_indices.shape)
-            return _Decoded(pixels, size, stored_size, frame_indices, positions, spans, ratio)
+            repeats = not self.repeat_middle_frame and any(len({*clip}) < len(clip) for clip in frame_indices.tolist())
+            return _Decoded(pixels, size, stored_size, frame_indices, positions, spans, ratio, repeats)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the indices of the frames that clips are taken from."""

@@ -13,6 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from sparsevideo.io.sources import is_url
 from sparsevideo.utils.files import abbreviate
 
 MAX_MESSAGE = 300  # characters of an error message
@@ -380,7 +381,7 @@ def _row(location: str, line_number: int, cells: Mapping[str, object], columns: 
             f"{location}: must have 0 <= start < end in {unit}, got {span[0]:g} and {span[1]:g}; correct the segment"
         )
     if columns.file_key == "path":
-        path = posixpath.normpath(path)
+        path = path if is_url(path) else posixpath.normpath(path)
     return Row(location, line_number, path, label, *span, columns.in_frames, "" if split is None else str(split))
 
 

@@ -85,6 +85,10 @@ class Records:
         """Return what a decoder opens; its text is that of `path`."""
         return self.path(index)
 
+    def printed_path(self, index: int) -> str:
+        """Return a file's path as messages name it."""
+        return str(self.path(index))
+
     @property
     def spans_unit(self) -> str:
         """Unit of `spans`: "s" or "frames"."""
@@ -100,11 +104,11 @@ class Records:
 
     def segment_path(self, index: int) -> str:
         """Return a file's path and, if only a part of it counts, the seconds or frames of that part."""
-        return segment_name(str(self.path(index)), self.span(index), self.spans_unit)
+        return segment_name(self.printed_path(index), self.span(index), self.spans_unit)
 
     def reason(self, index: int, error: Exception) -> str:
         """Return the reason of a failure to read a file, with the segment beside its path."""
-        path, segment_path = str(self.path(index)), self.segment_path(index)
+        path, segment_path = self.printed_path(index), self.segment_path(index)
         return str(error) if segment_path == path else f"{segment_path}: {str(error).removeprefix(f'{path}: ')}"
 
     def class_weights(self, balance: float) -> np.ndarray:
@@ -117,7 +121,7 @@ class Records:
 
     def image(self, index: int) -> np.ndarray:
         """Read an image file; see `read_image`."""
-        return read_image(self.open(index), str(self.path(index)))
+        return read_image(self.open(index), self.printed_path(index))
 
     def open(self, index: int) -> BinaryIO:
         """Read a file's bytes, all at once: for images, not videos."""
@@ -133,7 +137,8 @@ def read_records(
     classes: Sequence[str] | None = None,
     split: str | None = None,
     label_column: str | None = None,
-    labeled: bool = True,
+    labeled: bool | None = True,
+    root_name: str = "data.root",
 ) -> Records:
     """Read a split of a data set: a folder with one folder per class, or a list file.
 
@@ -153,7 +158,9 @@ def read_records(
         classes: Class names in order, for example from a checkpoint. None: the sorted names found here.
         split: "train", "val" or "test": the rows to take of a list of several splits.
         label_column: The column or JSON key that holds the labels; None finds it by its name.
-        labeled: Refuse files without a label. If False, they have the label `UNLABELED`.
+        labeled: True refuses files without a label. False gives them the label `UNLABELED`. None gives it to all files,
+            and ignores labels in the list.
+        root_name: Name of the root in messages.
 
     Raises:
         FileNotFoundError: The root, the listing or a listed file does not exist.
@@ -161,12 +168,12 @@ def read_records(
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; set data.root to the data set's folder")
+        raise FileNotFoundError(f"{root}: no such folder; set {root_name} to the data set's folder")
     path = root / listing
     in_folders, is_kinetics = path.is_dir(), False
     rows: Iterable[Row]
     if in_folders:
-        format_name, rows = "class folders", find_in_class_folders(root, path, kind, labeled)
+        format_name, rows = "class folders", find_in_class_folders(root, path, kind, bool(labeled))
     else:
         format_name, rows, is_kinetics = _read_rows(root, listing, kind, split, label_column)
     names, labels, bounds = [], [], array("d")
@@ -178,13 +185,13 @@ def read_records(
     missing = 0
     own_name = Path(os.path.relpath(path, root)).as_posix()
     for row in rows:
-        label = sys.intern(normalize("NFC", row.label))
+        label = "" if labeled is None else sys.intern(normalize("NFC", row.label))
         if label:
             location_of.setdefault(label, row.location or str(path))
         elif labeled:
             raise ValueError(
                 f"{row.location}: has no label; write one for each file, such as `path,label` (only `sparsevideo"
-                " extract` takes files without labels)"
+                " predict` and `sparsevideo extract` take files without labels)"
             )
         if not row.path:
             missing += 1
@@ -206,10 +213,10 @@ def read_records(
     if not names:
         raise ValueError(f"{path}: lists no files; write a line `path,label` for each")
     if absent:
-        advice = "write / in place of \\" if "\\" in absent[0].path else "correct the paths, or data.root"
+        advice = "write / in place of \\" if "\\" in absent[0].path else f"correct the paths, or {root_name}"
         raise FileNotFoundError(
-            f"{absent[0].location}: {len(absent)} of {len(names)} listed files are not in {root}, which is data.root:"
-            f" {abbreviate([row.path for row in absent], 3)}; {advice}"
+            f"{absent[0].location}: {len(absent)} of {len(names)} listed files are not in {root}, which is"
+            f" {root_name}: {abbreviate([row.path for row in absent], 3)}; {advice}"
         )
     if respelled:
         logger.info(

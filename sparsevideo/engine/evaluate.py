@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -32,6 +32,7 @@ class ViewBatch(TypedDict, total=False):
     video_index: Tensor  # (B,) int64
     short_side: Tensor  # (B,) int64 of the stored frames, in pixels
     sample_aspect_ratio: Tensor  # (B,) float64 width / height of a stored pixel
+    repeats_frames: Tensor  # (B,) bool, whether a video has fewer frames than a clip
     clip_index: Tensor  # (B, V) int64
     aug_index: Tensor  # (B, V) int64 indices of the crops
     clip_spans: Tensor  # (B, C, 2) float64 seconds, if asked for
@@ -47,6 +48,7 @@ class Scores:
     sample_aspect_ratios: np.ndarray  # (n,) float32 width / height of a stored pixel
     failures: dict[int, str]  # index -> reason of each file that could not be read
     clip_spans: np.ndarray | None = None  # (n, C, 2) float64 seconds, to the nanosecond; None without means of clips
+    repeating: Sequence[int] = ()  # indices of videos with fewer frames than a clip, without those in the journal
 
 
 @torch.no_grad()
@@ -60,6 +62,7 @@ def evaluate(
     num_views: int,
     num_clips: int | None = None,
     journal: "Journal | None" = None,
+    progress: str | None = "test",
 ) -> Scores:
     """Score the files of each process, then gather the scores.
 
@@ -72,6 +75,7 @@ def evaluate(
         num_views: V.
         num_clips: C, for the mean over the crops of each clip; None takes one mean over all views.
         journal: Scores so far, which are not computed again.
+        progress: Label of the progress bar on a terminal; None shows none.
 
     Raises:
         RuntimeError: A file was not scored exactly once, with all its views.
@@ -86,11 +90,13 @@ def evaluate(
         done, rows = done[is_complete], rows[is_complete]
         table[torch.from_numpy(done)] = torch.from_numpy(rows).to(table)
         if len(done):
-            logger.info("resuming a test: %d of %d files are scored", len(done), num_videos)
+            logger.info("resuming: %d of %d files are scored", len(done), num_videos)
     todo = np.setdiff1d(np.arange(num_videos), fabric.broadcast(done)).tolist()
 
     failures: dict[int, str] = {}
-    with progress_bar("test", num_videos, num_videos - len(todo), show=fabric.is_global_zero) as bar:
+    repeating: list[int] = []
+    is_shown = progress is not None and fabric.is_global_zero
+    with progress_bar(progress or "", num_videos, num_videos - len(todo), show=is_shown) as bar:
         start_s = logged_s = time.perf_counter()
         num_done = 0  # estimate over all processes from this one
         for batch in load(todo):
@@ -103,6 +109,7 @@ def evaluate(
                 facts = (num_distinct, batch["short_side"], batch["sample_aspect_ratio"])
                 rows_added = torch.cat((sums, torch.stack(facts, dim=1).to(sums)), dim=1)
                 table[indices.to(fabric.device)] += rows_added
+                repeating += indices[batch["repeats_frames"]].tolist()
                 if journal is not None:
                     journal.add(indices.numpy(), rows_added.cpu().numpy())
             step = (len(indices) + len(batch["failures"])) * fabric.world_size
@@ -116,8 +123,9 @@ def evaluate(
                 )
 
     table = cast(Tensor, fabric.all_reduce(table, reduce_op="sum"))
-    shares = [fabric.broadcast(failures, src=rank) for rank in range(fabric.world_size)]
-    failures = dict(sorted(item for share in shares for item in share.items()))
+    shares = [fabric.broadcast((failures, repeating), src=rank) for rank in range(fabric.world_size)]
+    failures = dict(sorted(item for share, _ in shares for item in share.items()))
+    repeating = sorted(index for _, share in shares for index in share)
     sums, views_scored, short_sides, ratios = table.split([table.shape[1] - 3, 1, 1, 1], dim=1)
     views_expected = torch.full_like(views_scored, num_views)
     views_expected[list(failures)] = 0
@@ -125,11 +133,11 @@ def evaluate(
         raise RuntimeError(f"{len(wrong)} videos were not scored exactly once with {num_views} views: {wrong[:5]}")
     stored = short_sides[:, 0].long().cpu().numpy(), ratios[:, 0].cpu().numpy()
     if num_clips is None:
-        return Scores((sums / num_views).cpu().numpy(), *stored, failures)
+        return Scores((sums / num_views).cpu().numpy(), *stored, failures, None, repeating)
     sums, high, low = sums.split([num_clips * num_scores, 2 * num_clips, 2 * num_clips], dim=1)
     means = (sums / (num_views // num_clips)).unflatten(1, (num_clips, num_scores)).cpu().numpy()
     spans = high.cpu().double().add(low.cpu()).unflatten(1, (num_clips, 2)).numpy().round(9)
-    return Scores(means, *stored, failures, spans)
+    return Scores(means, *stored, failures, spans, repeating)
 
 
 def row_width(num_scores: int, num_clips: int | None = None) -> int:
@@ -168,7 +176,7 @@ class Journal:
         width: Values per row.
 
     Raises:
-        ValueError: The folder is the journal of a test with another fingerprint.
+        ValueError: The folder has scores of a test with another fingerprint.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], width: int) -> None:
@@ -176,16 +184,19 @@ class Journal:
         self._row = np.dtype([("index", "<i8"), ("row", "<f4", (width,))])
         self._file = folder / f"{uuid4().hex}.rows"
         fingerprint_path = folder / "about.json"
+        changed = ""
         if fingerprint_path.exists():
-            if changed := differences(json.loads(fingerprint_path.read_text(encoding="utf-8")), fingerprint):
-                raise ValueError(
-                    f"{folder}: has an unfinished test with other settings ({changed}); finish that test, remove the"
-                    " folder, or choose another --out"
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(fingerprint_path, unique=True) as unfinished:
-                unfinished.write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
+            changed = differences(json.loads(fingerprint_path.read_text(encoding="utf-8")), fingerprint)
+            if not changed:
+                return
+        if changed and any(file.stat().st_size for file in folder.glob("*.rows")):
+            raise ValueError(
+                f"{folder}: has unfinished results of other settings ({changed}); finish that run, remove the folder,"
+                " or choose another --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(fingerprint_path, unique=True) as unfinished:
+            unfinished.write_text(json.dumps(fingerprint, indent=2), encoding="utf-8")
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return all complete rows, one per file: (m,) int64 indices and (m, width) float32."""

@@ -19,7 +19,7 @@ from sparsevideo.io.memory import MemoryVideo
 from sparsevideo.io.packets import FrameTable
 from sparsevideo.io.pyav import PYAV_ADVICE, warn_of_untested_pyav
 from sparsevideo.io.reader import Video, VideoInfo
-from sparsevideo.io.sources import Member, ffmpeg_url
+from sparsevideo.io.sources import Member, Remote, ffmpeg_url
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def read_frames(
 
 @contextmanager
 def open_video(
-    path: str | Path | Member | MemoryVideo,
+    path: str | Path | Member | Remote | MemoryVideo,
     decoder: str = "auto",
     *,
     verify: bool = False,
@@ -119,7 +119,7 @@ def open_video(
     """Open a video file to count and read its frames; it is closed at the end of the block.
 
     Args:
-        path: The file, one inside a tar file, or frames in memory, which are returned as they are.
+        path: The file, one inside a tar file or at a URL, or frames in memory, which are returned as they are.
         decoder: See `resolve_decoder`. All decoders index the frames alike.
         verify: Count frames by decoding all of them, up to the first one that does not decode, even if packets identify
             frames (see `Video`).
@@ -150,7 +150,9 @@ class _LibraryVideo(Video):
     containers: frozenset[str] | None = None  # FFmpeg's names of those that the library reads safely; None: all
     matrices = frozenset({1, 2, 4, 5, 6, 7, 9})  # matrix coefficients (ITU-T H.273) that it converts like PyAV
 
-    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(
+        self, path: str | Path | Member | Remote, *, verify: bool = False, table: FrameTable | None = None
+    ) -> None:
         super().__init__(path, verify=verify)  # a table does not say if the library reads the file correctly
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
@@ -212,7 +214,8 @@ class _TorchCodecVideo(_LibraryVideo):
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # Without `device`, torchcodec uses torch's default device.
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": self.device}
-        decoder = library.VideoDecoder(ffmpeg_url(self.path), **options)
+        source = self.path.read() if isinstance(self.path, Remote) else ffmpeg_url(self.path)
+        decoder = library.VideoDecoder(source, **options)
         return len(decoder), lambda indices: decoder.get_frames_at(indices).data.cpu().numpy()
 
 
@@ -238,8 +241,8 @@ class _DecordVideo(_LibraryVideo):
         return len({(frame.width, frame.height) for frame in self._decode(keyframes)}) == 1
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
-        # Decord cannot open a part of a file, so it gets the bytes.
-        source = BytesIO(self.path.read()) if isinstance(self.path, Member) else str(self.path)
+        # Decord cannot open a part of a file or a URL, so it gets the bytes.
+        source = BytesIO(self.path.read()) if isinstance(self.path, Member | Remote) else str(self.path)
         reader = library.VideoReader(source, num_threads=1)  # used for one read only, because it leaks memory
 
         def read(indices: list[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_o
 from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.packets import FrameList, FrameTable, list_frames
 from sparsevideo.io.pixels import output_size, resize
-from sparsevideo.io.sources import Member, ffmpeg_url
+from sparsevideo.io.sources import Member, Remote, RemoteFile, ffmpeg_url
 
 _CAN_SKIP = {"h264", "hevc", "mpeg4"}  # codecs whose decoder can leave out frames that no other frame refers to
 _HEADER_TOLERANCE = 0.01  # of the duration that the time stamps give
@@ -57,8 +58,11 @@ class Video:
     truncated_because: str | None = None
     stored_size: tuple[int, int] | None = None
 
-    def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
+    def __init__(
+        self, path: str | Path | Member | Remote, *, verify: bool = False, table: FrameTable | None = None
+    ) -> None:
         self.path = path
+        self._remote_file = RemoteFile(path) if isinstance(path, Remote) else None
         self._converter = FrameConverter(path)
         self._list: FrameList | None = None  # None if frames must be counted by decoding
         self._decoded_pts: list[int | None] = []  # time stamps of the frames counted by decoding
@@ -212,7 +216,10 @@ class Video:
         return map(self._converter.to_rgb, self._decode(wanted))
 
     def _open(self) -> None:
-        self._container, self._stream = open_container(ffmpeg_url(self.path), self.path)
+        source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
+        if self._remote_file is not None:
+            self._remote_file.rewind()
+        self._container, self._stream = open_container(source, self.path)
         self.time_base = time_base(self._stream)
 
     def _list_frames(self) -> bool:
@@ -229,6 +236,8 @@ class Video:
         try:
             for frame in self._decode_from_start():
                 self._decoded_pts.append(frame.pts)
+        except DecodeError:  # the connection to a remote file is broken
+            raise
         except Exception as error:
             self.truncated_because = reason_of(error)
         self.num_frames = len(self._decoded_pts)

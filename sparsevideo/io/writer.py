@@ -1,7 +1,7 @@
 """Write video files."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 from sparsevideo.io.backends import open_video, read_frames, resolve_decoder
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.pyav import PYAV_ADVICE
+from sparsevideo.io.reader import Video
+from sparsevideo.io.sources import Remote
 from sparsevideo.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -156,34 +158,61 @@ def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf
     if short_side < 2 or short_side % 2:
         raise ValueError(f"short_side must be even and >= 2, got {short_side}")
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _resize(source, target, short_side, crf, gop)
+        return _copy(source, target, short_side, crf, gop)
     except DecodeError:  # damaged in part or completely: copy as many frames as decode
-        return _resize(source, target, short_side, crf, gop, verify=True)
+        return _copy(source, target, short_side, crf, gop, verify=True)
 
 
-def _resize(source: str | Path, target: Path, short_side: int, crf: int, gop: int, *, verify: bool = False) -> int:
+def edit_video(
+    source: str | Path | Remote,
+    target: Path,
+    edit: Callable[[np.ndarray], np.ndarray],
+    choose: Callable[[Video], np.ndarray] | None = None,
+) -> int:
+    """Copy a video as `resize_video` does, at its own size, with each frame (H, W, 3) uint8 changed by `edit`.
+
+    `choose` returns the rising indices of the frames to copy; None copies all. Raises as `resize_video`.
+    """
+    try:
+        return _copy(source, target, edit=edit, choose=choose)
+    except DecodeError:
+        return _copy(source, target, edit=edit, choose=choose, verify=True)
+
+
+def _copy(
+    source: str | Path | Remote,
+    target: Path,
+    short_side: int | None = None,
+    crf: int = 20,
+    gop: int = 32,
+    *,
+    edit: Callable[[np.ndarray], np.ndarray] | None = None,
+    choose: Callable[[Video], np.ndarray] | None = None,
+    verify: bool = False,
+) -> int:
+    target.parent.mkdir(parents=True, exist_ok=True)
     with open_video(source, "pyav", verify=verify) as video:
         times = (video.times - video.times[0]).tolist()
         seconds = times[-1] * video.time_base
         rate = (len(times) - 1) / seconds if seconds else Fraction(25)  # a single frame has no rate of its own
-        first = video.read([0])[0]  # a frame must have been read to know the rotation
+        indices = np.arange(video.num_frames) if choose is None else choose(video)
+        height, width = video.read([0])[0].shape[:2]  # a frame must have been read to know the rotation
         ratio = video.sample_aspect_ratio
         with VideoWriter(
             target,
             fps=max(rate.limit_denominator(1001), Fraction(1)),
             time_base=video.time_base,
-            size=_even_size(first.shape[0], first.shape[1], short_side),
+            size=_even_size(height, width, short_side or min(height, width)),
             sample_aspect_ratio=1 / ratio if video.is_turned else ratio,
             crf=crf,
             gop=gop,
         ) as writer:
-            for index, image in video.frames(range(video.num_frames)):
-                writer.add(image, times[index])
+            for index, image in video.frames(indices):
+                writer.add(image if edit is None else edit(image), times[index] - times[indices[0]])
         if reason := video.truncated_because:
             logger.warning("%s: ends after %d frames (%s), and so does the copy", source, len(times), reason)
-        return video.num_frames
+        return len(indices)
 
 
 def _even_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.segments import segment_columns
 from sparsevideo.reports.metrics import rank_classes
 from sparsevideo.reports.predictions import Predictions
@@ -49,12 +50,17 @@ def check_scores(predictions: Predictions) -> None:
     """Check that predictions can be analyzed.
 
     Raises:
-        ValueError: Fewer than two files could be read, a label is outside 0 to K-1, a score is NaN or infinite, or
-            the scores have the kind "softmax" but are not probabilities.
+        ValueError: Fewer than two files could be read, a label is missing or outside 0 to K-1, a score is NaN or
+            infinite, or the scores have the kind "softmax" but are not probabilities.
     """
     labels, read = predictions.labels, np.flatnonzero(~predictions.failed)
     if len(read) < 2:
         raise ValueError(f"at least 2 readable files are needed, got {len(read)} of {len(labels)} listed")
+    if UNLABELED in labels:
+        count = int((labels == UNLABELED).sum())
+        raise ValueError(
+            f"{count} of {len(labels)} files have no label; add --labels with a list file or class folders"
+        )
     if labels.min() < 0 or labels.max() >= len(predictions.classes):
         raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit {len(predictions.classes)} classes")
     scores = predictions.scores[read]

@@ -4,16 +4,22 @@ Letters: n files, K classes.
 """
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
-from sparsevideo.data.segments import COLUMNS, check_unit, segment_columns, segment_name, span_of
+from sparsevideo.data.classes import UNLABELED, index_classes
+from sparsevideo.data.folders import EXTENSIONS, find_in_class_folders
+from sparsevideo.data.lists import Row, read_list, short_messages
+from sparsevideo.data.segments import COLUMNS, WHOLE, check_unit, segment_columns, segment_name, span_of
+from sparsevideo.io.sources import Remote, is_url
 from sparsevideo.reports.npz import read_npz, write_npz
-from sparsevideo.utils.files import atomic_path
+from sparsevideo.utils.files import abbreviate, atomic_path
 
 KINDS = ("softmax", "logits")
 
@@ -24,7 +30,7 @@ class Predictions:
 
     Attributes:
         names: n paths as they are listed, relative to `root`.
-        labels: (n,) int64 true classes, 0 to K-1.
+        labels: (n,) int64 true classes, 0 to K-1; `UNLABELED`, which is -1, if unknown.
         scores: (n, K) float32 mean over the views; zeros if a file failed.
         failed: (n,) bool, whether the file could not be read.
         classes: K names.
@@ -71,9 +77,9 @@ class Predictions:
 def save_predictions(folder: Path, predictions: Predictions) -> None:
     """Write `predictions.npz`, and `predictions.csv` for people and spreadsheets, into a folder that exists.
 
-    The csv has a row for each file: path, true class, predicted class ("failed" if the file failed), then the score of
-    every class. If the list has segments, `start_s` and `end_s`, or `start_frame` and `stop_frame`, follow the path;
-    the end is empty if the segment ends with the file.
+    The csv has a row for each file: path, true class (empty if unknown), predicted class ("failed" if the file failed),
+    then the score of every class. If the list has segments, `start_s` and `end_s`, or `start_frame` and `stop_frame`,
+    follow the path; the end is empty if the segment ends with the file.
     """
     write_npz(folder / "predictions.npz", predictions)
     with (
@@ -88,7 +94,9 @@ def save_predictions(folder: Path, predictions: Predictions) -> None:
             predicted = "failed" if predictions.failed[row] else predictions.classes[first[row]]
             scores = [f"{score:.6g}" for score in predictions.scores[row].tolist()]
             span = segment_columns(predictions.spans, row, predictions.spans_unit).values()
-            writer.writerow([name, *span, predictions.classes[predictions.labels[row]], predicted, *scores])
+            label = predictions.labels[row]
+            true_class = "" if label == UNLABELED else predictions.classes[label]
+            writer.writerow([name, *span, true_class, predicted, *scores])
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -107,6 +115,59 @@ def load_predictions(path: str | Path) -> Predictions:
     if path.suffix == ".csv":
         raise ValueError(f"{path}: csv files cannot be read; use {path.with_suffix('.npz').name} beside it")
     return read_npz(path, Predictions, "the predictions of a test", "test the checkpoint again")
+
+
+@short_messages()
+def add_labels(predictions: Predictions, listing: Path) -> Predictions:
+    """Return predictions with the labels of a list file or of class folders, matched by path and segment.
+
+    Paths in the list are relative to its folder. The listed files need not exist.
+
+    Raises:
+        FileNotFoundError: There is no such list or folder.
+        ValueError: The list is malformed, a predicted file has no label, a listed file has no prediction, or a label is
+            not among the classes.
+    """
+    rows = {_key(listing.parent, row.path, (row.start, row.end)): row for row in _labeled_rows(predictions, listing)}
+    location_of = {normalize("NFC", row.label): row.location or str(listing) for row in rows.values()}
+    _, index_of = index_classes(location_of, predictions.classes, are_names=listing.is_dir())
+    spans = [span_of(predictions.spans, row) for row in range(len(predictions.names))]
+    keys = [_key(Path(predictions.root), *pair) for pair in zip(predictions.names, spans, strict=True)]
+    missing = [predictions.segment(row) for row, key in enumerate(keys) if key not in rows]
+    unknown = [rows[key].path for key in rows.keys() - {*keys}]
+    problems = [f"{len(missing)} predicted files are not in it: {abbreviate(missing, 3)}"] if missing else []
+    problems += [f"{len(unknown)} listed files are not predicted: {abbreviate(sorted(unknown), 3)}"] if unknown else []
+    if problems:
+        raise ValueError(f"{listing}: {'; '.join(problems)}; list exactly the predicted files, relative to its folder")
+    labels = [index_of[normalize("NFC", rows[key].label)] for key in keys]
+    return replace(predictions, labels=np.array(labels, dtype=np.int64))
+
+
+def _labeled_rows(predictions: Predictions, listing: Path) -> list[Row]:
+    """Read a list of labels; the paths of rows are relative to the folder of the list."""
+    names = [name.lower() for name in predictions.names]
+    kind = max(EXTENSIONS, key=lambda kind: sum(name.endswith(EXTENSIONS[kind]) for name in names))
+    if listing.is_dir():
+        rows = list(find_in_class_folders(listing.parent, listing, kind, labeled=True))
+    elif listing.is_file():
+        rows = list(read_list(listing, listing.parent, EXTENSIONS[kind]).rows)
+    else:
+        raise FileNotFoundError(f"{listing}: no such list or folder of labels")
+    label_of: dict[tuple[str, float, float], str] = {}
+    for row in rows:
+        if label_of.setdefault((row.path, row.start, row.end), row.label) != row.label:
+            raise ValueError(f"{row.location or listing}: lists {row.path} twice, with different labels")
+        if not row.label:
+            raise ValueError(f"{row.location}: has no label; write one for each file, such as `path,label`")
+        has_unit = predictions.spans is None or row.in_frames == (predictions.spans_unit == "frames")
+        if not has_unit and (row.start, row.end) != WHOLE:
+            raise ValueError(f"{row.location}: its segment is not in {predictions.spans_unit}, as in the predictions")
+    return rows
+
+
+def _key(root: Path, name: str, span: tuple[float, float]) -> tuple[str, tuple[float, float]]:
+    """Return what identifies a row of predictions, and of a list."""
+    return str(Remote(name)) if is_url(name) else os.path.abspath(root / name), span  # noqa: PTH100
 
 
 def check_same_list(predictions: Iterable[tuple[str, Predictions]]) -> None:

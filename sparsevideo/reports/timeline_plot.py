@@ -21,7 +21,8 @@ def save_timeline_plot(
 ) -> None:
     """Plot the scores over time of the ten classes that the segments, or else the windows, support most.
 
-    Each class is a row: the curve is its score from 0 to 1, the bars below it are its segments.
+    Each class is a row, in the order of their first segments: the curve is its score from 0 to 1, the bars below it are
+    its segments.
 
     Args:
         path: The PNG file.
@@ -30,12 +31,15 @@ def save_timeline_plot(
         segments: Segments of the video.
         classes: K class names.
     """
-    support = np.zeros(len(classes))
+    support, appears_s = np.zeros(len(classes)), np.full(len(classes), np.inf)
     index_of = {name: label for label, name in enumerate(classes)}
     for segment in segments:
-        support[index_of[segment.label]] += segment.score * (segment.end_s - segment.start_s)
+        label = index_of[segment.label]
+        support[label] += segment.score * (segment.end_s - segment.start_s)
+        appears_s[label] = min(appears_s[label], segment.start_s)
     # Classes with segments come first, then those with the highest scores.
     ranked = np.lexsort((-scores.mean(axis=0), -support))[:_MAX_ROWS]
+    ranked = ranked[np.argsort(appears_s[ranked], kind="stable")]
     names, families = drawable_names([classes[label] for label in ranked])
     # Neighboring windows share a column if there are more windows than pixels.
     first = np.unique(np.linspace(0, len(times_s), min(len(times_s), _MAX_COLUMNS), endpoint=False).astype(int))
@@ -54,7 +58,8 @@ def save_timeline_plot(
         axes.plot(x, row - 0.72 * heights[:, row], color=colors[row], linewidth=0.8)
         own = [(each.start_s, each.end_s - each.start_s) for each in segments if index_of[each.label] == label]
         axes.broken_barh(own, (row + 0.04, 0.14), color=colors[row], linewidth=0)
-    axes.set(xlim=(x[0], max(x[-1], x[0] + 1e-3)), ylim=(len(ranked) - 0.7, -0.85), xlabel="time")
+    axes.set(xlim=(x[0], max(x[-1], x[0] + 1e-3)), ylim=(len(ranked) - 0.7, -0.85))
+    axes.set_xlabel("time (curve: score, from 0 to 1; bar: segment)")
     axes.set_yticks(range(len(ranked)), names, family=families, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.5, 2, 3, 5, 6, 10]))
     axes.xaxis.set_major_formatter(lambda seconds, _: format_time(seconds).removeprefix("00:").removesuffix(".000"))

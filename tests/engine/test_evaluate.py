@@ -19,6 +19,7 @@ def batches(indices, views, failures=()):
         "scores": scores,
         "video_index": index,
         "short_side": 100 + index,
+        "repeats_frames": torch.tensor([i == 2 for i in indices]),
         "sample_aspect_ratio": torch.tensor([16 / 15 if i == 0 else 1.0 for i in indices], dtype=torch.float64),
         "clip_index": numbers // 2,
         "aug_index": numbers % 2,
@@ -44,6 +45,7 @@ def test_scores_are_the_mean_of_the_views_in_the_order_of_the_list():
     assert scores.means.tolist() == [[0, 1], [0, 2], [0, 3]]
     assert scores.short_sides.tolist() == [100, 101, 102]
     assert scores.sample_aspect_ratios.tolist() == pytest.approx([16 / 15, 1, 1])
+    assert list(scores.repeating) == [2]
     assert scores.failures == {}
 
 
@@ -146,7 +148,14 @@ def test_a_failed_video_is_tried_again(tmp_path):
 
 
 def test_a_journal_of_another_test_is_refused_with_what_differs(tmp_path):
-    Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
-    with pytest.raises(ValueError, match=r"an unfinished test with other settings \(test.clips 4 -> 10\)"):
+    journal = Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 4}, width=row_width(2))
+    journal.add(np.array([0]), np.zeros((1, 5), np.float32))
+    with pytest.raises(ValueError, match=r"unfinished results of other settings \(test.clips 4 -> 10\)"):
         Journal(tmp_path / "unfinished", {"weights": "a", "test.clips": 10}, width=row_width(2))
     assert json.loads((tmp_path / "unfinished" / "about.json").read_text())["test.clips"] == 4
+
+
+def test_a_journal_without_scores_takes_other_settings(tmp_path):
+    Journal(tmp_path / "unfinished", {"test.clips": 4}, width=row_width(2))
+    Journal(tmp_path / "unfinished", {"test.clips": 10}, width=row_width(2))
+    assert json.loads((tmp_path / "unfinished" / "about.json").read_text()) == {"test.clips": 10}

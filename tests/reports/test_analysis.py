@@ -173,7 +173,7 @@ def test_random_split_is_disjoint_and_complete():
         (predictions(np.zeros((0, 2)), np.zeros(0, int)), "got 0 of 0 listed"),
         (predictions(np.eye(2), [0, 1], failed=[0]), "got 1 of 2 listed"),
         (predictions(np.eye(2), [0, 2]), "labels 0 to 2 do not fit 2 classes"),
-        (predictions(np.eye(2), [0, -1]), "labels -1 to 0 do not fit 2 classes"),
+        (predictions(np.eye(2), [0, -1]), "of 2 files have no label; add --labels"),
         (predictions([[1, 0], [0, 1], [np.nan, 1], [1, np.inf]], [0] * 4, failed=[0]), r"2 rows .* is 2, 2\.mp4"),
         (predictions([[1, 0], [5, -3]], [0, 0]), "of kind softmax .* first is 1"),
         (predictions([[1, 0], [1.5, -0.5]], [0, 0]), "of kind softmax .* first is 1"),

@@ -8,7 +8,13 @@ import pytest
 from test_analysis import predictions
 
 from sparsevideo.reports.comparison import subset
-from sparsevideo.reports.predictions import Predictions, check_same_list, load_predictions, save_predictions
+from sparsevideo.reports.predictions import (
+    Predictions,
+    add_labels,
+    check_same_list,
+    load_predictions,
+    save_predictions,
+)
 
 
 def test_predictions_have_probabilities_for_large_logits_but_not_for_failed_files():
@@ -98,3 +104,43 @@ def test_check_same_list_refuses_another_length_and_checks_all(ours, theirs):
     check_same_list([("a", one), ("b", one)])
     with pytest.raises(ValueError, match=f"a and c are .* different lists: {ours} against {theirs} of them"):
         check_same_list([("a", one), ("b", one), ("c", other)])
+
+
+def unlabeled(names, **changes):
+    scores = np.full((len(names), 2), 0.5, np.float32)
+    return replace(predictions(scores, [-1] * len(names)), names=names, classes=["up", "down"], **changes)
+
+
+def test_predictions_without_labels_have_an_empty_cell(tmp_path):
+    save_predictions(tmp_path, unlabeled(["a.mp4"]))
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == "a.mp4,,up,0.5,0.5"
+    assert load_predictions(tmp_path).labels.tolist() == [-1]
+
+
+def test_labels_are_matched_by_path_and_segment(tmp_path):
+    (tmp_path / "lists").mkdir()
+    listing = tmp_path / "lists" / "labels.csv"
+    names = ["b.mp4", str(tmp_path / "a.mp4"), "http://h/a.mp4?hidden-1f206b11"]
+    listing.write_text("../a.mp4,1\n../b.mp4,up\nhttp://anna:pass@h/a.mp4?x=1,down\n")
+    assert add_labels(unlabeled(names, root=str(tmp_path)), listing).labels.tolist() == [0, 1, 1]
+    listing.write_text("path,label,start_s,end_s\n../b.mp4,up,1,\n../b.mp4,down,0,1\n")
+    parts = unlabeled(["b.mp4"] * 2, root=str(tmp_path), spans=np.array([[0, 1], [1, np.inf]]))
+    assert add_labels(parts, listing).labels.tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"line 2: its segment is not in frames, as in the predictions"):
+        add_labels(replace(parts, spans_unit="frames"), listing)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.mp4,up", r"labels\.csv: 1 predicted files are not in it: b\.mp4; list exactly the predicted files"),
+        ("a.mp4,up\nb.mp4,up\nnew.mp4,up", r"labels\.csv: 1 listed files are not predicted: new\.mp4; list exactly"),
+        ("a.mp4,up\nb.mp4,sideways", r"line 2: sideways not among the 2 classes expected \(up, down\)"),
+        ("a.mp4,up\nb.mp4,up\na.mp4,down", r"line 3: lists a\.mp4 twice, with different labels"),
+        ("a.mp4\nb.mp4", r"line 1: has no label; write one for each file"),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_line(content, message, tmp_path):
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        add_labels(unlabeled(["a.mp4", "b.mp4"], root=str(tmp_path)), tmp_path / "labels.csv")
