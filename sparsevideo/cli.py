@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, add_run_file, config_yaml, parse_run, parse_test
+from sparsevideo.parser import Parser, UsageError, add_run_file, config_yaml, parse_checkpoint, parse_run, parse_test
 from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
@@ -256,6 +256,48 @@ def probe(parser: Parser, argv: Sequence[str]) -> int:
     return OK
 
 
+def visualize(parser: Parser, argv: Sequence[str]) -> int:
+    """Draw the positions that a network samples in a video or image, their density, and the evidence for a class."""
+    parser.add_argument("checkpoint", help="checkpoint of a run, or its folder")
+    parser.add_argument("input", help="video; for an image network an image")
+    parser.add_argument("--out", help="folder for the pictures; by default a folder in the run folder")
+    parser.add_argument("--label", help="class whose evidence is drawn; by default the predicted one")
+    parser.add_argument("--at", type=float | None, help="start of the clip in seconds; by default the middle clip")
+    parser.add_argument("--compare", help="second checkpoint, drawn below the first one")
+    parser.add_argument("--json", action="store_true", help="print the evidence of steps, tubes and tokens as JSON")
+    args = parser.parse(argv)
+    from sparsevideo.commands.visualize import run, show
+
+    out, compare = (Path(path) if path else None for path in (args.out, args.compare))
+    results = run(Path(args.checkpoint), args.input, out, label=args.label, at_s=args.at, compare=compare)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(results)
+    return OK
+
+
+def localize(parser: Parser, argv: Sequence[str]) -> int:
+    """Measure how often the sampling points are inside ground-truth boxes, beside three baselines."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        parser.add_argument("--boxes", required=True, help="csv path,frame,x0,y0,x1,y1, or videos.json of the digits")
+        parser.add_argument("--out", help="folder for localize.json and localize.png; by default in the run folder")
+        parser.add_argument("--limit", type=int | None, help="number of files to compare; by default all with boxes")
+        parser.add_argument("--json", action="store_true", help="print localize.json")
+
+    path, config, args = parse_checkpoint(parser, argv, checkpoint_config, add_options)
+    from sparsevideo.commands.localize import run, show
+
+    results = run(path, config, Path(args.boxes), Path(args.out) if args.out else None, limit=args.limit)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(results)
+    return INCOMPLETE if results["failed"] else OK
+
+
 def inflate(parser: Parser, argv: Sequence[str]) -> int:
     """Turn image weights into video weights, and list the change of each tensor."""
     parser.add_argument("image_weights", help="checkpoint of a run, or published weights")
@@ -376,6 +418,8 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "serve": serve,
     "analyze": analyze,
     "probe": probe,
+    "visualize": visualize,
+    "localize": localize,
     "inflate": inflate,
     "convert": convert,
     "data make-digits": make_digits,

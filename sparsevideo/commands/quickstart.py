@@ -22,8 +22,8 @@ from sparsevideo.commands.convert import inflate_weights
 from sparsevideo.commands.runs import check_folder, checkpoint_config
 from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
+from sparsevideo.commands.visualize import FPS, load_view
 from sparsevideo.config import Config
-from sparsevideo.data.clip_sampling import spread_clips
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.run_log import peak_memory_gb
 from sparsevideo.io.writer import check_codecs, write_video
@@ -145,19 +145,13 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     assert config is not None  # checkpoints of a run have one
     records = build.build_records(config.data, "test", model.ndim, results["video"]["classes"])
     index = next(i for i in range(len(records)) if records.classes[records.labels[i]] == "right")
-    loader = build.build_test_loader(config, records, model.ndim, [index])
-    clip = loader.dataset[index]["video"][0]  # (3, T, S, S) uint8
-    inputs, _ = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"))(
-        {"video": clip.unsqueeze(0), "label": torch.zeros(1)}
-    )
-    trace = visualize.trace_sampling(model, inputs[0])
-    frames = clip.permute(1, 2, 3, 0).numpy()  # (T, S, S, 3)
+    view = load_view(config, records, index, model.ndim)
+    trace = visualize.trace_sampling(model, view.x)
     sidecar = json.loads((out / "data" / "videos.json").read_text(encoding="utf-8"))[records.name(index)]
-    (frame_indices,) = spread_clips(len(sidecar["boxes"]), config.data.num_frames, config.data.frame_stride, 1)
-    boxes = np.array(sidecar["boxes"])[frame_indices]
+    boxes = np.array(sidecar["boxes"])[view.frame_indices]
     title = f"{records.name(index)}: a {sidecar['digit']} moves {sidecar['motion']}"
-    visualize.save_strip(out / "strip.png", frames, trace, boxes=boxes, title=title)
-    write_video(out / "sampling.mp4", visualize.render_frames(frames, trace, boxes=boxes), fps=4)
+    visualize.save_strip(out / "strip.png", view.frames, trace, boxes=boxes, title=title)
+    write_video(out / "sampling.mp4", visualize.render_frames(view.frames, trace, boxes=boxes), fps=FPS)
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -33,6 +33,7 @@ class _Decoded(NamedTuple):
     pixels: Tensor  # (k, A, 3, T, S, S) uint8: A boxes of each of k clips
     size: tuple[int, int]  # height and width of the frames before the crop
     stored_size: tuple[int, int]  # height and width of the frames in the file
+    frame_indices: np.ndarray  # (k, T) of each clip in the file
     positions: np.ndarray  # (k, T): of each clip's frames among the decoded ones, for clips that share them
     clip_spans: Tensor | None = None  # (k, 2) float64 seconds
     sample_aspect_ratio: float = 1.0  # width over height of a stored pixel
@@ -154,14 +155,17 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
         boxes = transform.boxes(height, width)
         item |= self._name_pixels(decoded.pixels.flatten(0, 1))
         item |= {"short_side": min(decoded.stored_size), "failures": []}
+        item["stored_size"] = torch.tensor(decoded.stored_size)
+        item["frame_indices"] = torch.from_numpy(decoded.frame_indices)
+        corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
+        item["crops"] = torch.tensor(corners)  # (A, 4)
         item["sample_aspect_ratio"] = decoded.sample_aspect_ratio
         item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
         item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)
         if decoded.clip_spans is not None:
             item["clip_spans"] = decoded.clip_spans
         if self.share_stem:
-            corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
-            item["boxes"] = torch.tensor(corners).repeat(self.num_clips, 1)  # (V, 4)
+            item["boxes"] = item["crops"].repeat(self.num_clips, 1)  # (V, 4)
             item["frames"] = torch.from_numpy(decoded.positions).repeat_interleave(len(boxes), dim=0)  # (V, T)
         return item
 
@@ -177,10 +181,11 @@ class VideoDataset(_LabeledFiles):
     `failures`: a list of (video_index, name, reason).
 
     In a test an item holds all views of one video: `video` (V, 3, T, S, S) uint8, V = clips x crops, clip after clip,
-    from one opening of the file, and `short_side`, that of the stored frames. A file that does not decode is not
-    replaced: it has `failures` and no `video`. With `share_stem`, `video` is (1, 3, F, H, W), the frames of all clips,
-    each once and whole; `frames` (V, T) has the positions of each view's frames among them, and `boxes` (V, 4) its
-    corners (x, y, x, y) as fractions.
+    from one opening of the file; `short_side` and `stored_size` (height and width) of the stored frames;
+    `frame_indices` (clips, T) in the file; and `crops` (A, 4), the corners (x, y, x, y) of each crop as fractions. A
+    file that does not decode is not replaced: it has `failures` and no `video`. With `share_stem`, `video` is
+    (1, 3, F, H, W), the frames of all clips, each once and whole; `frames` (V, T) has the positions of each view's
+    frames among them, and `boxes` (V, 4) its corners.
 
     Both have `sample_aspect_ratio`, a float, see `Video.sample_aspect_ratio`. The other keys are pytorchvideo's:
     `label`, `video_index`, `video_name` (with its seconds if only a part of it counts, see `Records.segment`), and
@@ -264,7 +269,8 @@ class VideoDataset(_LabeledFiles):
                     seconds = seconds.clip(*self.records.span(index))
                 spans = torch.from_numpy(seconds)
             stored_size, ratio = video.stored_size or size, float(video.sample_aspect_ratio)
-            return _Decoded(pixels, size, stored_size, positions.reshape(frame_indices.shape), spans, ratio)
+            positions = positions.reshape(frame_indices.shape)
+            return _Decoded(pixels, size, stored_size, frame_indices, positions, spans, ratio)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
         """Return the indices of the frames that clips are taken from."""
@@ -332,7 +338,7 @@ class ImageDataset(_LabeledFiles):
         image = self.records.image(index)
         frame_indices = np.zeros((len(rngs) or 1, 1), dtype=np.int64)
         pixels, size = self._crop_frames([(0, image)], frame_indices, rngs)
-        return _Decoded(pixels, size, image.shape[:2], frame_indices)
+        return _Decoded(pixels, size, image.shape[:2], frame_indices, frame_indices)
 
     def _name_pixels(self, views: Tensor) -> Item:
         return {"image": views.squeeze(-3)}

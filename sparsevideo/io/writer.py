@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
 
 import av
 import numpy as np
@@ -20,6 +21,70 @@ logger = logging.getLogger(__name__)
 # A keyframe every `gop` frames and nowhere else, so that all seeks cost alike. Without "mbtree" the same frames give
 # the same bytes each time.
 _X264: Mapping[str, str] = {"threads": "1", "preset": "veryfast", "mbtree": "0", "sc_threshold": "0"}
+
+
+class VideoWriter:
+    """Writes an H.264 mp4 file frame by frame; the same frames always give the same bytes.
+
+    Use it in a `with` block: the file appears under its name when the block is complete.
+
+    Args:
+        path: The file to write; its folder must exist.
+        fps: Frames per second.
+        time_base: Seconds in one unit of the time stamps that `add` takes; None: one frame.
+        size: Even height and width; None: those of the first frame, rounded down to even numbers. Frames of another
+            size are resized.
+        sample_aspect_ratio: Width over height of a pixel.
+        crf: Constant rate factor, 0 (lossless) to 51; 18 is visually lossless.
+        gop: Largest distance between two keyframes, in frames.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: int | Fraction = 10,
+        time_base: Fraction | None = None,
+        size: tuple[int, int] | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
+        crf: int = 18,
+        gop: int = 12,
+    ) -> None:
+        self.fps, self.time_base, self.size, self.sample_aspect_ratio = fps, time_base, size, sample_aspect_ratio
+        self.options = {"crf": str(crf), "g": str(gop), **_X264}
+        self.num_frames = 0
+        self._atomic = atomic_path(Path(path), unique=True)
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> "VideoWriter":
+        self._container = av.open(str(self._atomic.__enter__()), "w", format="mp4")
+        return self
+
+    def add(self, image: np.ndarray, pts: int | None = None) -> None:
+        """Append a frame (H, W, 3) uint8 RGB, shown at `pts` in units of `time_base`; None: after the last one."""
+        if self._stream is None:
+            height, width = self.size or (max(2, side - side % 2) for side in image.shape[:2])
+            stream = self._container.add_stream("libx264", rate=self.fps, options=self.options)
+            if self.time_base is not None:
+                stream.time_base = stream.codec_context.time_base = self.time_base
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.thread_count = 1  # resizing would use more
+            if self.sample_aspect_ratio != 1:
+                stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
+            self._stream = stream
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if pts is not None:
+            frame.pts, frame.time_base = pts, self.time_base
+        self._container.mux(self._stream.encode(frame))  # the encoder resizes
+        self.num_frames += 1
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None and self._stream is not None:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+            self._atomic.__exit__(kind, error, trace)
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int = 18, gop: int = 12) -> None:
@@ -40,12 +105,9 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 10, crf: int
         raise ValueError(
             f"{path}: frames must be (T, H, W, 3) uint8 with T >= 1 and even H and W, got {frames.shape} {frames.dtype}"
         )
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "g": str(gop), **_X264})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    with VideoWriter(path, fps=fps, crf=crf, gop=gop) as writer:
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+            writer.add(frame)
 
 
 @cache
@@ -95,32 +157,30 @@ def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf
         raise ValueError(f"short_side must be even and >= 2, got {short_side}")
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    options = {"crf": str(crf), "g": str(gop), **_X264}
-    with atomic_path(target, unique=True) as unfinished:
-        try:
-            return _resize(source, unfinished, short_side, options)
-        except DecodeError:  # damaged in part or completely: copy as many frames as decode
-            return _resize(source, unfinished, short_side, options, verify=True)
+    try:
+        return _resize(source, target, short_side, crf, gop)
+    except DecodeError:  # damaged in part or completely: copy as many frames as decode
+        return _resize(source, target, short_side, crf, gop, verify=True)
 
 
-def _resize(source: str | Path, target: Path, short_side: int, options: dict[str, str], *, verify: bool = False) -> int:
-    with open_video(source, "pyav", verify=verify) as video, av.open(str(target), "w", format="mp4") as container:
+def _resize(source: str | Path, target: Path, short_side: int, crf: int, gop: int, *, verify: bool = False) -> int:
+    with open_video(source, "pyav", verify=verify) as video:
         times = (video.times - video.times[0]).tolist()
         seconds = times[-1] * video.time_base
         rate = (len(times) - 1) / seconds if seconds else Fraction(25)  # a single frame has no rate of its own
-        stream = container.add_stream("libx264", rate=max(rate.limit_denominator(1001), 1), options=options)
-        stream.time_base = stream.codec_context.time_base = video.time_base
-        stream.thread_count = 1  # resizing would use more
-        stream.pix_fmt = "yuv420p"
-        for index, image in video.frames(range(video.num_frames)):
-            if index == 0:
-                stream.height, stream.width = _even_size(image.shape[0], image.shape[1], short_side)
-                if (ratio := video.sample_aspect_ratio) != 1:
-                    stream.codec_context.sample_aspect_ratio = 1 / ratio if video.is_turned else ratio
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = times[index], video.time_base
-            container.mux(stream.encode(frame))  # the encoder resizes
-        container.mux(stream.encode())
+        first = video.read([0])[0]  # a frame must have been read to know the rotation
+        ratio = video.sample_aspect_ratio
+        with VideoWriter(
+            target,
+            fps=max(rate.limit_denominator(1001), Fraction(1)),
+            time_base=video.time_base,
+            size=_even_size(first.shape[0], first.shape[1], short_side),
+            sample_aspect_ratio=1 / ratio if video.is_turned else ratio,
+            crf=crf,
+            gop=gop,
+        ) as writer:
+            for index, image in video.frames(range(video.num_frames)):
+                writer.add(image, times[index])
         if reason := video.truncated_because:
             logger.warning("%s: ends after %d frames (%s), and so does the copy", source, len(times), reason)
         return video.num_frames
