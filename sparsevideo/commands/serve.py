@@ -1,6 +1,7 @@
 """`sparsevideo serve`: a web page, with an API, that classifies uploaded files with a trained network."""
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-from sparsevideo import build
 from sparsevideo.classifier import Classifier, load
+from sparsevideo.commands.visualize import load_view
 from sparsevideo.config import parse_views
-from sparsevideo.data import transforms
+from sparsevideo.data.classes import UNLABELED
+from sparsevideo.data.records import Records
 from sparsevideo.io.backends import open_video
-from sparsevideo.io.errors import DecodeError
 from sparsevideo.reports import visualize
 
 _VIEWS = {2: ["1x1", "1x3"], 3: ["1x1", "4x1", "4x3", "10x3"]}  # by the dimensions of the network
@@ -37,7 +38,7 @@ def serve_run(
         checkpoint: Source of `sparsevideo.load`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        max_size_mb: Largest upload, in 10^6 bytes.
+        max_size_mb: Largest upload, in 2^20 bytes.
         max_duration_s: Longest video.
         keep_s: Seconds after which uploads and pictures are deleted.
 
@@ -61,32 +62,29 @@ def serve_run(
             classifier,
             title=f"sparsevideo: {Path(checkpoint).name}",
             note=f"{limits} Files are deleted after {keep_s:g} s. One file at a time goes through the network.",
-            check=lambda path: _check(path, name, max_size_mb, max_duration_s),
+            check=lambda path: _check(path, name, max_duration_s),
         )
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
-            max_file_size=int(max_size_mb * 1e6),
+            max_file_size=int(max_size_mb * 2**20),
             share=False,
-            ssr_mode=False,
-            mcp_server=False,
             run_history=False,
             enable_monitoring=False,
             footer_links=["api", "settings"],
             head=_SAME_ORIGIN,
             css=_CSS,
             prevent_thread_lock=True,
-            inbrowser=False,
             show_error=True,
             quiet=True,
         )
         print(f"{checkpoint}: {name} network of {len(classifier.classes)} classes at {url}", flush=True)
-        try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
+        with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(min(keep_s / 2, 10))
                 _delete_old_files(Path(folder), keep_s)
-        except KeyboardInterrupt:
-            page.close()
+        page.close(verbose=False)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -106,15 +104,12 @@ def _delete_old_files(folder: Path, keep_s: float) -> None:
                 path.unlink()
 
 
-def _check(path: str | None, name: str, max_size_mb: float, max_duration_s: float) -> None:
-    """Raise ValueError or OSError, whose messages are for the user, if this is not a file within the limits."""
+def _check(path: str | None, name: str, max_duration_s: float) -> None:
+    """Raise ValueError or OSError, whose messages are for the user, if the upload is absent or too long."""
     if path is None:
         raise ValueError(f"no {name}; upload or record one first")
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: has been deleted; upload it again")
-    size_mb = Path(path).stat().st_size / 1e6
-    if size_mb > max_size_mb:
-        raise ValueError(f"{path}: has {size_mb:.1f} MB; the limit is {max_size_mb:g} MB")
     if name == "video":
         with open_video(path) as video:
             duration_s = video.info.duration_s
@@ -127,24 +122,16 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
     import gradio
 
     name = _NAMES[classifier.model.ndim]
+    component: Any = {"image": gradio.Image, "video": gradio.Video}[name]
     test = classifier.config.test
     views = f"{test.clips}x{test.crops}"
     choices = sorted({views, *_VIEWS[classifier.model.ndim]}, key=parse_views)
     classifier.config = replace(classifier.config, test=replace(test, scores="softmax"))  # the bars are shares of 1
 
-    class Upload(gradio.Video if name == "video" else gradio.Image):  # type: ignore[misc]
-        """Input whose value is the path of the uploaded file as it is; gradio decodes and converts files."""
-
-        def get_block_name(self) -> str:
-            return name
-
-        def preprocess(self, payload: Any) -> str | None:
-            return payload and payload.path
-
-        async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-            if "://" in str(url_or_file_path):
-                raise gradio.Error(f"{url_or_file_path}: is an address; upload the file", print_exception=False)
-            return await super().async_move_resource_to_block_cache(url_or_file_path)
+    async def stored(path: str) -> str:
+        if "://" in path:
+            raise gradio.Error(f"{path}: is an address; upload the file", print_exception=False)
+        return path
 
     @contextmanager
     def checked(path: str | None) -> Iterator[str]:
@@ -160,39 +147,40 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
             prediction = classifier.predict(file, views=views)
         return dict(zip(prediction.labels, prediction.scores, strict=True))
 
-    def sampling(path: str | None) -> str:
+    def sampling(path: str | None) -> list[str]:
         with checked(path) as file:
-            return _save_strip(classifier, file)
+            return _draw(classifier, file)
 
     shared = {"concurrency_limit": 1, "concurrency_id": "network"}
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\n{note}")
         with gradio.Row():
             with gradio.Column():
-                upload = Upload(label=name.capitalize(), sources=["upload", "webcam"])
+                upload = component(label=name.capitalize(), sources=["upload", "webcam"])
+                # The functions get the file as it is. Gradio decodes and converts images, and it fetches addresses.
+                upload.preprocess = lambda file: file and file.path
+                upload.async_move_resource_to_block_cache = stored
                 with gradio.Row():
                     dropdown = gradio.Dropdown(choices, value=views, label="Views: clips x crops")
                     button = gradio.Button("Classify", variant="primary")
             label = gradio.Label(label="Classes", num_top_classes=5)
-        strip = gradio.Image(label="Sampling points", interactive=False, buttons=["fullscreen", "download"])
+        pictures = [
+            gradio.Image(label=text, interactive=False, buttons=["fullscreen", "download"])
+            for text in ("Sampling points", "Density of the sampling points")
+        ]
         button.click(predict, [upload, dropdown], label, api_name="predict", **shared).success(
-            sampling, upload, strip, api_name="sampling", **shared
+            sampling, upload, pictures, api_name="sampling", **shared
         )
-        upload.change(lambda: (None, None), None, [label, strip], api_visibility="private", queue=False)
+        upload.change(lambda: (None, None, None), None, [label, *pictures], api_visibility="private", queue=False)
     return page
 
 
-def _save_strip(classifier: Classifier, path: str) -> str:
-    """Draw where the network samples in the middle clip; return the path of the picture."""
-    model, config = classifier.model, classifier._config("1x1", 0)
-    loader = build.build_test_loader(config, classifier._records([path]), model.ndim, [0], use_index=False)
-    item = loader.dataset[0]
-    if item["failures"]:
-        raise DecodeError(item["failures"][0][2])
-    clip = item[_NAMES[model.ndim]][0]  # (3, [T,] S, S) uint8
-    inputs = transforms.Normalize(config.data.mean, config.data.std)(clip.unsqueeze(0))
-    trace = visualize.trace_sampling(model, inputs[0])
-    frames = clip.reshape(3, -1, *clip.shape[-2:]).permute(1, 2, 3, 0).numpy()  # (T, S, S, 3)
-    strip = Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "strip.png"
-    visualize.save_strip(strip, frames, trace, title=Path(path).name)
-    return str(strip)
+def _draw(classifier: Classifier, path: str) -> list[str]:
+    """Draw where the network samples in the middle clip; return the paths of the pictures."""
+    records = Records.build(Path(), classifier.classes, [path], [UNLABELED])
+    view = load_view(classifier.config, records, 0, classifier.model.ndim)
+    trace = visualize.trace_sampling(classifier.model, view.x)
+    folder = Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+    for name, save in (("strip", visualize.save_strip), ("density", visualize.save_density)):
+        save(folder / f"{name}.png", view.frames, trace, title=Path(path).name)
+    return [str(folder / "strip.png"), str(folder / "density.png")]
