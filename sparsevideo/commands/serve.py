@@ -151,6 +151,11 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
         with checked(path) as file:
             return _draw(classifier, file)
 
+    def timeline(path: str | None) -> list[tuple[float, float, str, float]]:
+        with checked(path) as file:
+            segments = classifier.timeline(file)
+        return [(each.start_s, each.end_s, each.label, each.score) for each in segments]
+
     shared = {"concurrency_limit": 1, "concurrency_id": "network"}
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\n{note}")
@@ -164,14 +169,21 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
                     dropdown = gradio.Dropdown(choices, value=views, label="Views: clips x crops")
                     button = gradio.Button("Classify", variant="primary")
             label = gradio.Label(label="Classes", num_top_classes=5)
-        pictures = [
-            gradio.Image(label=text, interactive=False, buttons=["fullscreen", "download"])
-            for text in ("Sampling points", "Density of the sampling points")
-        ]
-        button.click(predict, [upload, dropdown], label, api_name="predict", **shared).success(
-            sampling, upload, pictures, api_name="sampling", **shared
-        )
-        upload.change(lambda: (None, None, None), None, [label, *pictures], api_visibility="private", queue=False)
+        with gradio.Tabs():
+            pictures = []
+            for text in ("Sampling points", "Density of the sampling points"):
+                with gradio.Tab(text):
+                    pictures.append(gradio.Image(label=text, interactive=False, buttons=["fullscreen", "download"]))
+            tables = []
+            if name == "video" and classifier.config.data.sampling == "consecutive":
+                with gradio.Tab("Timeline"):
+                    tables.append(gradio.Dataframe(headers=["start in s", "end in s", "class", "score"], type="array"))
+        answered = button.click(predict, [upload, dropdown], label, api_name="predict", **shared)
+        answered = answered.success(sampling, upload, pictures, api_name="sampling", **shared)
+        if tables:
+            answered.success(timeline, upload, tables, api_name="timeline", **shared)
+        results = [label, *pictures, *tables]
+        upload.change(lambda: [None] * len(results), None, results, api_visibility="private", queue=False)
     return page
 
 
