@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+import numpy as np
+
 from sparsevideo.classifier import Classifier, load
 from sparsevideo.commands.visualize import load_view
 from sparsevideo.config import parse_views
@@ -18,6 +20,8 @@ from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io.backends import open_video
 from sparsevideo.reports import visualize
+from sparsevideo.reports.timeline import Segment, SegmentMerger
+from sparsevideo.reports.timeline_plot import save_timeline_plot
 
 _VIEWS = {2: ["1x1", "1x3"], 3: ["1x1", "4x1", "4x3", "10x3"]}  # by the dimensions of the network
 _NAMES = {2: "image", 3: "video"}
@@ -149,13 +153,17 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
 
     def sampling(path: str | None) -> list[str]:
         with checked(path) as file:
-            return _draw(classifier, file)
+            return _draw_sampling(classifier, file)
 
-    def timeline(path: str | None) -> list[tuple[float, float, str, float]]:
+    def timeline(path: str | None) -> tuple[str, list[tuple[float, float, str, float]]]:
         with checked(path) as file:
-            segments = classifier.timeline(file)
-        return [(each.start_s, each.end_s, each.label, each.score) for each in segments]
+            picture, segments = _draw_timeline(classifier, file)
+        return picture, [(each.start_s, each.end_s, each.label, round(each.score, 4)) for each in segments]
 
+    def picture(text: str) -> gradio.Image:
+        return gradio.Image(label=text, show_label=False, interactive=False, buttons=["fullscreen", "download"])
+
+    has_timeline = name == "video" and classifier.config.data.sampling == "consecutive"
     shared = {"concurrency_limit": 1, "concurrency_id": "network"}
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}\n{note}")
@@ -170,29 +178,49 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
                     button = gradio.Button("Classify", variant="primary")
             label = gradio.Label(label="Classes", num_top_classes=5)
         with gradio.Tabs():
-            pictures = []
-            for text in ("Sampling points", "Density of the sampling points"):
-                with gradio.Tab(text):
-                    pictures.append(gradio.Image(label=text, interactive=False, buttons=["fullscreen", "download"]))
-            tables = []
-            if name == "video" and classifier.config.data.sampling == "consecutive":
+            with gradio.Tab("Sampling points"):
+                strip = picture("Sampling points")
+            with gradio.Tab("Density"):
+                density = picture("Density")
+            if has_timeline:
                 with gradio.Tab("Timeline"):
-                    tables.append(gradio.Dataframe(headers=["start in s", "end in s", "class", "score"], type="array"))
+                    plot = picture("Timeline")
+                    segments = gradio.Dataframe(headers=["start in s", "end in s", "class", "score"], label="Segments")
+        results = [label, strip, density]
         answered = button.click(predict, [upload, dropdown], label, api_name="predict", **shared)
-        answered = answered.success(sampling, upload, pictures, api_name="sampling", **shared)
-        if tables:
-            answered.success(timeline, upload, tables, api_name="timeline", **shared)
-        results = [label, *pictures, *tables]
+        answered = answered.success(sampling, upload, [strip, density], api_name="sampling", **shared)
+        if has_timeline:
+            results += [plot, segments]
+            answered.success(timeline, upload, [plot, segments], api_name="timeline", **shared)
         upload.change(lambda: [None] * len(results), None, results, api_visibility="private", queue=False)
     return page
 
 
-def _draw(classifier: Classifier, path: str) -> list[str]:
+def _draw_sampling(classifier: Classifier, path: str) -> list[str]:
     """Draw where the network samples in the middle clip; return the paths of the pictures."""
     records = Records.build(Path(), classifier.classes, [path], [UNLABELED])
     view = load_view(classifier.config, records, 0, classifier.model.ndim)
     trace = visualize.trace_sampling(classifier.model, view.x)
-    folder = Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-    for name, save in (("strip", visualize.save_strip), ("density", visualize.save_density)):
-        save(folder / f"{name}.png", view.frames, trace, title=Path(path).name)
-    return [str(folder / "strip.png"), str(folder / "density.png")]
+    strip, density = _new_path("strip.png"), _new_path("density.png")
+    visualize.save_strip(strip, view.frames, trace, title=Path(path).name)
+    visualize.save_density(density, view.frames, trace, title=Path(path).name)
+    return [str(strip), str(density)]
+
+
+def _draw_timeline(classifier: Classifier, path: str) -> tuple[str, list[Segment]]:
+    """Return the path of a plot of the scores over time, and the segments."""
+    windows = list(classifier.score_windows(classifier.stream(path)))
+    merger = SegmentMerger(classifier.classes)
+    for window in windows:
+        merger.add(window)
+    segments = merger.finish()
+    times_s = np.array([(window.start_s, window.end_s) for window in windows])
+    scores = np.stack([window.scores for window in windows])
+    plot = _new_path("timeline.png")
+    save_timeline_plot(plot, times_s, scores, segments, classifier.classes)
+    return str(plot), segments
+
+
+def _new_path(name: str) -> Path:
+    """Return the path of a new file in the folder of the uploads, which no other user can guess."""
+    return Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / name
