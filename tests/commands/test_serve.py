@@ -19,11 +19,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from toy_runs import IMAGE, NANO, interruptible
 
 import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
-from sparsevideo.io import write_video
+from sparsevideo.io import read_frames, write_video
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ needs_browser = pytest.mark.skipif(
 )
 # The client of gradio reports its use to its makers, unless these are set.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-LIMITS = ["--max-size=0.5", "--max-duration=7"]
+LIMITS = ["--max-size=0.5", "--max-duration=7.5"]
 
 
 @contextmanager
@@ -49,8 +50,18 @@ def serving(checkpoint, *options):
 
 
 @pytest.fixture(scope="module")
-def server(trained):
-    with serving(trained, *LIMITS) as (process, url):
+def checkpoint(trained, tmp_path_factory):
+    """A network that is sure of itself, so that its timelines have segments."""
+    content = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    content["model"]["head.weight"] *= 100
+    path = tmp_path_factory.mktemp("sure") / "best.pt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    with serving(checkpoint, *LIMITS) as (process, url):
         yield url
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
@@ -59,8 +70,8 @@ def server(trained):
 
 
 @pytest.fixture(scope="module")
-def classifier(trained):
-    return sparsevideo.load(trained, device="cpu")
+def classifier(checkpoint):
+    return sparsevideo.load(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +98,7 @@ MESSAGES = {
     "text": "text.mp4: does not decode (Invalid data found when processing input); remove it or make it again",
     "empty": "empty.mp4: does not decode (Invalid data found when processing input); remove it or make it again",
     "audio": "audio.mp4: holds no video stream with a known codec; remove it or make it again",
-    "long": "long.mp4: lasts 8.0 s; the limit is 7 s",
+    "long": "long.mp4: lasts 8.0 s; the limit is 7.5 s",
 }
 
 
@@ -147,16 +158,16 @@ def test_page_shows_the_prediction_of_an_uploaded_video_and_requests_nothing_fro
         assert shown.count() == 5
         for row, label, score in zip(shown.all(), prediction.labels, prediction.scores, strict=True):
             assert row.inner_text().split() == [label, f"{score:.0%}"]
-        pictures = page.locator("img[src*='/gradio_api/file=']")
-        expect(pictures).to_have_count(2, timeout=20_000)
-        assert all(
-            picture.evaluate("img => img.decode().then(() => img.naturalWidth)") > 500 for picture in pictures.all()
-        )
+        for tab, name in (("Sampling points", "strip"), ("Density", "density"), ("Timeline", "timeline")):
+            page.get_by_role("tab", name=tab).click()
+            picture = page.locator(f"img[src*='/{name}.png']")
+            picture.wait_for()
+            assert picture.evaluate("img => img.decode().then(() => img.naturalWidth)") > 500
         assert len(requests) > 10
         assert [each for each in requests if not each.startswith((server, "data:", "blob:"))] == []
         assert page.evaluate("fetch('http://127.0.0.1:9/').catch(error => `${error}`)") == "TypeError: Failed to fetch"
         page.get_by_label("Clear").click()
-        expect(pictures).to_have_count(0)
+        expect(picture).to_have_count(0)
         page.locator("input[type=file]").set_input_files(bad_file("text", tmp_path))
         page.locator("video").wait_for(state="attached")
         page.get_by_role("button", name="Classify").click()
@@ -173,8 +184,21 @@ def test_api_gives_the_scores_of_predict(server, classifier, videos):
         assert_answers(answer, classifier.predict(videos[0], views=views))
     kind, pictures = call(server, "sampling", file(stored))
     assert kind == "complete"
-    for picture in pictures:
+    kind, (plot, _) = call(server, "timeline", file(stored))
+    assert kind == "complete"
+    for picture in (*pictures, plot):
         assert request(picture["url"]).startswith(b"\x89PNG")
+
+
+@needs_gradio
+def test_timeline_has_the_segments_of_the_classifier(server, classifier, videos, tmp_path):
+    frames = np.concatenate([read_frames(path, range(16)) for path in videos[::8]])
+    write_video(tmp_path / "several.mp4", frames, fps=10)
+    segments = classifier.timeline(tmp_path / "several.mp4")
+    assert segments
+    _, (_, table) = call(server, "timeline", file(upload(server, tmp_path / "several.mp4")))
+    assert table["headers"] == ["start in s", "end in s", "class", "score"]
+    assert table["data"] == [[each.start_s, each.end_s, each.label, round(each.score, 4)] for each in segments]
 
 
 @needs_gradio
@@ -250,8 +274,8 @@ def test_requests_without_a_file_are_refused(server, videos):
 
 
 @needs_gradio
-def test_api_reads_no_files_of_the_server_and_no_addresses(server, trained, videos):
-    for path in (videos[0], trained / "checkpoints" / "best.pt", "/etc/passwd"):
+def test_api_reads_no_files_of_the_server_and_no_addresses(server, checkpoint, videos):
+    for path in (videos[0], checkpoint, "/etc/passwd"):
         assert call(server, "predict", file(path), "1x1")[0] == "error"
         assert call(server, "predict", {"path": str(path)}, "1x1")[0] == "error"
         with pytest.raises(urllib.error.HTTPError) as error:
@@ -268,8 +292,7 @@ def test_api_reads_no_files_of_the_server_and_no_addresses(server, trained, vide
 
 @needs_gradio
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_uploads_are_deleted_after_their_time_and_at_the_end(trained, videos, stop):
+def test_uploads_are_deleted_after_their_time_and_at_the_end(trained, videos):
     with serving(trained, "--keep=6") as (process, url):
         stored = upload(url, videos[0])
         folder = stored.parents[1]
@@ -281,13 +304,7 @@ def test_uploads_are_deleted_after_their_time_and_at_the_end(trained, videos, st
             assert time.monotonic() < deadline
             time.sleep(0.1)
         upload(url, videos[0])
-        process.send_signal(stop)
-        assert process.wait(timeout=20) == OK
-        assert not folder.exists()
-        with pytest.raises(urllib.error.URLError):
-            request(url)
-        with socket.create_server(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))):
-            pass
+        assert_ends(process, url, folder, signal.SIGINT)
 
 
 @needs_gradio
@@ -298,7 +315,7 @@ def test_page_of_an_image_network_takes_images(digits, tmp_path):
     classifier = sparsevideo.load(out, device="cpu")
     image = min((digits / "images" / "test").glob("*/*.jpg"))
     (tmp_path / "text.jpg").write_text("not an image")
-    with serving(out) as (_, url):
+    with serving(out) as (process, url):
         stored = upload(url, image)
         kind, (answer,) = call(url, "predict", file(stored), "1x3")
         assert kind == "complete"
@@ -306,6 +323,17 @@ def test_page_of_an_image_network_takes_images(digits, tmp_path):
         assert call(url, "sampling", file(stored))[0] == "complete"
         kind, answer = call(url, "predict", file(upload(url, tmp_path / "text.jpg")), "1x1")
         assert kind == "error" and re.fullmatch(r"text\.jpg: .*", answer["error"])
+        assert_ends(process, url, stored.parents[1], signal.SIGTERM)
+
+
+def assert_ends(process, url, folder, stop):
+    process.send_signal(stop)
+    assert process.wait(timeout=20) == OK
+    assert not folder.exists()
+    with pytest.raises(urllib.error.URLError):
+        request(url)
+    with socket.create_server(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))):
+        pass
 
 
 def error_line(capsys):
