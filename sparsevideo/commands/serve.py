@@ -185,7 +185,8 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
             if has_timeline:
                 with gradio.Tab("Timeline"):
                     plot = picture("Timeline")
-                    segments = gradio.Dataframe(headers=["start in s", "end in s", "class", "score"], label="Segments")
+                    headers = ["start in s", "end in s", "class", "score"]
+                    segments = gradio.Dataframe(headers=headers, label="Segments", interactive=False)
         results = [label, strip, density]
         answered = button.click(predict, [upload, dropdown], label, api_name="predict", **shared)
         answered = answered.success(sampling, upload, [strip, density], api_name="sampling", **shared)
