@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,15 @@ from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.frame_index import INDEX, Index, read_index
 from sparsevideo.data.records import Records, check_classes, read_records
 from sparsevideo.data.tar_shards import is_shards, read_shards
+from sparsevideo.data.windows import WindowFeed, WindowSchedule
 from sparsevideo.engine import optim
 from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.engine.state import BadFiles, TrainState
 from sparsevideo.engine.train import Preprocess, TrainBatch
+from sparsevideo.engine.windows import WindowScorer
 from sparsevideo.io.backends import resolve_decoder
 from sparsevideo.io.errors import DecodeError
+from sparsevideo.io.stream import FrameStream, TimedFrame
 from sparsevideo.models.elastic import ElasticSparseFormer
 from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer
@@ -127,8 +131,7 @@ def build_test_loader(
 ) -> DataLoader:
     """Return test batches of the files with these indices, each once with all views; `use_index`: that of a scan."""
     test = config.test
-    if test.share_stem and config.data.size % 4:  # the features have a quarter of the resolution
-        raise ValueError(f"data.size is {config.data.size}; with test.share_stem it must be a multiple of 4")
+    _check_share_stem(config)
     transform = build_test_transform(config)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
@@ -143,6 +146,11 @@ def build_test_loader(
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
     )
+
+
+def _check_share_stem(config: Config) -> None:
+    if config.test.share_stem and config.data.size % 4:  # the features have a quarter of the resolution
+        raise ValueError(f"data.size is {config.data.size}; with test.share_stem it must be a multiple of 4")
 
 
 def build_test_transform(config: Config) -> transforms.TestTransform:
@@ -238,17 +246,74 @@ def build_batch_transform(config: DataConfig, ndim: int, device: torch.device, *
     return transform
 
 
+def build_windows(
+    config: Config,
+    ndim: int,
+    stream: FrameStream,
+    *,
+    step_s: float,
+    window_s: float | None = None,
+    newest_only: bool = False,
+    on_frame: Callable[[TimedFrame], None] | None = None,
+) -> WindowFeed:
+    """Return the windows of a stream, with frames that are prepared as in a test; see `WindowFeed`.
+
+    Args:
+        config: Settings; see `resolve_test_config`.
+        ndim: 3 for windows of `data.num_frames` frames, 2 for single frames.
+        stream: Frames, resized by `data.short_side` and `data.square_pixels`.
+        step_s: Seconds from the start of one window to the start of the next.
+        window_s: Seconds in a window, with uniform sampling only.
+        newest_only: Drop older windows that wait.
+        on_frame: Function that gets each frame, in another thread.
+
+    Raises:
+        ValueError: `window_s` is missing with uniform sampling, or is given without it; the settings are impossible.
+    """
+    data, test, is_uniform = config.data, config.test, config.data.sampling == "uniform" and ndim == 3
+    if is_uniform and window_s is None:
+        raise ValueError(
+            "data.sampling is uniform, which takes frames of a whole video; set the length of a window in seconds"
+        )
+    if window_s is not None and not is_uniform:
+        raise ValueError(
+            f"the length of a window is {window_s} s, but it follows from data.num_frames and data.frame_stride; omit"
+            " it, or set data.sampling to uniform"
+        )
+    share_stem = test.share_stem or test.crops > 1
+    _check_share_stem(replace(config, test=replace(test, share_stem=share_stem)))
+    schedule = WindowSchedule(
+        *((data.num_frames, data.frame_stride) if ndim == 3 else (1, 1)),
+        step_s=step_s,
+        uniform_s=window_s,
+        target_fps=data.target_fps if ndim == 3 else None,
+    )
+    prepare = transforms.StreamTransform(build_test_transform(config), share_stem=share_stem)
+    return WindowFeed(stream, schedule, prepare, newest_only=newest_only, on_frame=on_frame)
+
+
+def build_window_scorer(
+    config: Config, model: SparseFormer, fabric: Fabric, *, multilabel: bool = False
+) -> WindowScorer:
+    """Return the network that scores windows, with stem features that are computed once per frame."""
+    return WindowScorer(
+        build_predictor(config, model, fabric, output="logits"),
+        activation="sigmoid" if multilabel else "softmax",
+        mean_of_logits=config.test.scores == "logits",
+    )
+
+
 def build_predictor(
-    config: Config, model: SparseFormer, fabric: Fabric, *, features: bool = False
+    config: Config, model: SparseFormer, fabric: Fabric, *, output: str | None = None
 ) -> MultiViewPredictor:
-    """Return the part of a test that runs on the device: batch -> scores of all views, or their features."""
+    """Return the part of a test that runs on the device: batch -> scores of all views; see `MultiViewPredictor`."""
     return MultiViewPredictor(
         model,
         fabric,
         mean=config.data.mean,
         std=config.data.std,
         batch_size=config.test.batch_size,
-        output="features" if features else config.test.scores,
+        output=output or config.test.scores,
     )
 
 

@@ -6,10 +6,11 @@ Letters: T frames, H W height and width, K classes.
 import logging
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.memory import MemoryVideo
+from sparsevideo.io.stream import FrameStream
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.presets import list_models
 from sparsevideo.models.published import WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
+from sparsevideo.reports.timeline import ScoredWindow, Segment, SegmentMerger
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ class Classifier:
     Attributes:
         model: The network, on its device and in evaluation mode.
         classes: (K,) class names.
+        fabric: The device and the precision.
         config: The settings. `test.num_tubes`, `test.num_points` and `test.precision` take effect only at the start.
 
     Raises:
@@ -108,7 +112,7 @@ class Classifier:
         if len(classes) != model.num_classes:
             raise ValueError(f"got {len(classes)} class names for {model.num_classes} classes; pass one for each class")
         kind, devices = _find_device(device)
-        self._fabric = Fabric(
+        self.fabric = Fabric(
             accelerator=kind,
             devices=devices,
             precision=config.test.precision,
@@ -116,7 +120,7 @@ class Classifier:
         )
         model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
         self.model, self.classes, self.config = model.eval(), tuple(classes), config
-        self._fabric.setup_module(model)  # moves and converts it in place
+        self.fabric.setup_module(model)  # moves and converts it in place
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str
@@ -210,12 +214,67 @@ class Classifier:
             raise DecodeError(failures[0])
         return predictions[0]
 
+    def timeline(
+        self,
+        source: Source,
+        *,
+        step_s: float = 1.0,
+        window_s: float | None = None,
+        enter: float = 0.5,
+        leave: float = 0.3,
+        min_duration_s: float = 0.0,
+        multilabel: bool = False,
+    ) -> list[Segment]:
+        """Find what happens when in a video of any length, in constant memory.
+
+        Windows of `data.num_frames` frames start every `step_s` seconds. Each frame is decoded once, and it goes
+        through the stem once, however many windows it is in. `SegmentMerger` has the rules of the segments.
+
+        Args:
+            source: A video file or a URL.
+            step_s: Seconds from the start of one window to the start of the next.
+            window_s: Seconds in a window, for networks with uniform sampling.
+            enter: Score at which a segment starts.
+            leave: Score below which it ends.
+            min_duration_s: Shortest segment, in seconds.
+            multilabel: Classes do not exclude each other: each has segments of its own, and scores are sigmoids.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            DecodeError: The file is not a video, or no frame decodes.
+            ValueError: An argument is out of range, or `window_s` does not fit the sampling of the network.
+        """
+        merger = SegmentMerger(
+            self.classes, enter=enter, leave=leave, min_duration_s=min_duration_s, multilabel=multilabel
+        )
+        for window in self.score_windows(self.stream(source), step_s=step_s, window_s=window_s, multilabel=multilabel):
+            merger.add(window)
+        return merger.finish()
+
+    def stream(self, source: Source, **options: Any) -> FrameStream:
+        """Return the frames of a source, with the pixel settings of `config`; `options` are those of `FrameStream`."""
+        data = self.config.data
+        options = {"timeout_s": data.timeout_s or inf, **options}
+        return FrameStream(source, short_side=data.short_side, square_pixels=data.square_pixels, **options)
+
+    def score_windows(
+        self, stream: FrameStream, *, step_s: float = 1.0, window_s: float | None = None, multilabel: bool = False
+    ) -> Iterator[ScoredWindow]:
+        """Score the windows of a stream in their order; arguments are those of `timeline`."""
+        config = self._config(None, 0)
+        self.model.eval()
+        feed = build.build_windows(config, self.model.ndim, stream, step_s=step_s, window_s=window_s)
+        score = build.build_window_scorer(config, self.model, self.fabric, multilabel=multilabel)
+        for window in feed:
+            assert feed.prepare.corners is not None  # a window has frames
+            yield ScoredWindow(window.start_s, window.end_s, score(window, feed.prepare.corners).numpy())
+
     @torch.inference_mode()
     def _score(self, config: Config, records: Records) -> tuple[Tensor, dict[int, str]]:
         """Return (n, K) mean scores over the views, and the reason of each file that could not be read."""
         self.model.eval()
         scores, failures = torch.zeros(len(records), self.model.num_classes), dict[int, str]()
-        predictor = build.build_predictor(config, self.model, self._fabric)
+        predictor = build.build_predictor(config, self.model, self.fabric)
         for batch in build.build_test_loader(config, records, self.model.ndim, range(len(records)), use_index=False):
             failures |= {index: reason for index, _, reason in batch["failures"]}
             if len(batch["video_index"]):

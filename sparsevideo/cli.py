@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, add_run_file, config_yaml, parse_checkpoint, parse_run, parse_test
+from sparsevideo.parser import Parser, UsageError, add_run_file, add_views, config_yaml, parse_run, parse_test
 from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
@@ -192,8 +192,12 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     """Score a checkpoint on several views of each file; a test that was interrupted is resumed."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    out = "folder for results.json and the predictions; by default a folder in the run folder"
-    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out})
+    def add_options(parser: Parser) -> None:
+        add_views(parser)
+        out = "folder for results.json and the predictions; by default a folder in the run folder"
+        parser.add_argument("--out", help=out)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.test import test_run
 
     results = test_run(path, config, Path(args.out) if args.out else None)
@@ -208,9 +212,13 @@ def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of each file, the inputs of a checkpoint's classifier, to one npz file, by path."""
     from sparsevideo.commands.runs import checkpoint_config
 
-    out = "file to write (.npz); by default a file in the run folder"
-    per_clip = "write a row for each clip, with its start and end in seconds, instead of the mean over clips"
-    path, config, args = parse_test(parser, argv, checkpoint_config, {"out": out, "per-clip": per_clip})
+    def add_options(parser: Parser) -> None:
+        add_views(parser)
+        parser.add_argument("--out", help="file to write (.npz); by default a file in the run folder")
+        per_clip = "write a row for each clip, with its start and end in seconds, instead of the mean over clips"
+        parser.add_argument("--per-clip", action="store_true", help=per_clip)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.extract import extract_run
 
     features = extract_run(path, config, Path(args.out) if args.out else None, per_clip=args.per_clip)
@@ -285,9 +293,8 @@ def localize(parser: Parser, argv: Sequence[str]) -> int:
         parser.add_argument("--boxes", required=True, help="csv path,frame,x0,y0,x1,y1, or videos.json of the digits")
         parser.add_argument("--out", help="folder for localize.json and localize.png; by default in the run folder")
         parser.add_argument("--limit", type=int | None, help="number of files to compare; by default all with boxes")
-        parser.add_argument("--json", action="store_true", help="print localize.json")
 
-    path, config, args = parse_checkpoint(parser, argv, checkpoint_config, add_options)
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.localize import run, show
 
     results = run(path, config, Path(args.boxes), Path(args.out) if args.out else None, limit=args.limit)

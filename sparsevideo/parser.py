@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -172,71 +172,55 @@ def parse_run(parser: Parser, argv: Sequence[str]) -> tuple[Config, Any]:
 _SHORT_OPTIONS = {"share_stem": bool, "full_frame": bool, "num_frames": int, "num_tubes": int, "num_points": int}
 
 
-def parse_checkpoint(
+def parse_test(
     parser: Parser,
     argv: Sequence[str],
     read_config: Callable[[Path], Config | None],
-    add_options: Callable[[Parser], None],
+    add_options: Callable[[Parser], object],
 ) -> tuple[Path, Config, Any]:
-    """Parse the command line of a command that takes a checkpoint and the settings of its data and test.
+    """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
 
-    Args:
-        parser: An empty parser.
-        argv: The command line.
-        read_config: Function that returns the settings in a checkpoint, if it has some: the defaults.
-        add_options: Function that adds the options of the command.
-
-    Returns:
-        The path of the checkpoint, the settings, and all parsed arguments.
+    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `add_options` adds the
+    arguments of the command after the checkpoint; `--views` is read if it is among them.
     """
-
-    def parse(parser: Parser, saved: Config | None) -> tuple[Config, Any]:
-        parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
-        add_options(parser)
-        parser.unused = ("model.", "optim.", "train.")
-        add_run_file(parser, saved, hidden=("model", "optim", "train"))
-        return parse_run(parser, argv)
-
-    config, args = parse(parser, None)
+    _add_test_options(parser, None, add_options)
+    config, args = parse_run(parser, argv)
     path = Path(args.checkpoint)
+    views = getattr(args, "views", None)
+    try:
+        clips, crops = parse_views(views or "1x1")
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
     if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
         raise UsageError(f"{unused[0]}: a test uses only the settings of data and test")
     saved = read_config(path)
     if saved is not None:  # parse again, with the settings of the checkpoint as defaults
-        config, args = parse(Parser(prog=parser.prog), saved)
+        parser = Parser(prog=parser.prog)
+        _add_test_options(parser, saved, add_options)
+        config, args = parse_run(parser, argv)
         if config.model.name != saved.model.name:
             raise UsageError(f"the run file is for {config.model.name}, but {path} is a {saved.model.name}")
     elif not args.config:
         raise ValueError(f"{path}: has weights but no settings; give the run file of the network with --config")
-    return path, config, args
-
-
-def parse_test(
-    parser: Parser, argv: Sequence[str], read_config: Callable[[Path], Config | None], options: Mapping[str, str]
-) -> tuple[Path, Config, Any]:
-    """Parse the command line of a test; return the path of the checkpoint, the settings, and all parsed arguments.
-
-    The settings in the checkpoint, which `read_config` returns if it has some, are the defaults. `options` has the help
-    of `out` and of the switches of the command, by name.
-    """
-    path, config, args = parse_checkpoint(parser, argv, read_config, lambda parser: _add_test_options(parser, options))
-    try:
-        clips, crops = parse_views(args.views or "1x1")
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
     values = {name: getattr(args, name) for name in _SHORT_OPTIONS}
     changes = {name: value for name, value in values.items() if value is not None and value is not False}
-    if args.views:
+    if views:
         changes |= {"clips": clips, "crops": crops}
     config.test = replace(config.test, **changes)  # checks the values, such as 0
     return path, config, args
 
 
-def _add_test_options(parser: Parser, options: Mapping[str, str]) -> None:
+def add_views(parser: Parser) -> None:
+    """Add the option `--views`."""
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
+
+
+def _add_test_options(parser: Parser, config: Config | None, add_options: Callable[[Parser], object]) -> None:
+    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    add_options(parser)
     for name, kind in _SHORT_OPTIONS.items():
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"the same as --test.{name}", **kwargs)
-    for name, meaning in options.items():
-        parser.add_argument(f"--{name}", help=meaning, action="store" if name == "out" else "store_true")
     parser.add_argument("--json", action="store_true", help="print the result as JSON to standard output")
+    parser.unused = ("model.", "optim.", "train.")
+    add_run_file(parser, config, hidden=("model", "optim", "train"))

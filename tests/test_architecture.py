@@ -38,7 +38,7 @@ LATE = {
 # Library: the only files that may import it.
 ONLY = {
     "pytorchvideo": {"data/pytorchvideo.py"},
-    "av": {f"io/{name}.py" for name in ("errors", "packets", "pyav", "reader", "writer")},
+    "av": {f"io/{name}.py" for name in ("errors", "frames", "packets", "pyav", "reader", "stream", "writer")},
     "decord": {"io/backends.py"},
     "torchcodec": {"io/backends.py"},
 }

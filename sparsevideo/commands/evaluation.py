@@ -63,7 +63,7 @@ def score_files(
     scores = evaluate(
         fabric,
         load,
-        score=build.build_predictor(config, model, fabric, features=features),
+        score=build.build_predictor(config, model, fabric, output="features" if features else None),
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
         num_views=config.test.clips * config.test.crops,

@@ -185,11 +185,8 @@ def show(results: dict[str, Any]) -> None:
             "", *(f"step {step} of {steps}" for step in range(1, steps + 1)), title=title, title_justify="left"
         )
         for name, (_, _, text) in localize.STYLES.items():
-            each = found[name]["percent"]
-            cells = [_cell(interval) for interval in each] if isinstance(each, list) else ["", *[""] * (steps - 1)]
-            if not isinstance(each, list):
-                cells[-1] = _cell(each)
-            table.add_row(text, *cells)
+            each = found[name]["percent"]  # of baselines without sampling steps, one interval
+            table.add_row(text, *map(_cell, each if isinstance(each, list) else [each] * steps))
         console.print(table)
     last = results["points"]["network"]["times_uniform"][-1]
     files, frames = results["files"], results["frames"]

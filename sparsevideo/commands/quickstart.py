@@ -151,7 +151,7 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     boxes = np.array(sidecar["boxes"])[view.frame_indices]
     title = f"{records.name(index)}: a {sidecar['digit']} moves {sidecar['motion']}"
     visualize.save_strip(out / "strip.png", view.frames, trace, boxes=boxes, title=title)
-    write_video(out / "sampling.mp4", visualize.render_frames(view.frames, trace, boxes=boxes), fps=FPS)
+    write_video(out / "sampling.mp4", visualize.render_frames(view.frames, trace, boxes=boxes, title=title), fps=FPS)
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -161,10 +161,13 @@ def _explain(path: Path, source: str, label: str | None, at_s: float | None) -> 
             hint = did_you_mean(label, classifier.classes)
             raise ValueError(f"{path}: has no class {label!r}{hint or '; it has ' + ', '.join(classifier.classes[:5])}")
         index = classifier.classes.index(label)
-    wanted, other = ("image", "video") if model.ndim == 2 else ("video", "image")
-    ending = Path(source).suffix.lower()
-    if ending in EXTENSIONS[other] and ending not in EXTENSIONS[wanted]:
-        raise ValueError(f"{source}: is of kind {other}, but {path} is a network for kind {wanted}; pass a {wanted}")
+    needed, other = ("image", "video") if model.ndim == 2 else ("video", "image")
+    ending, article = Path(source).suffix.lower(), {"image": "an", "video": "a"}
+    if ending in EXTENSIONS[other] and ending not in EXTENSIONS[needed]:
+        raise ValueError(
+            f"{source}: is {article[other]} {other}, but {path} is {article[needed]} {needed} network; pass"
+            f" {article[needed]} {needed}"
+        )
     records = Records.build(Path(), classifier.classes, [source], [UNLABELED])
     if at_s is not None:
         records = _records_at(classifier, records, at_s)
@@ -199,7 +202,7 @@ def _draw(out: Path, explained: Sequence[_Explained]) -> dict[str, str]:
         names, families = drawable_names(each.classifier.classes)
         evidence, frames, trace = each.evidence, each.view.frames, each.evidence.trace
         predicted = int(evidence.logits.argmax())
-        title = f"{printable_path(str(each.path))}: {names[predicted]} {each.prediction[1]:.2f}"
+        title = f"{printable_path(str(each.path))} predicts {names[predicted]} ({each.prediction[1]:.2f})"
         with matplotlib.rc_context({"font.family": families}):
             strips.append(_picture(visualize.save_strip, frames, trace, title=title))
             densities.append(_picture(visualize.save_density, frames, trace, title=title))

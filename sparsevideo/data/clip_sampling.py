@@ -16,9 +16,9 @@ from math import ceil, inf
 
 import numpy as np
 
-_SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
-_STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
-_FLOAT_S = 1e-6
+SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
+STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
+FLOAT_S = 1e-6
 # An interval is a jump of the clock if it is longer than both, in seconds and in median intervals.
 _JUMP_S, _JUMP_INTERVALS = 60.0, 100.0
 _MAX_TICKS = 20_000_000  # a week at 30 frames a second; a damaged time stamp could ask for more memory than there is
@@ -109,7 +109,7 @@ def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarra
         >>> within(np.array([0.0, 0.04, 0.08, 0.12]), 0.04, 0.12).tolist()
         [1, 2]
     """
-    first, last = np.searchsorted(times_s, [start_s - _FLOAT_S, end_s - _FLOAT_S])
+    first, last = np.searchsorted(times_s, [start_s - FLOAT_S, end_s - FLOAT_S])
     if first == last:
         raise ValueError(f"no frame in the span from {start_s} s to {end_s} s; the last one is at {times_s[-1]:.3f} s")
     return np.arange(first, last)
@@ -143,7 +143,7 @@ def at_fps(times_s: np.ndarray, target_fps: float) -> np.ndarray:
     end_s = times_s[-1] + interval_s
     if end_s * target_fps > _MAX_TICKS:
         raise ValueError(f"the time stamps span {end_s:.0f} s, which is too long for {target_fps:g} frames per second")
-    ticks_s = np.arange(ceil(end_s * target_fps) + 1) / target_fps * (1 + _SAME_RATE) + min(_STAMP_S, interval_s / 4)
+    ticks_s = np.arange(ceil(end_s * target_fps) + 1) / target_fps * (1 + SAME_RATE) + min(STAMP_S, interval_s / 4)
     return np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
 
 

@@ -157,8 +157,7 @@ class _LabeledFiles(Dataset[Item | list[Item]]):
         item |= {"short_side": min(decoded.stored_size), "failures": []}
         item["stored_size"] = torch.tensor(decoded.stored_size)
         item["frame_indices"] = torch.from_numpy(decoded.frame_indices)
-        corners = [(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes]
-        item["crops"] = torch.tensor(corners)  # (A, 4)
+        item["crops"] = transform.corners(height, width)  # (A, 4)
         item["sample_aspect_ratio"] = decoded.sample_aspect_ratio
         item["clip_index"] = torch.arange(self.num_clips).repeat_interleave(len(boxes))
         item["aug_index"] = torch.arange(len(boxes)).repeat(self.num_clips)

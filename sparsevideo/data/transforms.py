@@ -219,6 +219,44 @@ class TestTransform:
         corners = [(offset, middle) if height > width else (middle, offset) for offset in offsets]
         return [(top, left, side, side) for top, left in corners]
 
+    def corners(self, height: int, width: int) -> Tensor:
+        """Return `boxes` as (crops, 4) low and high corners (x, y, x, y), fractions of the frame."""
+        boxes = self.boxes(height, width)
+        return torch.tensor([(x / width, y / height, (x + w) / width, (y + h) / height) for y, x, h, w in boxes])
+
+
+class StreamTransform:
+    """Prepares the frames of one stream, all of one size, for a network that scores windows of them.
+
+    With one crop, a frame is cut to it, and scores are those of a test. With several crops, frames stay whole, and the
+    crops are sampled from the features of the stem, as in a test with `share_stem`.
+
+    Args:
+        transform: Resize and crops.
+        share_stem: Keep frames whole even with one crop.
+
+    Attributes:
+        corners: (V, 4) corners of the crops, fractions of the prepared frame; None before the first frame.
+    """
+
+    def __init__(self, transform: TestTransform, *, share_stem: bool = False) -> None:
+        self.transform, self.share_stem = transform, share_stem or transform.crops > 1
+        self.corners: Tensor | None = None
+        self._box, self._shape = (0, 0, 0, 0), (0, 0)
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """Prepare a frame (H, W, 3) uint8 -> (3, S, S) uint8, a copy."""
+        frame = self.transform.resize(image)
+        if self.corners is None:
+            height, width = frame.shape[:2]
+            if self.share_stem:
+                self._box, self._shape = (0, 0, height, width), self.transform.whole_shape(height, width)
+                self.corners = self.transform.corners(height, width)
+            else:
+                (self._box,), self._shape = self.transform.boxes(height, width), self.transform.shape(height, width)
+                self.corners = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        return resized_crop(frame, self._box, self._shape)
+
 
 class Normalize(nn.Module):
     """Turn uint8 pixels into normalized floats, on their device; `mean` and `std` are those of pixels in [0, 1]."""

@@ -57,15 +57,16 @@ class MultiViewPredictor:
                 views = Views(source, self._to_device(batch["boxes"]), frames)
                 feat = self.model.stem(self.normalize(pixels))
                 parts = torch.arange(len(views), device=pixels.device).chunk(num_parts)
-                outputs = [self._outputs(feat, views[part]) for part in parts]
+                outputs = [self.outputs(feat, views[part]) for part in parts]
             else:
-                outputs = [self._outputs(self.model.stem(self.normalize(part))) for part in pixels.chunk(num_parts)]
+                outputs = [self.outputs(self.model.stem(self.normalize(part))) for part in pixels.chunk(num_parts)]
         return torch.cat(outputs).unflatten(0, (num_files, num_views))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.fabric.device, non_blocking=True).flatten(0, 1)
 
-    def _outputs(self, feat: Tensor, views: Views | None = None) -> Tensor:
+    def outputs(self, feat: Tensor, views: Views | None = None) -> Tensor:
+        """Return (V, K) scores or (V, D) features, float32, of features of the stem or of views of them."""
         tokens = self.model.forward_tokens(feat, views).tokens
         outputs = self.model.forward_head(tokens, pre_logits=self.output == "features").float()
         return outputs.softmax(-1) if self.output == "softmax" else outputs

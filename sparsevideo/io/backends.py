@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from sparsevideo.io.frames import display_matrix
 from sparsevideo.io.memory import MemoryVideo
 from sparsevideo.io.packets import FrameTable
 from sparsevideo.io.pyav import PYAV_ADVICE, warn_of_untested_pyav
-from sparsevideo.io.reader import Video, VideoInfo, display_matrix
+from sparsevideo.io.reader import Video, VideoInfo
 from sparsevideo.io.sources import Member, ffmpeg_url
 
 logger = logging.getLogger(__name__)

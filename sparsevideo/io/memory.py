@@ -16,8 +16,6 @@ class MemoryVideo(Video):
         fps: Frames per second. None if unknown: `times` then raises, and so do test protocols that need the rate.
     """
 
-    _matrix = (1, 0, 0, 1)  # upright
-
     def __init__(self, frames: np.ndarray, fps: float | None = None) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"frames must be (T, H, W, 3) uint8 and not empty, got {frames.shape} {frames.dtype}")
@@ -40,6 +38,11 @@ class MemoryVideo(Video):
     def sample_aspect_ratio(self) -> Fraction:
         """Width over height of a pixel: 1."""
         return Fraction(1)
+
+    @property
+    def is_turned(self) -> bool:
+        """False: the frames are upright."""
+        return False
 
     @property
     def header_times(self) -> tuple[int, int]:

@@ -7,31 +7,21 @@ from functools import cached_property
 from itertools import pairwise
 from math import nan
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
-from av.video.reformatter import ColorRange, VideoReformatter
 
 from sparsevideo.io import pyav
 from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_of
+from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.packets import FrameList, FrameTable, list_frames
-from sparsevideo.io.pixels import (
-    FULL_RANGE,
-    apply_display_matrix,
-    is_quarter_turn,
-    nearest_matrix,
-    output_size,
-    plausible_ratio,
-    resize,
-)
+from sparsevideo.io.pixels import output_size, resize
 from sparsevideo.io.sources import Member, ffmpeg_url
 
 _CAN_SKIP = {"h264", "hevc", "mpeg4"}  # codecs whose decoder can leave out frames that no other frame refers to
 _HEADER_TOLERANCE = 0.01  # of the duration that the time stamps give
 _MIN_SEEK_GAP = 2  # frames that a seek must skip to be faster than decoding
-_MAX_PIXELS = 8192 * 8192  # of a frame; the header of a damaged file may state a size that fills the memory
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,7 @@ class Video:
 
     def __init__(self, path: str | Path | Member, *, verify: bool = False, table: FrameTable | None = None) -> None:
         self.path = path
-        self._reformatter = VideoReformatter()
-        self._matrix: tuple[int, int, int, int] | None = None  # display matrix of the first frame, used for all frames
+        self._converter = FrameConverter(path)
         self._list: FrameList | None = None  # None if frames must be counted by decoding
         self._decoded_pts: list[int | None] = []  # time stamps of the frames counted by decoding
         self._open()
@@ -114,13 +103,12 @@ class Video:
         If container and codec differ, the container's ratio is used, as in FFmpeg. Without a ratio, or outside of 1:4
         to 4:1, which no standard exceeds, it is 1.
         """
-        ratio = self._stream.sample_aspect_ratio
-        return plausible_ratio(Fraction(ratio.numerator, ratio.denominator)) if ratio else Fraction(1)
+        return sample_aspect_ratio(self._stream)
 
     @property
     def is_turned(self) -> bool:
         """True if rows of the stored frames are shown as columns; a frame must have been read."""
-        return self._matrix is not None and is_quarter_turn(self._matrix)
+        return self._converter.is_turned
 
     @property
     def header_times(self) -> tuple[int | None, int | None]:
@@ -221,34 +209,11 @@ class Video:
 
     def _images(self, wanted: list[int]) -> Iterator[np.ndarray]:
         """Yield the frames at rising indices as RGB images, after rotation."""
-        for frame in self._decode(wanted):
-            expands = frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG
-            try:
-                frame.colorspace = nearest_matrix(frame.colorspace, frame.color_primaries)
-            except ValueError as error:
-                raise DecodeError(f"{self.path}: {error}") from error
-            rgb = self._reformatter.reformat(frame, format="rgb24", **pyav.ONE_THREAD)
-            plane: Any = rgb.planes[0]
-            rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
-            image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)  # not copied
-            assert self._matrix is not None  # a frame has been decoded
-            yield apply_display_matrix(FULL_RANGE[image] if expands else image, self._matrix)
+        return map(self._converter.to_rgb, self._decode(wanted))
 
     def _open(self) -> None:
-        with as_decode_error(self.path):
-            self._container = av.open(ffmpeg_url(self.path), **pyav.ANY_METADATA)
-        stream = self._container.streams.best("video")
-        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
-            self.close()
-            raise DecodeError(f"{self.path}: holds no video stream with a known codec; {ADVICE}")
-        stream.thread_count = 1  # the loader's workers decode in parallel
-        # If an H.264 file does not state how many frames a decoder must hold back to show them in order, FFmpeg raises
-        # the number as B-frames come, and loses frames by it; "strict" starts with the largest possible number.
-        strict = {"strict": "strict"} if stream.codec_context.name == "h264" else {}
-        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS), **strict}
-        assert stream.time_base is not None  # every demuxer sets it
-        self._stream = stream
-        self.time_base = Fraction(stream.time_base.numerator, stream.time_base.denominator)  # not PyAV 19's own type
+        self._container, self._stream = open_container(ffmpeg_url(self.path), self.path)
+        self.time_base = time_base(self._stream)
 
     def _list_frames(self) -> bool:
         """List the frames from packets alone; return False if decoding must count them or confirm the list."""
@@ -285,7 +250,11 @@ class Video:
         if self._list is None:
             yield from self._select(wanted, enumerate(self._decode_from_start()))
             return
-        if self._matrix is None and self._list.keyframe_before(wanted[0]) > 0 and self._may_have_orientation():
+        if (
+            self._converter.matrix is None
+            and self._list.keyframe_before(wanted[0]) > 0
+            and self._may_have_orientation()
+        ):
             next(self._decode_from(0, {0}), None)
         # Each group is decoded in one pass from a keyframe; a new group starts where a seek skips enough frames.
         keyframes = [self._list.keyframe_before(index) for index in wanted]
@@ -380,10 +349,7 @@ class Video:
     def _decode_packet(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:
         """Decode a packet, or with None the frames that the decoder holds back; keep the first display matrix."""
         for frame in self._stream.decode(packet):
-            # Read once: side data, when accessed, keep their frame in memory until garbage is collected.
-            if self._matrix is None:
-                self._matrix = display_matrix(frame)
-            yield frame
+            yield self._converter.observe(frame)
 
     def _decode_from_start(self) -> Iterator[av.VideoFrame]:
         """Decode all frames of the file."""
@@ -393,12 +359,3 @@ class Video:
             if packet.size:  # to the decoder, an empty packet means the end
                 yield from self._decode_packet(packet)
         yield from self._decode_packet(None)
-
-
-def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return the orientation of a frame as (a, b, c, d), see `apply_display_matrix`."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 1, 0, 0, 1
-    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
-    return a, b, c, d

@@ -148,7 +148,7 @@ class SparseFormer(nn.Module):
         Raises:
             ValueError: The rank, channel count or dtype is wrong.
         """
-        self._check_input(x)
+        self.check_input(x)
         return self.forward_tokens(self.stem(x))
 
     def forward_tokens(self, feat: Tensor, views: Views | None = None) -> Features:
@@ -204,7 +204,8 @@ class SparseFormer(nn.Module):
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError if the rank, channel count or dtype of an input is wrong."""
         expected = "images (B, 3, H, W)" if self.ndim == 2 else "clips (B, 3, T, H, W)"
         if x.ndim != self.ndim + 2 or x.shape[1] != 3 or 0 in x.shape:
             raise ValueError(f"input must be {expected}, got shape {tuple(x.shape)}")

@@ -70,6 +70,5 @@ def _render(text: str, families: tuple[str, ...], height: int, width: int) -> np
         text_px *= 0.9
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
-    opaque = pixels[..., 3] > 0
-    first_row, num_columns = opaque.any(axis=1).argmax(), width - opaque.any(axis=0)[::-1].argmax()
-    return pixels[first_row:, :num_columns].copy()
+    rows, columns, _ = pixels[..., 3:].nonzero()
+    return pixels[rows.min() :, : columns.max() + 1].copy()

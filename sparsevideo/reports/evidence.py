@@ -24,6 +24,7 @@ from sparsevideo.reports.visualize import (
     SamplingTrace,
     Target,
     add_legend,
+    add_title,
     frame_weight,
     show_frame,
     shown_frames,
@@ -81,6 +82,8 @@ def class_evidence(model: SparseFormer, x: Tensor, label: int | None = None) -> 
     """
     if label is not None and not 0 <= label < model.num_classes:
         raise ValueError(f"label must be from 0 to {model.num_classes - 1}, got {label}")
+    x = x.unsqueeze(0)
+    model.check_input(x)
     sampled: list[Tensor] = []  # (1, N, P, C) of each step
 
     def make_input(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -95,7 +98,7 @@ def class_evidence(model: SparseFormer, x: Tensor, label: int | None = None) -> 
     try:
         with torch.inference_mode(False):
             with torch.no_grad():
-                feat = model.stem(x.unsqueeze(0).to(model.token_roi.device))
+                feat = model.stem(x.to(model.token_roi.device))
             with torch.enable_grad():
                 features = model.forward_tokens(feat)
                 logits = model.forward_head(features.tokens)[0]  # (K,)
@@ -137,8 +140,8 @@ def save_evidence(
     shown = shown_frames(len(frames), columns)
     height, width = frames.shape[1:3]
     cell = 1.5 if len(shown) > 1 else 3.0  # inches
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    figure = Figure(figsize=(max(cell * len(shown) + 0.6, 6.0), cell * height / width + 2.9), dpi=_DPI, layout=layout)
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    figure = Figure(figsize=(max(cell * len(shown) + 0.6, 6.0), cell * height / width + 3.1), dpi=_DPI, layout=layout)
     grid = figure.add_gridspec(2, len(shown), height_ratios=(cell * height / width, 1.9))
     for column, frame in enumerate(shown):
         axes = figure.add_subplot(grid[0, column], box_aspect=height / width)
@@ -155,8 +158,8 @@ def save_evidence(
     add_legend(figure, handles)
     for text in figure.legends[0].get_texts():
         text.set_parse_math(False)
-    if title is not None:
-        figure.suptitle(title, fontsize=11, parse_math=False)
+    description = f"Contribution of each sampled feature to the score of {name}, at all sampling steps"
+    add_title(figure, title, description)
     figure.savefig(path, format="png")
 
 
@@ -200,7 +203,7 @@ def _draw_bars(axes: Any, evidence: Evidence) -> None:
         axes.text(center, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
     axes.set_xlim(-1.25, group * (tubes - 1) + steps + 0.25)
     axes.set_xlabel("sampling step of each tube; tubes in order of time" if tubes > 1 else "sampling step", fontsize=8)
-    axes.set_ylabel("sum of the evidence\n(change of the logit)", fontsize=8)
+    axes.set_ylabel("sum of the contributions,\nin units of the logit", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.tick_params(axis="x", length=0)
     axes.spines[["top", "right"]].set_visible(False)

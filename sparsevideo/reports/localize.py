@@ -115,13 +115,11 @@ def _read_sidecar(path: Path, text: str) -> dict[str, FrameBoxes]:
         boxes = {name: np.array(record["boxes"], dtype=float) for name, record in content.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f'{path}: must map each path to a record with "boxes", one box per frame ({error})') from error
-    wrong = [
-        name for name, each in boxes.items() if each.ndim != 2 or each.shape[1] != 4 or not np.isfinite(each).all()
-    ]
-    if wrong or not boxes:
-        raise ValueError(
-            f"{path}: {wrong[0] if wrong else 'nothing'} has boxes (x0, y0, x1, y1) of each frame; correct it"
-        )
+    if not boxes:
+        raise ValueError(f"{path}: holds no boxes")
+    for name, each in boxes.items():
+        if each.ndim != 2 or each.shape[1] != 4 or not np.isfinite(each).all():
+            raise ValueError(f"{path}: {name} has no boxes (x0, y0, x1, y1), one per frame; correct it")
     return {name: {frame: box[None] for frame, box in enumerate(each)} for name, each in boxes.items()}
 
 

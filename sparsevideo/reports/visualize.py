@@ -174,7 +174,8 @@ def save_strip(
         title: Title of the image.
         columns: Largest number of frames shown, evenly spread.
     """
-    figure, panels = _panels(frames, len(trace.rois), title, columns)
+    figure, panels = _panels(frames, len(trace.rois), columns)
+    add_title(figure, title, "Boxes of the tokens, and the points at which they sample features")
     for axes, step, frame in panels:
         show_frame(axes, frames[frame])
         if step is not None:
@@ -204,7 +205,8 @@ def save_density(
 
     All frames and steps have one color scale.
     """
-    figure, panels = _panels(frames, len(trace.rois), title, columns)
+    figure, panels = _panels(frames, len(trace.rois), columns, extra_width=0.9)
+    add_title(figure, title, "Density of the points at which the tokens sample features")
     steps = sorted({step for _, step, _ in panels if step is not None})
     found = {step: frame_densities(trace, step, frames.shape[1:3], len(frames)) for step in steps}
     limit = max(float(each.max()) for each in found.values())
@@ -217,7 +219,7 @@ def save_density(
             _draw_true_box(axes, boxes[frame])
     scale = ScalarMappable(Normalize(0, limit), _HEAT)
     bar = figure.colorbar(scale, ax=[axes for axes, _, _ in panels], fraction=0.02, pad=0.01, aspect=30)
-    bar.set_label("density of the sampling points\n(1: evenly spread)", fontsize=8)
+    bar.set_label("times as dense as evenly spread points", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     if boxes is not None:
         add_legend(figure, [_true_box_handle()])
@@ -267,7 +269,7 @@ def shown_frames(num_frames: int, columns: int) -> list[int]:
 
 
 def _panels(
-    frames: np.ndarray, steps: int, title: str | None, columns: int
+    frames: np.ndarray, steps: int, columns: int, extra_width: float = 0.0
 ) -> tuple[Figure, list[tuple[Axes, int | None, int]]]:
     """Return a figure, and its axes with the sampling step (None: the frame alone) and the frame of each."""
     height, width = frames.shape[1:3]
@@ -277,8 +279,8 @@ def _panels(
     else:
         side, shown = 1.5, shown_frames(len(frames), columns)
         cells = [[(step, frame) for frame in shown] for step in (None, 0, steps - 1)]
-    size = (max(side * len(cells[0]) + 0.3, 4.0), len(cells) * side * height / width + 0.9)  # inches
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    size = (max(side * len(cells[0]) + 0.3, 4.0) + extra_width, len(cells) * side * height / width + 1.1)  # inches
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     figure = Figure(figsize=size, dpi=_DPI, layout=layout)
     grid = figure.subplots(len(cells), len(cells[0]), squeeze=False, subplot_kw={"box_aspect": height / width})
     panels = []
@@ -292,9 +294,12 @@ def _panels(
             if len(frames) > 1 and frame == row[0][1]:
                 axes.set_ylabel(name, fontsize=9)
             panels.append((axes, step, frame))
-    if title is not None:
-        figure.suptitle(title, fontsize=11, parse_math=False)
     return figure, panels
+
+
+def add_title(figure: Figure, title: str | None, description: str) -> None:
+    """Write the title and what the picture shows above all axes of a figure."""
+    figure.suptitle(description if title is None else f"{title}\n{description}", fontsize=9.5, parse_math=False)
 
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:

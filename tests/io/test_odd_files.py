@@ -369,9 +369,9 @@ def test_all_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_numbered(tmp_path / "video.mp4", 10)
     needs("pyav")  # the self-test has run
     for error in (KeyError("some tag"), TypeError("no frame"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "start")):
-        monkeypatch.setattr("sparsevideo.io.reader.display_matrix", Mock(side_effect=error))
+        monkeypatch.setattr("sparsevideo.io.frames.display_matrix", Mock(side_effect=error))
         with pytest.raises(DecodeError, match=rf"video\.mp4: does not decode \({type(error).__name__}: "):
             read_frames(tmp_path / "video.mp4", [0], decoder="pyav")
-    monkeypatch.setattr("sparsevideo.io.reader.display_matrix", Mock(side_effect=MemoryError))
+    monkeypatch.setattr("sparsevideo.io.frames.display_matrix", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         read_frames(tmp_path / "video.mp4", [0], decoder="pyav")

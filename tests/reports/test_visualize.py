@@ -7,7 +7,18 @@ from matplotlib.image import imread
 
 from sparsevideo import create_model
 from sparsevideo.models.sampling import sample_points
-from sparsevideo.reports.visualize import SamplingTrace, render_frames, save_strip, trace_sampling
+from sparsevideo.reports.visualize import (
+    BANDWIDTH,
+    SamplingTrace,
+    density,
+    frame_densities,
+    overlay_density,
+    render_frames,
+    save_density,
+    save_strip,
+    trace_batch,
+    trace_sampling,
+)
 
 HEIGHT = 200
 FAR = [7.0, 7.0, 0.0, 8.0, 8.0, 1.0]  # a box outside the frame
@@ -174,3 +185,88 @@ def test_save_strip_shows_the_frames_of_the_clip(tmp_path, name, shape):
     picture = picture[: len(picture) // 3]
     reds = {red for red in range(100, 251) if (picture == [red, 0, 0]).all(-1).sum() > 5000}
     assert reds == set(frames[np.unique(np.linspace(0, num_frames - 1, 5).round().astype(int)), 0, 0, 0].tolist())
+
+
+def slow_density(points, weights, height, width):
+    """Add a Gaussian for each point at each pixel, then divide by the mean."""
+    sigma = BANDWIDTH * min(height, width)  # pixels
+    total = np.zeros((height, width))
+    for (x, y, _), weight in zip(points, weights, strict=True):
+        for row in range(height):
+            for column in range(width):
+                square = (column + 0.5 - x * width) ** 2 + (row + 0.5 - y * height) ** 2
+                total[row, column] += weight * np.exp(-square / (2 * sigma**2))
+    return total / total.mean()
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (18, 40)])
+def test_density_is_a_sum_of_gaussians_around_the_points(height, width):
+    rng, num_frames = np.random.default_rng(0), 5
+    sampled = SamplingTrace(np.zeros((2, 6, 6)), rng.uniform(-0.1, 1.1, size=(2, 6, 4, 3)), num_tubes=1)
+    points = sampled.points[1].reshape(-1, 3)
+    whole = density(sampled, 1, (height, width))
+    assert whole == pytest.approx(slow_density(points, np.ones(24), height, width), rel=1e-4, abs=1e-6)
+    frames = frame_densities(sampled, 1, (height, width), num_frames)
+    feat = torch.eye(num_frames).view(1, num_frames, num_frames, 1, 1)  # frame f holds 1 in channel f
+    times = torch.from_numpy(points.copy()[None, None]).float()
+    times[..., :2] = 0.5
+    weights = sample_points(feat, times)[0, 0].numpy()  # (points, frames)
+    for frame in range(num_frames):
+        expected = slow_density(points, weights[:, frame], height, width)
+        assert frames[frame] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert np.allclose(density(sampled, -1, (height, width), frame, num_frames), frames[frame])
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (30, 50), (224, 224)])
+def test_density_integrates_to_1_over_the_frame(shape):
+    found = density(trace(points=[(0.1, 0.9, 0.5), (0.7, 0.2, 0.5), (1.2, 0.5, 0.5)]), 0, shape)
+    assert found.dtype == np.float32 and found.shape == shape
+    cell = 1 / found.size  # area of a pixel in a frame of area 1
+    assert found.sum(dtype=np.float64) * cell == pytest.approx(1, abs=1e-5)
+
+
+def test_density_of_even_points_is_1_and_of_no_points_0():
+    x, y = np.meshgrid(np.linspace(-0.5, 1.5, 101), np.linspace(-0.5, 1.5, 101))
+    even = trace(points=np.stack([x.ravel(), y.ravel(), np.full(x.size, 0.1)], axis=-1))
+    assert density(even, 0, (32, 32)) == pytest.approx(np.ones((32, 32)), abs=0.01)
+    assert (density(even, 0, (32, 32), frame=3, num_frames=4) == 0).all()  # all points sample the first frame
+
+
+def test_overlay_density_is_brightest_at_the_peak_and_keeps_frames_visible():
+    frames = np.zeros((2, 20, 30, 3), np.uint8)
+    frames[:, :, 15:] = 200
+    densities = np.stack([density(trace(points=[(x, 0.5, 0.5)]), 0, (20, 30)) for x in (0.2, 0.8)])
+    drawn = overlay_density(frames, densities)
+    assert drawn.shape == frames.shape and drawn.dtype == np.uint8
+    row, column = np.unravel_index(drawn[0].astype(int).sum(-1)[:, :15].argmax(), (20, 15))
+    assert (column + 0.5) / 30 == pytest.approx(0.2, abs=0.05) and (row + 0.5) / 20 == pytest.approx(0.5, abs=0.05)
+    assert drawn[0, 0, 29].min() > 100 and drawn[0, 0, 0].max() < 20  # far from the points
+    assert np.array_equal(overlay_density(frames[1], densities[1], densities.max()), drawn[1])
+    assert overlay_density(frames, np.zeros_like(densities))[0, 0, 0].max() < 5
+
+
+@pytest.mark.parametrize(("name", "rows"), [("video_sparseformer_nano", 3), ("sparseformer_nano", 1)])
+def test_save_density_has_rows_of_frames_and_all_steps_of_an_image_in_one_row(tmp_path, name, rows):
+    shape = (3, 12, 32, 48) if rows == 3 else (3, 32, 48)
+    sampled = trace_sampling(create_model(name), torch.randn(shape))
+    frames = np.zeros((12 if rows == 3 else 1, 32, 48, 3), np.uint8)
+    boxes = np.tile([0.2, 0.2, 0.6, 0.6], (len(frames), 1))
+    save_density(tmp_path / "density.png", frames, sampled, boxes=boxes, title="$5_{$", columns=5)
+    height, width, _ = imread(tmp_path / "density.png").shape
+    assert (width / height > 3) == (rows == 1)
+
+
+def test_trace_batch_returns_the_trace_of_each_input():
+    model = create_model("video_sparseformer_nano", num_classes=3)
+    torch.nn.init.normal_(model.focus.adjust.proj.weight)
+    clips = torch.randn(2, 3, 6, 32, 32)
+    for clip, sampled in zip(clips, trace_batch(model, clips), strict=True):
+        alone = trace_sampling(model, clip)
+        assert np.allclose(sampled.points, alone.points, atol=1e-5) and np.allclose(sampled.rois, alone.rois, atol=1e-5)
+
+
+def test_render_frames_with_a_title_keeps_the_frames_below_it():
+    frames = np.full((2, 32, 48, 3), (200, 30, 60), np.uint8)
+    plain, titled = (render_frames(frames, trace(), height=150, title=title) for title in (None, "$5: left"))
+    assert titled.shape == (2, 194, *plain.shape[2:])
+    assert np.array_equal(titled[:, 44:], plain) and not np.array_equal(titled[0, :44], titled[1, :44])

@@ -1,0 +1,80 @@
+"""Scores of windows of a video whose frames go through the stem once, however many windows they are in.
+
+Letters: T frames of a window, V crops, K classes, C stem channels, H W size of the features, R slots of the ring.
+"""
+
+import heapq
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsevideo.data.windows import Window
+from sparsevideo.engine.predict import MultiViewPredictor
+from sparsevideo.models.sampling import Views
+
+
+class WindowScorer:
+    """Scores windows in the order of their frames.
+
+    The features of each frame are computed when its first window needs them, and stay in a ring until no later window
+    needs them. Frames go through the stem one by one, and windows through the network one by one, so the scores of a
+    window do not depend on the other windows, to the last bit.
+
+    Args:
+        predictor: The network, with logits as its output.
+        activation: "softmax", or "sigmoid" for classes that do not exclude each other.
+        mean_of_logits: Take the mean over the crops of logits instead of probabilities.
+    """
+
+    def __init__(
+        self,
+        predictor: MultiViewPredictor,
+        *,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        mean_of_logits: bool = False,
+    ) -> None:
+        self.predictor, self.activation, self.mean_of_logits = predictor, activation, mean_of_logits
+        self._ring: Tensor | None = None  # (R, H, W, C)
+        self._slot_of: dict[int, int] = {}  # frame index -> slot
+        self._free: list[int] = []  # a heap: low slots are used again first, so high ones need no memory
+
+    @torch.inference_mode()
+    def __call__(self, window: Window, corners: Tensor) -> Tensor:
+        """Return (K,) float32 probabilities, the mean over the crops with these corners (V, 4)."""
+        for index in [index for index in self._slot_of if index < window.frame_indices[0]]:
+            heapq.heappush(self._free, self._slot_of.pop(index))
+        with self.predictor.fabric.autocast():
+            slots = [self._slot(*frame) for frame in zip(window.frame_indices, window.pixels, strict=True)]
+            assert self._ring is not None  # a window has at least one frame
+            device, ring = self._ring.device, self._ring.movedim(-1, 1)  # (R, C, H, W)
+            corners, frames = corners.to(device), torch.tensor(slots, device=device)
+            if self.predictor.model.ndim == 3:
+                views = Views(frames.new_zeros(len(corners)), corners, frames.expand(len(corners), -1))
+                ring = ring.transpose(0, 1)[None]  # (1, C, R, H, W)
+            else:
+                views = Views(frames.expand(len(corners)), corners)
+            logits = self.predictor.outputs(ring, views)  # (V, K)
+        if self.mean_of_logits:
+            logits = logits.mean(0, keepdim=True)
+        scores = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
+        return scores.mean(0).cpu()
+
+    def _slot(self, frame_index: int, pixels: Tensor) -> int:
+        """Return the slot of a frame's features."""
+        if frame_index not in self._slot_of:
+            pixels = pixels.to(self.predictor.fabric.device)[None]  # (1, 3, S, S)
+            feat = self.predictor.model.stem(self.predictor.normalize(pixels))[0].movedim(0, -1)  # (H, W, C)
+            if not self._free:
+                self._grow(feat)
+            assert self._ring is not None
+            self._slot_of[frame_index] = heapq.heappop(self._free)
+            self._ring[self._slot_of[frame_index]] = feat
+        return self._slot_of[frame_index]
+
+    def _grow(self, feat: Tensor) -> None:
+        """Double the number of slots."""
+        old = feat.new_empty(0, *feat.shape) if self._ring is None else self._ring
+        self._free = list(range(len(old), max(16, 2 * len(old))))
+        self._ring = feat.new_empty(max(16, 2 * len(old)), *feat.shape)
+        self._ring[: len(old)] = old

@@ -1,0 +1,204 @@
+"""Frames of a file, a camera, a pipe or a network address, decoded once and in order, in constant memory."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from sparsevideo.io.errors import DecodeError, as_decode_error, reason_of
+from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
+from sparsevideo.io.pixels import output_size, resize
+
+logger = logging.getLogger(__name__)
+
+_MAX_JUMP_S = 60.0  # a larger step of the time stamps is a jump of the clock, not time in which a picture is shown
+_MAX_CORRUPT = 100  # packets in a row that do not decode, after which a live source is opened again
+_USUAL_FPS = 25  # of a source that states no frame rate
+_MAX_DELAY_S = 30.0  # between two attempts to connect
+# Live sources in MPEG-TS are analyzed before the first frame comes out, by default for five seconds.
+_LIVE_OPTIONS = {"analyzeduration": "1000000"}  # microseconds
+
+
+class TimedFrame(NamedTuple):
+    """A frame of a stream."""
+
+    frame_index: int  # counts from 0, over all connections
+    time_s: float  # since the first frame
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright; it may share memory with the decoder's frame
+    arrived_s: float  # time.monotonic() after the frame was decoded
+    connection: int  # counts from 0; frames are missing between two connections
+
+
+class FrameStream:
+    """Frames of a source in order; iterate over it once.
+
+    Times are those of the time stamps. If a time stamp is missing, does not rise or jumps by more than a minute, the
+    frame follows its predecessor at the frame rate. Frames of another size than the first are resized to it.
+
+    A file ends at the first packet that does not decode (`truncated_because`). A live source leaves out such packets
+    (`num_corrupt`). If a device or a network address ends or fails, it is opened again, after 1, 2, 4, ... and at most
+    30 seconds.
+
+    Args:
+        address: A file, a named pipe, a URL such as `rtsp://`, `udp://`, `tcp://` or `http://`, a device such as
+            `/dev/video0`, or `-` for standard input.
+        format: FFmpeg's name of the format or of the device driver, such as `v4l2`, `mpegts` or `rawvideo`; None
+            recognizes it.
+        options: FFmpeg's options of the format, such as `video_size` and `framerate`.
+        short_side: See `Video.read`.
+        square_pixels: See `Video.read`.
+        real_time: Yield the frames of a file at their times, as a camera would; other sources have their own pace.
+        timeout_s: Longest wait for a connection and for a packet, in seconds.
+        reconnects: Attempts in a row to open a device or a network address again.
+
+    Attributes:
+        name: The address without a password, for messages.
+        interval_s: Seconds that one frame is shown, by the frame rate; None until the source is open, or unknown.
+        num_corrupt: Packets that did not decode and were left out.
+        truncated_because: Why a file ended before its end; None if it did not.
+        active_s: time.monotonic() of the last sign of life; later than now while it waits before it connects again.
+
+    Raises:
+        FileNotFoundError: While iterating: there is no such file or device.
+        DecodeError: While iterating: the source is not a video, holds no frame, or cannot be opened again.
+        TimeoutError: While iterating: nothing came in time.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        options: Mapping[str, str] | None = None,
+        short_side: int | None = None,
+        square_pixels: bool = False,
+        real_time: bool = False,
+        timeout_s: float = 10.0,
+        reconnects: int = 0,
+    ) -> None:
+        self.address, self.options = os.fspath(address), dict(options or {})
+        self.format = format or ("v4l2" if self.address.startswith("/dev/video") else None)
+        self.name = "standard input" if self.address == "-" else re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
+        self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s
+        self.is_file = self.format in (None, "rawvideo") and Path(self.address).is_file()
+        is_pipe = self.address == "-" or (not self.is_file and Path(self.address).is_fifo())
+        self.real_time = real_time and self.is_file
+        self.reconnects = 0 if self.is_file or is_pipe else reconnects
+        self.interval_s: float | None = None
+        self.num_corrupt = 0
+        self.truncated_because: str | None = None
+        self.active_s = time.monotonic()
+        self._size: tuple[int, int] | None = None  # of all frames
+        self._num_frames = 0
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        started_s: float | None = None
+        connection, attempts, gap_s = 0, 0, 0.0
+        while True:
+            reason = "it ended"
+            try:
+                for time_s, image in self._frames():
+                    now_s = self.active_s = time.monotonic()
+                    if started_s is None:
+                        started_s = now_s
+                    elif attempts:
+                        connection, gap_s = connection + 1, now_s - started_s
+                    attempts = 0
+                    if self.real_time and (wait_s := started_s + time_s - now_s) > 0:
+                        self.active_s = now_s + wait_s
+                        time.sleep(wait_s)
+                        now_s = self.active_s = time.monotonic()
+                    yield TimedFrame(self._num_frames, gap_s + time_s, image, now_s, connection)
+                    self._num_frames += 1
+            except (DecodeError, OSError) as error:
+                if not self.reconnects:
+                    raise
+                reason = str(error).removeprefix(f"{self.name}: ")
+            if not self.reconnects:
+                break
+            if attempts == self.reconnects:
+                raise DecodeError(f"{self.name}: {reason}; it was opened again {attempts} times without success")
+            delay_s = min(2.0**attempts, _MAX_DELAY_S)
+            attempts += 1
+            logger.warning(
+                "%s: %s; opening it again in %.0f s (%d of %d)", self.name, reason, delay_s, attempts, self.reconnects
+            )
+            self.active_s = time.monotonic() + delay_s
+            time.sleep(delay_s)
+        if not self._num_frames:
+            raise DecodeError(f"{self.name}: holds no frame that decodes ({self.truncated_because or 'it is empty'})")
+
+    def _frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Open the source; yield its frames with their seconds since the first one of this connection."""
+        url, options = self.address, self.options
+        if self.address == "-":
+            url = "pipe:0"
+        elif self.format is None and "://" not in self.address:
+            url = f"file:{self.address}"  # else FFmpeg takes a name such as "concat:a" for a protocol
+        self.active_s = time.monotonic()
+        with self._named_errors():
+            container, stream = open_container(
+                *(url, self.name),
+                holds_back=self.is_file,
+                format=self.format,
+                options=options if self.is_file else _LIVE_OPTIONS | options,
+                timeout=(self.timeout_s, self.timeout_s),
+            )
+        converter, base = FrameConverter(self.name), time_base(stream)
+        rate = stream.average_rate or stream.guessed_rate
+        self.interval_s = float(1 / rate) if rate else None
+        usual_step = 1 / (Fraction(rate or _USUAL_FPS) * base)
+        ticks, start_pts = Fraction(-usual_step), None
+        with container, self._named_errors(), as_decode_error(self.name):
+            for frame in self._decode(container, stream):
+                image = converter.to_rgb(converter.observe(frame))
+                step = None if frame.pts is None or start_pts is None else frame.pts - start_pts - ticks
+                ticks += step if step is not None and 0 < step * base <= _MAX_JUMP_S else usual_step
+                if frame.pts is not None and (step is None or abs(step) * base > _MAX_JUMP_S):
+                    start_pts = frame.pts - ticks
+                if self._size is None:
+                    ratio = sample_aspect_ratio(stream) if self.square_pixels else Fraction(1)
+                    self._size = output_size(image.shape[:2], ratio, self.short_side, turned=converter.is_turned)
+                yield float(ticks * base), image if image.shape[:2] == self._size else resize(image, self._size)
+
+    def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        num_corrupt = 0  # in a row
+        for packet in container.demux(stream):
+            self.active_s = time.monotonic()
+            try:
+                yield from stream.decode(packet if packet.size else None)
+                num_corrupt = 0
+            except av.FFmpegError as error:
+                if self.is_file:
+                    self.truncated_because = reason_of(error)
+                    return
+                num_corrupt += 1
+                self.num_corrupt += 1
+                if num_corrupt == _MAX_CORRUPT:
+                    raise
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Raise errors that fit the source: FFmpeg ends a wait with ExitError, and a live source is no file."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if not self.address.startswith("/dev/"):
+                raise
+            raise FileNotFoundError(f"{self.name}: no such device; pass one that exists") from error
+        except DecodeError as error:
+            cause = error.__cause__
+            if isinstance(cause, av.error.ExitError):
+                advice = "check that it is there and sends, or wait longer"
+                raise TimeoutError(f"{self.name}: nothing came within {self.timeout_s:g} s; {advice}") from error
+            if self.is_file or not isinstance(cause, av.FFmpegError):
+                raise
+            raise DecodeError(f"{self.name}: {reason_of(cause)}; check that it is there and sends video") from error
