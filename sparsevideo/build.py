@@ -283,13 +283,13 @@ def build_windows(
     share_stem = test.share_stem or test.crops > 1
     _check_share_stem(replace(config, test=replace(test, share_stem=share_stem)))
     schedule = WindowSchedule(
+        transforms.StreamTransform(build_test_transform(config), share_stem=share_stem),
         *((data.num_frames, data.frame_stride) if ndim == 3 else (1, 1)),
         step_s=step_s,
         uniform_s=window_s,
         target_fps=data.target_fps if ndim == 3 else None,
     )
-    prepare = transforms.StreamTransform(build_test_transform(config), share_stem=share_stem)
-    return WindowFeed(stream, schedule, prepare, newest_only=newest_only, on_frame=on_frame)
+    return WindowFeed(stream, schedule, newest_only=newest_only, on_frame=on_frame)
 
 
 def build_window_scorer(

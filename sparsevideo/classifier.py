@@ -266,8 +266,7 @@ class Classifier:
         feed = build.build_windows(config, self.model.ndim, stream, step_s=step_s, window_s=window_s)
         score = build.build_window_scorer(config, self.model, self.fabric, multilabel=multilabel)
         for window in feed:
-            assert feed.prepare.corners is not None  # a window has frames
-            yield ScoredWindow(window.start_s, window.end_s, score(window, feed.prepare.corners).numpy())
+            yield ScoredWindow(window.start_s, window.end_s, score(window).numpy())
 
     @torch.inference_mode()
     def _score(self, config: Config, records: Records) -> tuple[Tensor, dict[int, str]]:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from sparsevideo import __version__
 from sparsevideo.io.pyav import warn_of_untested_pyav
-from sparsevideo.parser import Parser, UsageError, add_run_file, add_views, config_yaml, parse_run, parse_test
+from sparsevideo.parser import (
+    Parser,
+    UsageError,
+    add_run_file,
+    add_segments,
+    add_views,
+    add_windows,
+    config_yaml,
+    parse_run,
+    parse_test,
+)
 from sparsevideo.utils.hints import did_you_mean
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
@@ -364,6 +374,96 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 
 
+def timeline(parser: Parser, argv: Sequence[str]) -> int:
+    """Find what happens when in a video of any length: labels with start and end, a plot, subtitles."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        parser.add_argument("video", help="video file, or URL")
+        parser.add_argument("--out", help="folder for the segments (csv, JSON, WebVTT), the scores and the plot")
+        parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
+        add_windows(parser)
+        add_segments(parser)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    if args.save_video and args.out is None:
+        raise UsageError("--out is missing: the folder for the video of --save-video")
+    from dataclasses import asdict
+
+    from sparsevideo.classifier import load
+    from sparsevideo.commands.timeline import timeline_run
+    from sparsevideo.reports.timeline import SegmentMerger
+
+    classifier = load(path, config=config)
+    segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
+    merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
+    segments, reason = timeline_run(
+        *(classifier, args.video, merger, Path(args.out) if args.out else None),
+        save_video=args.save_video,
+        step_s=args.step,
+        window_s=args.window,
+        multilabel=args.multilabel,
+    )
+    if args.json:
+        result = {"video": args.video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, segments)) or f"no segment: no score reaches --enter {args.enter:g}")
+    if reason is not None:
+        print(f"{args.video}: ended early ({reason}); the segments are those before", file=sys.stderr)
+    return OK if reason is None else INCOMPLETE
+
+
+def stream(parser: Parser, argv: Sequence[str]) -> int:
+    """Score a camera, a network stream or standard input while it runs; print a JSON line for each window."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        source = "device such as /dev/video0, address (rtsp, udp, tcp, http, ...), pipe, - for standard input, or file"
+        parser.add_argument("source", help=source)
+        parser.add_argument("--format", help="FFmpeg's name of the format or device, such as mpegts, rawvideo, v4l2")
+        option = "option of the format, such as video_size=640x480 or framerate=30; may be repeated"
+        parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
+        parser.add_argument("--topk", type=int, default=5, help="classes in a line")
+        parser.add_argument("--no-skip", action="store_true", help="score all windows; the source must be able to wait")
+        parser.add_argument("--time-limit", type=float, default=10.0, help="longest wait for a packet, in seconds")
+        parser.add_argument("--reconnects", type=int, default=5, help="attempts in a row to open a lost source again")
+        parser.add_argument("--preview", type=int | None, metavar="PORT", help="show the picture on 127.0.0.1:PORT")
+        add_windows(parser)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    options = dict(option.partition("=")[::2] for option in args.option)
+    if wrong := [option for option in args.option if "=" not in option]:
+        raise UsageError(f"--option {wrong[0]}: must be NAME=VALUE, such as framerate=30")
+    if args.topk < 1 or args.reconnects < 0 or not args.time_limit > 0:
+        raise UsageError("--topk must be >= 1, --reconnects >= 0, and --time-limit above 0")
+    from dataclasses import asdict
+
+    from sparsevideo.classifier import load
+    from sparsevideo.commands.stream import stream_run
+
+    classifier = load(path, config=config)
+    stream_run(
+        classifier,
+        classifier.stream(
+            args.source,
+            format=args.format,
+            options=options,
+            real_time=True,
+            timeout_s=args.time_limit,
+            reconnects=args.reconnects,
+        ),
+        lambda answer: print(json.dumps(asdict(answer), ensure_ascii=False), flush=True),
+        step_s=args.step,
+        window_s=args.window,
+        multilabel=args.multilabel,
+        newest_only=not args.no_skip,
+        topk=args.topk,
+        preview_port=args.preview,
+    )
+    return OK
+
+
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
     """List the names of the models and their numbers of parameters."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -422,6 +522,8 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "train": train,
     "test": test,
     "extract": extract,
+    "timeline": timeline,
+    "stream": stream,
     "serve": serve,
     "analyze": analyze,
     "probe": probe,

@@ -215,6 +215,22 @@ def add_views(parser: Parser) -> None:
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
 
 
+def add_windows(parser: Parser) -> None:
+    """Add the options of windows over a video."""
+    parser.add_argument("--step", type=float, default=1.0, help="seconds from the start of a window to the next start")
+    window = "seconds in a window; only with data.sampling uniform, else it has data.num_frames frames"
+    parser.add_argument("--window", type=float | None, help=window)
+    multilabel = "classes do not exclude each other: scores are sigmoids, and each class is taken by itself"
+    parser.add_argument("--multilabel", action="store_true", help=multilabel)
+
+
+def add_segments(parser: Parser) -> None:
+    """Add the options of segments with a label."""
+    parser.add_argument("--enter", type=float, default=0.5, help="score at which a segment starts, from 0 to 1")
+    parser.add_argument("--leave", type=float, default=0.3, help="score below which it ends, at most --enter")
+    parser.add_argument("--min-duration", type=float, default=0.0, help="shortest segment, in seconds")
+
+
 def _add_test_options(parser: Parser, config: Config | None, add_options: Callable[[Parser], object]) -> None:
     parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
     add_options(parser)

@@ -11,17 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-import numpy as np
-
 from sparsevideo.classifier import Classifier, load
+from sparsevideo.commands.timeline import timeline_run
 from sparsevideo.commands.visualize import load_view
 from sparsevideo.config import parse_views
 from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io.backends import open_video
 from sparsevideo.reports import visualize
-from sparsevideo.reports.timeline import Segment, SegmentMerger
-from sparsevideo.reports.timeline_plot import save_timeline_plot
+from sparsevideo.reports.timeline import SegmentMerger
 
 _VIEWS = {2: ["1x1", "1x3"], 3: ["1x1", "4x1", "4x3", "10x3"]}  # by the dimensions of the network
 _NAMES = {2: "image", 3: "video"}
@@ -156,9 +154,13 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
             return _draw_sampling(classifier, file)
 
     def timeline(path: str | None) -> tuple[str, list[tuple[float, float, str, float]]]:
+        folder = _new_folder()
         with checked(path) as file:
-            picture, segments = _draw_timeline(classifier, file)
-        return picture, [(each.start_s, each.end_s, each.label, round(each.score, 4)) for each in segments]
+            segments, truncated_because = timeline_run(classifier, file, SegmentMerger(classifier.classes), folder)
+            if truncated_because:
+                gradio.Warning(f"{Path(file).name}: the timeline ends early: {truncated_because}")
+        rows = [(each.start_s, each.end_s, each.label, round(each.score, 4)) for each in segments]
+        return str(folder / "timeline.png"), rows
 
     def picture(text: str) -> gradio.Image:
         return gradio.Image(label=text, show_label=False, interactive=False, buttons=["fullscreen", "download"])
@@ -202,26 +204,12 @@ def _draw_sampling(classifier: Classifier, path: str) -> list[str]:
     records = Records.build(Path(), classifier.classes, [path], [UNLABELED])
     view = load_view(classifier.config, records, 0, classifier.model.ndim)
     trace = visualize.trace_sampling(classifier.model, view.x)
-    strip, density = _new_path("strip.png"), _new_path("density.png")
-    visualize.save_strip(strip, view.frames, trace, title=Path(path).name)
-    visualize.save_density(density, view.frames, trace, title=Path(path).name)
-    return [str(strip), str(density)]
+    folder = _new_folder()
+    visualize.save_strip(folder / "strip.png", view.frames, trace, title=Path(path).name)
+    visualize.save_density(folder / "density.png", view.frames, trace, title=Path(path).name)
+    return [str(folder / "strip.png"), str(folder / "density.png")]
 
 
-def _draw_timeline(classifier: Classifier, path: str) -> tuple[str, list[Segment]]:
-    """Return the path of a plot of the scores over time, and the segments."""
-    windows = list(classifier.score_windows(classifier.stream(path)))
-    merger = SegmentMerger(classifier.classes)
-    for window in windows:
-        merger.add(window)
-    segments = merger.finish()
-    times_s = np.array([(window.start_s, window.end_s) for window in windows])
-    scores = np.stack([window.scores for window in windows])
-    plot = _new_path("timeline.png")
-    save_timeline_plot(plot, times_s, scores, segments, classifier.classes)
-    return str(plot), segments
-
-
-def _new_path(name: str) -> Path:
-    """Return the path of a new file in the folder of the uploads, which no other user can guess."""
-    return Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / name
+def _new_folder() -> Path:
+    """Return a new folder among the uploads, whose name no other user can guess."""
+    return Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))

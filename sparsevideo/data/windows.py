@@ -25,38 +25,42 @@ class Window:
     """Frames that the network gets together.
 
     Attributes:
-        frame_indices: T rising indices of the frames.
-        pixels: T prepared frames (3, H, W) uint8.
-        start_s: Time at which the first frame of the window is shown, in seconds from the first frame.
+        frame_indices: T indices of the frames, never falling.
+        pixels: T prepared frames (3, S, S) uint8.
+        corners: (V, 4) corners of the crops, see `StreamTransform`.
+        start_s: Time at which the first frame of the window is shown, in seconds from the first frame of the stream.
         end_s: Time at which the last one ends.
         arrived_s: time.monotonic() when the last frame arrived.
     """
 
     frame_indices: tuple[int, ...]
     pixels: tuple[Tensor, ...]
+    corners: Tensor
     start_s: float
     end_s: float
     arrived_s: float
 
 
 class _Tick(NamedTuple):
-    """A prepared frame on the timeline; with a target frame rate, a frame may have several ticks or none."""
+    """A frame on the timeline; with a target frame rate, a frame may have several ticks or none."""
 
     frame_index: int
     time_s: float
-    pixels: Tensor
     arrived_s: float
+    pixels: Tensor | None  # None if no window needs them
 
 
 class WindowSchedule:
     """Forms windows of the frames of a stream.
 
     A window starts at the first frame that is shown at or after 0, `step_s`, 2 `step_s`, ... seconds. It has all frames
-    up to its length, of which the network gets T. At the end, one more window ends with the last frame, if this frame
-    is not in a window yet. A video that is shorter than a window is one window: consecutive sampling repeats its last
-    frame, uniform sampling spreads T frames over it. No window spans a lost connection.
+    up to its length, of which the network gets T. At the end, one more window covers the frames that are in no window
+    yet; with consecutive sampling it starts a multiple of the stride after the last one, so fewer frames than a stride
+    may be left. A video that is shorter than a window is one window: consecutive sampling repeats its last frame,
+    uniform sampling spreads T frames over it. No window spans a lost connection.
 
     Args:
+        prepare: Prepares the frames that a window needs.
         num_frames: T.
         frame_stride: Take every n-th frame.
         step_s: Seconds from the start of one window to the start of the next; at most one window starts per frame.
@@ -69,6 +73,7 @@ class WindowSchedule:
 
     def __init__(
         self,
+        prepare: StreamTransform,
         num_frames: int,
         frame_stride: int,
         *,
@@ -79,33 +84,28 @@ class WindowSchedule:
         for name, value in (("step_s", step_s), ("uniform_s", uniform_s), ("target_fps", target_fps)):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {value}")
-        self.num_frames, self.frame_stride, self.step_s = num_frames, frame_stride, step_s
+        self.prepare, self.num_frames, self.step_s = prepare, num_frames, step_s
         self.uniform_s, self.target_fps = uniform_s, target_fps
-        self._length = clip_span(num_frames, frame_stride)  # in ticks; with uniform sampling, known at the first frame
-        self._connection = 0
+        self._stride = frame_stride if uniform_s is None else 1
+        self._length = clip_span(num_frames, self._stride)  # in ticks; of uniform sampling, set at the first frame
         self._interval_s = _USUAL_INTERVAL_S
+        self._connection = 0
         self._restart()
 
     def _restart(self) -> None:
-        self._recent: deque[_Tick] = deque(maxlen=self._length)
+        self._recent: deque[_Tick] = deque()
         self._starts: deque[int] = deque()  # ticks at which windows have started that are not complete
-        self._num_ticks, self._end = 0, 0  # _end: number of ticks up to the end of the last window
+        self._last_start: int | None = None  # of the last complete window
+        self._num_ticks = 0
         self._first_s = self._next_start_s = 0.0
-        self._last: _Tick | None = None  # the newest frame, if there is a target frame rate
+        self._newest: TimedFrame | None = None
 
-    def add(self, frame: TimedFrame, pixels: Tensor, interval_s: float | None) -> list[Window]:
-        """Add the next frame; return the windows that it completes.
-
-        Args:
-            frame: The frame.
-            pixels: (3, H, W) uint8, the frame as the network gets it.
-            interval_s: Seconds that a frame is shown; None if unknown.
-        """
+    def add(self, frame: TimedFrame, interval_s: float | None) -> list[Window]:
+        """Add the next frame, which is shown for `interval_s` (None if unknown); return the windows it completes."""
         if frame.connection != self._connection:
             self._connection = frame.connection
             self._restart()
-        newest = _Tick(frame.frame_index, frame.time_s, pixels, frame.arrived_s)
-        previous = self._last or (self._recent[-1] if self._recent else None)
+        previous, self._newest = self._newest, frame
         if interval_s is not None:
             self._interval_s = interval_s
         elif previous is not None:
@@ -113,22 +113,26 @@ class WindowSchedule:
         if previous is None:
             self._first_s = self._next_start_s = frame.time_s
             if self.uniform_s is not None:
-                rate = self.target_fps or 1 / self._interval_s
-                self._length = max(1, round(self.uniform_s * rate))
-                self._recent = deque(maxlen=self._length)
+                self._length = max(1, round(self.uniform_s * (self.target_fps or 1 / self._interval_s)))
+            self._recent = deque(maxlen=self._length + self._stride)
         if self.target_fps is None:
-            return self._add_tick(newest)
-        windows = [] if self._last is None else self._resample(self._last, frame.time_s)
-        self._last = newest
-        return windows
+            return self._add_tick(frame, frame.time_s)
+        return [] if previous is None else self._resample(previous, frame.time_s)
 
     def finish(self) -> list[Window]:
         """End the stream; return the windows that are left."""
         windows: list[Window] = []
-        if self._last is not None:
-            windows = self._resample(self._last, self._last.time_s + self._interval_s)
-        if self._num_ticks > self._end:
-            windows.append(self._window())
+        if self._newest is None:
+            return windows
+        if self.target_fps is not None:
+            windows += self._resample(self._newest, self._newest.time_s + self._interval_s)
+        if self._last_start is None:
+            last = self._recent.pop()
+            pixels = self._prepared(self._newest) if last.pixels is None else last.pixels
+            self._recent.append(last._replace(pixels=pixels))
+            windows.append(self._window(0))
+        elif shift := (self._num_ticks - self._last_start - self._length) // self._stride * self._stride:
+            windows.append(self._window(self._last_start + shift))
         return windows
 
     @property
@@ -136,7 +140,7 @@ class WindowSchedule:
         """Seconds that a frame counts before its time, because times may be rounded to milliseconds."""
         return min(STAMP_S, self._interval_s / 4)
 
-    def _resample(self, shown: _Tick, until_s: float) -> list[Window]:
+    def _resample(self, frame: TimedFrame, until_s: float) -> list[Window]:
         """Add the ticks at which a frame is shown; see `clip_sampling.at_fps`."""
         assert self.target_fps is not None
         windows: list[Window] = []
@@ -144,36 +148,48 @@ class WindowSchedule:
             tick_s = self._num_ticks / self.target_fps
             if self._first_s + tick_s * (1 + SAME_RATE) + self._tolerance_s >= until_s:
                 return windows
-            windows += self._add_tick(shown._replace(time_s=self._first_s + tick_s))
+            windows += self._add_tick(frame, self._first_s + tick_s)
 
-    def _add_tick(self, tick: _Tick) -> list[Window]:
-        if tick.time_s >= self._next_start_s - self._tolerance_s:
+    def _add_tick(self, frame: TimedFrame, time_s: float) -> list[Window]:
+        if time_s >= self._next_start_s - self._tolerance_s:
             self._starts.append(self._num_ticks)
-            num_steps = int((tick.time_s - self._first_s + self._tolerance_s) / self.step_s) + 1
+            num_steps = int((time_s - self._first_s + self._tolerance_s) / self.step_s) + 1
             self._next_start_s = self._first_s + num_steps * self.step_s
-        self._recent.append(tick)
+        # Frames between those of the network are not converted. The last window may be continued up to the end.
+        starts = self._starts if self._last_start is None else (self._last_start, *self._starts)
+        is_needed = any((self._num_ticks - start) % self._stride == 0 for start in starts)
+        pixels = self._prepared(frame) if is_needed else None
+        self._recent.append(_Tick(frame.frame_index, time_s, frame.arrived_s, pixels))
         self._num_ticks += 1
         if not self._starts or self._starts[0] + self._length > self._num_ticks:
             return []
-        self._starts.popleft()
-        return [self._window()]
+        self._last_start = self._starts.popleft()
+        return [self._window(self._last_start)]
 
-    def _window(self) -> Window:
-        """Return the window that ends with the newest tick."""
-        ticks = list(self._recent)
-        self._end = self._num_ticks
+    def _prepared(self, frame: TimedFrame) -> Tensor:
+        last = self._recent[-1] if self._recent else None
+        if last is not None and last.frame_index == frame.frame_index and last.pixels is not None:
+            return last.pixels
+        return self.prepare(frame.image)
+
+    def _window(self, start: int) -> Window:
+        """Return the window that starts at a tick; it ends early if there are no more ticks."""
+        ticks = list(self._recent)[start - self._num_ticks :][: self._length]
         if self.uniform_s is None:
-            (positions,) = spread_clips(len(ticks), self.num_frames, self.frame_stride, 1)
+            (positions,) = spread_clips(len(ticks), self.num_frames, self._stride, 1)
         else:
             positions = uniform_clip(len(ticks), self.num_frames)
         chosen = [ticks[position] for position in positions]
+        pixels = tuple(tick.pixels for tick in chosen if tick.pixels is not None)
+        assert len(pixels) == self.num_frames and self.prepare.corners is not None
         interval_s = 1 / self.target_fps if self.target_fps else self._interval_s
         return Window(
-            tuple(tick.frame_index for tick in chosen),
-            tuple(tick.pixels for tick in chosen),
-            ticks[0].time_s,
-            ticks[-1].time_s + interval_s,
-            ticks[-1].arrived_s,
+            frame_indices=tuple(tick.frame_index for tick in chosen),
+            pixels=pixels,
+            corners=self.prepare.corners,
+            start_s=round(ticks[0].time_s, 6),
+            end_s=round(ticks[-1].time_s + interval_s, 6),
+            arrived_s=ticks[-1].arrived_s,
         )
 
 
@@ -183,7 +199,6 @@ class WindowFeed:
     Args:
         stream: The frames.
         schedule: Forms the windows.
-        prepare: Prepares each frame for the network.
         newest_only: Hand out the newest window and drop the older ones that wait, for a source that does not wait.
             False pauses decoding if two windows wait.
         on_frame: Function that gets each frame, in the thread.
@@ -200,13 +215,11 @@ class WindowFeed:
         self,
         stream: FrameStream,
         schedule: WindowSchedule,
-        prepare: StreamTransform,
         *,
         newest_only: bool = False,
         on_frame: Callable[[TimedFrame], None] | None = None,
     ) -> None:
-        self.stream, self.schedule, self.prepare = stream, schedule, prepare
-        self.newest_only, self.on_frame = newest_only, on_frame
+        self.stream, self.schedule, self.newest_only, self.on_frame = stream, schedule, newest_only, on_frame
         self.num_frames = self.num_dropped = 0
         self._waiting: deque[Window] = deque()
         self._changed = threading.Condition()
@@ -244,7 +257,7 @@ class WindowFeed:
                 if self.on_frame is not None:
                     self.on_frame(frame)
                 self.num_frames += 1
-                self._hand_out(self.schedule.add(frame, self.prepare(frame.image), self.stream.interval_s))
+                self._hand_out(self.schedule.add(frame, self.stream.interval_s))
             self._hand_out(self.schedule.finish())
         except BaseException as error:
             self._error = error

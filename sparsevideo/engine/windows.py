@@ -13,13 +13,15 @@ from sparsevideo.data.windows import Window
 from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.models.sampling import Views
 
+_STEM_FRAMES = 4  # in one pass: a few are faster than one
+
 
 class WindowScorer:
     """Scores windows in the order of their frames.
 
     The features of each frame are computed when its first window needs them, and stay in a ring until no later window
-    needs them. Frames go through the stem one by one, and windows through the network one by one, so the scores of a
-    window do not depend on the other windows, to the last bit.
+    needs them. The stem always runs on the same number of frames, and windows go through the network one by one, so the
+    scores of a window do not depend on the other windows, to the last bit.
 
     Args:
         predictor: The network, with logits as its output.
@@ -40,41 +42,46 @@ class WindowScorer:
         self._free: list[int] = []  # a heap: low slots are used again first, so high ones need no memory
 
     @torch.inference_mode()
-    def __call__(self, window: Window, corners: Tensor) -> Tensor:
-        """Return (K,) float32 probabilities, the mean over the crops with these corners (V, 4)."""
+    def __call__(self, window: Window) -> Tensor:
+        """Return (K,) float32 probabilities, the mean over the crops."""
         for index in [index for index in self._slot_of if index < window.frame_indices[0]]:
             heapq.heappush(self._free, self._slot_of.pop(index))
         with self.predictor.fabric.autocast():
-            slots = [self._slot(*frame) for frame in zip(window.frame_indices, window.pixels, strict=True)]
-            assert self._ring is not None  # a window has at least one frame
-            device, ring = self._ring.device, self._ring.movedim(-1, 1)  # (R, C, H, W)
-            corners, frames = corners.to(device), torch.tensor(slots, device=device)
+            self._run_stem(window)
+            assert self._ring is not None  # a window has frames
+            ring = self._ring.movedim(-1, 1)  # (R, C, H, W)
+            corners = window.corners.to(ring.device)
+            frames = torch.tensor([self._slot_of[index] for index in window.frame_indices], device=ring.device)
             if self.predictor.model.ndim == 3:
                 views = Views(frames.new_zeros(len(corners)), corners, frames.expand(len(corners), -1))
-                ring = ring.transpose(0, 1)[None]  # (1, C, R, H, W)
+                logits = self.predictor.outputs(ring.transpose(0, 1)[None], views)  # (1, C, R, H, W) -> (V, K)
             else:
-                views = Views(frames.expand(len(corners)), corners)
-            logits = self.predictor.outputs(ring, views)  # (V, K)
+                logits = self.predictor.outputs(ring, Views(frames.expand(len(corners)), corners))  # (V, K)
         if self.mean_of_logits:
             logits = logits.mean(0, keepdim=True)
         scores = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
         return scores.mean(0).cpu()
 
-    def _slot(self, frame_index: int, pixels: Tensor) -> int:
-        """Return the slot of a frame's features."""
-        if frame_index not in self._slot_of:
-            pixels = pixels.to(self.predictor.fabric.device)[None]  # (1, 3, S, S)
-            feat = self.predictor.model.stem(self.predictor.normalize(pixels))[0].movedim(0, -1)  # (H, W, C)
-            if not self._free:
+    def _run_stem(self, window: Window) -> None:
+        """Put the features of the frames that are new in a window into free slots."""
+        pixels_of = dict(zip(window.frame_indices, window.pixels, strict=True))
+        new = [index for index in pixels_of if index not in self._slot_of]
+        for start in range(0, len(new), _STEM_FRAMES):
+            indices = new[start : start + _STEM_FRAMES]
+            padded = [pixels_of[index] for index in (*indices, *[indices[-1]] * (_STEM_FRAMES - len(indices)))]
+            pixels = torch.stack(padded).to(self.predictor.fabric.device)  # (4, 3, S, S)
+            feat = self.predictor.model.stem(self.predictor.normalize(pixels)).movedim(1, -1)  # (4, H, W, C)
+            if len(self._free) < len(indices):
                 self._grow(feat)
             assert self._ring is not None
-            self._slot_of[frame_index] = heapq.heappop(self._free)
-            self._ring[self._slot_of[frame_index]] = feat
-        return self._slot_of[frame_index]
+            slots = [heapq.heappop(self._free) for _ in indices]
+            self._ring[slots] = feat[: len(indices)]
+            self._slot_of.update(zip(indices, slots, strict=True))
 
     def _grow(self, feat: Tensor) -> None:
-        """Double the number of slots."""
-        old = feat.new_empty(0, *feat.shape) if self._ring is None else self._ring
-        self._free = list(range(len(old), max(16, 2 * len(old))))
-        self._ring = feat.new_empty(max(16, 2 * len(old)), *feat.shape)
+        """Double the number of slots for features (4, H, W, C)."""
+        old = feat[:0] if self._ring is None else self._ring
+        num_slots = max(16, 2 * len(old))
+        self._free += range(len(old), num_slots)  # still a heap: these are the highest
+        self._ring = feat.new_empty(num_slots, *feat.shape[1:])
         self._ring[: len(old)] = old

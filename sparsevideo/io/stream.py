@@ -4,11 +4,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -27,14 +28,28 @@ _MAX_DELAY_S = 30.0  # between two attempts to connect
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # microseconds
 
 
-class TimedFrame(NamedTuple):
-    """A frame of a stream."""
+@dataclass(frozen=True)
+class TimedFrame:
+    """A frame of a stream.
 
-    frame_index: int  # counts from 0, over all connections
-    time_s: float  # since the first frame
-    image: np.ndarray  # (H, W, 3) uint8 RGB, upright; it may share memory with the decoder's frame
-    arrived_s: float  # time.monotonic() after the frame was decoded
-    connection: int  # counts from 0; frames are missing between two connections
+    Attributes:
+        frame_index: Index of the frame, from 0, over all connections.
+        time_s: Seconds since the first frame.
+        arrived_s: time.monotonic() after the frame was decoded.
+        connection: Index of the connection, from 0; frames are missing between two connections.
+        convert: Function that returns `image`.
+    """
+
+    frame_index: int
+    time_s: float
+    arrived_s: float
+    connection: int
+    convert: Callable[[], np.ndarray] = field(repr=False)
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright; it is converted when it is first used."""
+        return self.convert()
 
 
 class FrameStream:
@@ -44,8 +59,8 @@ class FrameStream:
     frame follows its predecessor at the frame rate. Frames of another size than the first are resized to it.
 
     A file ends at the first packet that does not decode (`truncated_because`). A live source leaves out such packets
-    (`num_corrupt`). If a device or a network address ends or fails, it is opened again, after 1, 2, 4, ... and at most
-    30 seconds.
+    (`num_corrupt`). If a device or a network address ends or fails after its first frame, it is opened again, after 1,
+    2, 4, ... and at most 30 seconds.
 
     Args:
         address: A file, a named pipe, a URL such as `rtsp://`, `udp://`, `tcp://` or `http://`, a device such as
@@ -61,6 +76,7 @@ class FrameStream:
 
     Attributes:
         name: The address without a password, for messages.
+        duration_s: Duration that the header of a file states, in seconds; None until it is open, or unknown.
         interval_s: Seconds that one frame is shown, by the frame rate; None until the source is open, or unknown.
         num_corrupt: Packets that did not decode and were left out.
         truncated_because: Why a file ended before its end; None if it did not.
@@ -92,6 +108,7 @@ class FrameStream:
         is_pipe = self.address == "-" or (not self.is_file and Path(self.address).is_fifo())
         self.real_time = real_time and self.is_file
         self.reconnects = 0 if self.is_file or is_pipe else reconnects
+        self.duration_s: float | None = None
         self.interval_s: float | None = None
         self.num_corrupt = 0
         self.truncated_because: str | None = None
@@ -105,7 +122,7 @@ class FrameStream:
         while True:
             reason = "it ended"
             try:
-                for time_s, image in self._frames():
+                for time_s, convert in self._frames():
                     now_s = self.active_s = time.monotonic()
                     if started_s is None:
                         started_s = now_s
@@ -116,13 +133,13 @@ class FrameStream:
                         self.active_s = now_s + wait_s
                         time.sleep(wait_s)
                         now_s = self.active_s = time.monotonic()
-                    yield TimedFrame(self._num_frames, gap_s + time_s, image, now_s, connection)
+                    yield TimedFrame(self._num_frames, gap_s + time_s, now_s, connection, convert)
                     self._num_frames += 1
             except (DecodeError, OSError) as error:
-                if not self.reconnects:
+                if not self.reconnects or started_s is None:
                     raise
                 reason = str(error).removeprefix(f"{self.name}: ")
-            if not self.reconnects:
+            if not self.reconnects or started_s is None:
                 break
             if attempts == self.reconnects:
                 raise DecodeError(f"{self.name}: {reason}; it was opened again {attempts} times without success")
@@ -136,8 +153,8 @@ class FrameStream:
         if not self._num_frames:
             raise DecodeError(f"{self.name}: holds no frame that decodes ({self.truncated_because or 'it is empty'})")
 
-    def _frames(self) -> Iterator[tuple[float, np.ndarray]]:
-        """Open the source; yield its frames with their seconds since the first one of this connection."""
+    def _frames(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+        """Open the source; yield the seconds of its frames since the first one of this connection, and their images."""
         url, options = self.address, self.options
         if self.address == "-":
             url = "pipe:0"
@@ -155,19 +172,25 @@ class FrameStream:
         converter, base = FrameConverter(self.name), time_base(stream)
         rate = stream.average_rate or stream.guessed_rate
         self.interval_s = float(1 / rate) if rate else None
+        self.duration_s = container.duration / av.time_base if container.duration else None
         usual_step = 1 / (Fraction(rate or _USUAL_FPS) * base)
         ticks, start_pts = Fraction(-usual_step), None
+        ratio = sample_aspect_ratio(stream) if self.square_pixels else Fraction(1)
         with container, self._named_errors(), as_decode_error(self.name):
             for frame in self._decode(container, stream):
-                image = converter.to_rgb(converter.observe(frame))
+                converter.observe(frame)
                 step = None if frame.pts is None or start_pts is None else frame.pts - start_pts - ticks
                 ticks += step if step is not None and 0 < step * base <= _MAX_JUMP_S else usual_step
                 if frame.pts is not None and (step is None or abs(step) * base > _MAX_JUMP_S):
                     start_pts = frame.pts - ticks
-                if self._size is None:
-                    ratio = sample_aspect_ratio(stream) if self.square_pixels else Fraction(1)
-                    self._size = output_size(image.shape[:2], ratio, self.short_side, turned=converter.is_turned)
-                yield float(ticks * base), image if image.shape[:2] == self._size else resize(image, self._size)
+                yield float(ticks * base), partial(self._convert, converter, frame, ratio)
+
+    def _convert(self, converter: FrameConverter, frame: av.VideoFrame, ratio: Fraction) -> np.ndarray:
+        """Return a frame as (H, W, 3) RGB of the size of the first one."""
+        image = converter.to_rgb(frame)
+        if self._size is None:
+            self._size = output_size(image.shape[:2], ratio, self.short_side, turned=converter.is_turned)
+        return image if image.shape[:2] == self._size else resize(image, self._size)
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         num_corrupt = 0  # in a row
