@@ -150,7 +150,7 @@ def test_page_shows_the_prediction_of_an_uploaded_video_and_requests_nothing_fro
         requests = []
         page.on("request", lambda each: requests.append(each.url))
         page.goto(server)
-        page.locator("input[type=file]").set_input_files(videos[7])
+        page.locator("input[type=file]").first.set_input_files(videos[7])
         page.locator("video").wait_for()
         page.get_by_role("button", name="Classify").click()
         expect(page.get_by_test_id("label-output-value")).to_have_text(prediction.labels[0])
@@ -168,7 +168,7 @@ def test_page_shows_the_prediction_of_an_uploaded_video_and_requests_nothing_fro
         assert page.evaluate("fetch('http://127.0.0.1:9/').catch(error => `${error}`)") == "TypeError: Failed to fetch"
         page.get_by_label("Clear").click()
         expect(picture).to_have_count(0)
-        page.locator("input[type=file]").set_input_files(bad_file("text", tmp_path))
+        page.locator("input[type=file]").first.set_input_files(bad_file("text", tmp_path))
         page.locator("video").wait_for(state="attached")
         page.get_by_role("button", name="Classify").click()
         expect(page.get_by_test_id("toast-body").filter(has_text=MESSAGES["text"])).to_be_visible()
