@@ -176,10 +176,8 @@ def test_page_shows_the_prediction_of_an_uploaded_video_and_requests_nothing_fro
         assert len(requests) > 10
         assert [each for each in requests if not each.startswith((server, "data:", "blob:"))] == []
         with unreached_server() as address:
-            fetched = page.evaluate(
-                "address => fetch(address, {mode: 'no-cors', signal: AbortSignal.timeout(3000)}).catch(error => `${error}`)",
-                address,
-            )
+            options = "{mode: 'no-cors', signal: AbortSignal.timeout(3000)}"
+            fetched = page.evaluate(f"fetch('{address}', {options}).catch(error => `${{error}}`)")
             assert fetched == "TypeError: Failed to fetch"
         page.get_by_label("Clear").click()
         expect(picture).to_have_count(0)
