@@ -17,6 +17,7 @@ from sparsevideo.data.transforms import StreamTransform
 from sparsevideo.io.stream import FrameStream, TimedFrame
 
 _MAX_WAITING = 2  # windows that wait for the network before decoding pauses
+_GRACE_S = 5.0  # FFmpeg's own time limit comes first
 _USUAL_INTERVAL_S = 0.04  # of a source that states no frame rate, until its second frame arrives
 
 
@@ -244,7 +245,7 @@ class WindowFeed:
             while not self._waiting and not self._is_done:
                 self._changed.wait(timeout=1)
                 # FFmpeg ends most waits itself, but not those for a pipe.
-                if not self._waiting and time.monotonic() > self.stream.active_s + self.stream.timeout_s + 5:
+                if not self._waiting and time.monotonic() > self.stream.active_s + self.stream.timeout_s + _GRACE_S:
                     raise TimeoutError(f"{self.stream.name}: no frame within {self.stream.timeout_s:g} s")
             self._changed.notify_all()
             return self._waiting.popleft() if self._waiting else None

@@ -13,15 +13,13 @@ from sparsevideo.data.windows import Window
 from sparsevideo.engine.predict import MultiViewPredictor
 from sparsevideo.models.sampling import Views
 
-_STEM_FRAMES = 4  # in one pass: a few are faster than one
-
 
 class WindowScorer:
     """Scores windows in the order of their frames.
 
     The features of each frame are computed when its first window needs them, and stay in a ring until no later window
-    needs them. The stem always runs on the same number of frames, and windows go through the network one by one, so the
-    scores of a window do not depend on the other windows, to the last bit.
+    needs them. Frames go through the stem one by one, and windows through the network one by one, so the scores of a
+    window do not depend on the other windows, to the last bit.
 
     Args:
         predictor: The network, with logits as its output.
@@ -64,24 +62,21 @@ class WindowScorer:
 
     def _run_stem(self, window: Window) -> None:
         """Put the features of the frames that are new in a window into free slots."""
-        pixels_of = dict(zip(window.frame_indices, window.pixels, strict=True))
-        new = [index for index in pixels_of if index not in self._slot_of]
-        for start in range(0, len(new), _STEM_FRAMES):
-            indices = new[start : start + _STEM_FRAMES]
-            padded = [pixels_of[index] for index in (*indices, *[indices[-1]] * (_STEM_FRAMES - len(indices)))]
-            pixels = torch.stack(padded).to(self.predictor.fabric.device)  # (4, 3, S, S)
-            feat = self.predictor.model.stem(self.predictor.normalize(pixels)).movedim(1, -1)  # (4, H, W, C)
-            if len(self._free) < len(indices):
+        device, normalize = self.predictor.fabric.device, self.predictor.normalize
+        for index, pixels in zip(window.frame_indices, window.pixels, strict=True):
+            if index in self._slot_of:
+                continue
+            feat = self.predictor.model.stem(normalize(pixels.to(device)[None]))[0].movedim(0, -1)  # (H, W, C)
+            if not self._free:
                 self._grow(feat)
             assert self._ring is not None
-            slots = [heapq.heappop(self._free) for _ in indices]
-            self._ring[slots] = feat[: len(indices)]
-            self._slot_of.update(zip(indices, slots, strict=True))
+            self._slot_of[index] = heapq.heappop(self._free)
+            self._ring[self._slot_of[index]] = feat
 
     def _grow(self, feat: Tensor) -> None:
-        """Double the number of slots for features (4, H, W, C)."""
-        old = feat[:0] if self._ring is None else self._ring
+        """Double the number of slots for features (H, W, C)."""
+        old = feat.new_empty(0, *feat.shape) if self._ring is None else self._ring
         num_slots = max(16, 2 * len(old))
         self._free += range(len(old), num_slots)  # still a heap: these are the highest
-        self._ring = feat.new_empty(num_slots, *feat.shape[1:])
+        self._ring = feat.new_empty(num_slots, *feat.shape)
         self._ring[: len(old)] = old

@@ -118,7 +118,7 @@ class FrameStream:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         started_s: float | None = None
-        connection, attempts, gap_s = 0, 0, 0.0
+        connection, attempts, connected_s, last_s = 0, 0, 0.0, 0.0  # times of the stream
         while True:
             reason = "it ended"
             try:
@@ -127,13 +127,14 @@ class FrameStream:
                     if started_s is None:
                         started_s = now_s
                     elif attempts:
-                        connection, gap_s = connection + 1, now_s - started_s
-                    attempts = 0
+                        connection += 1
+                        connected_s = max(now_s - started_s, last_s + (self.interval_s or 1 / _USUAL_FPS))
+                    attempts, last_s = 0, connected_s + time_s
                     if self.real_time and (wait_s := started_s + time_s - now_s) > 0:
                         self.active_s = now_s + wait_s
                         time.sleep(wait_s)
                         now_s = self.active_s = time.monotonic()
-                    yield TimedFrame(self._num_frames, gap_s + time_s, now_s, connection, convert)
+                    yield TimedFrame(self._num_frames, last_s, now_s, connection, convert)
                     self._num_frames += 1
             except (DecodeError, OSError) as error:
                 if not self.reconnects or started_s is None:
