@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.docs-installed
+WEB_INSTALLED := .venv/.web-installed
 
-.PHONY: demo test test-slow test-versions lint types docs clean
+.PHONY: demo test test-slow test-versions web lint types docs clean
 
 demo: $(INSTALLED)  ## the quick start: data, image pretraining, inflation, video training, test (about five minutes)
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
@@ -18,6 +19,8 @@ test-slow: $(INSTALLED)  ## the tests that are marked slow: the wheel in a clean
 # VERSIONS="-k newest" runs the newest versions alone.
 test-versions: $(INSTALLED)  ## the suite with the lowest and with the newest versions; downloads gigabytes
 	$(BIN)/python -m pytest -m versions -s tests/test_versions.py $(VERSIONS)
+
+web: $(WEB_INSTALLED)  ## what the tests of the web page need, which else are skipped; Chromium comes from the system
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,4 +43,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(WEB_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[web]" playwright
 	touch $@

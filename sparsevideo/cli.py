@@ -536,6 +536,33 @@ def config_show(parser: Parser, argv: Sequence[str]) -> int:
     return OK
 
 
+def serve(parser: Parser, argv: Sequence[str]) -> int:
+    """Open a web page, with an API, that classifies uploaded files with a trained network."""
+    parser.add_argument("checkpoint", help="checkpoint of a run, or the folder of the run")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other computers")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--max-size", type=float, default=100.0, help="largest upload, in MB")
+    parser.add_argument("--max-duration", type=float, default=300.0, help="longest video, in seconds")
+    parser.add_argument("--keep", type=float, default=600.0, help="seconds after which uploads are deleted")
+    args = parser.parse(argv)
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port must be from 0 to 65535, got {args.port}")
+    for name in ("max_size", "max_duration", "keep"):
+        if not getattr(args, name) > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be > 0, got {getattr(args, name)}")
+    from sparsevideo.commands.serve import serve_run
+
+    serve_run(
+        args.checkpoint,
+        host=args.host,
+        port=args.port,
+        max_size_mb=args.max_size,
+        max_duration_s=args.max_duration,
+        keep_s=args.keep,
+    )
+    return OK
+
+
 COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "quickstart": quickstart,
     "train": train,
@@ -544,6 +571,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "extract": extract,
     "timeline": timeline,
     "stream": stream,
+    "serve": serve,
     "analyze": analyze,
     "probe": probe,
     "visualize": visualize,
