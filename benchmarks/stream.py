@@ -2,8 +2,8 @@
 
     python -m benchmarks.stream VIDEO OUT [--minutes 30]     # VIDEO: an mp4 file of a few seconds
 
-writes OUT/stream.json (all numbers, with the environment) and OUT/stream.md. The video is encoded anew with 320 x 240
-pixels and 25 frames per second, and repeated. The command runs in a process of its own on one core, with fresh weights,
+writes OUT/stream.json (all numbers, with the environment) and OUT/stream.md. The video is encoded with 320 x 240 pixels
+and 25 frames per second, and repeated. The command runs in a process of its own on one core, with fresh weights,
 and reads the file at its own pace, as from a camera. Its memory is read every five seconds.
 """
 
