@@ -489,16 +489,17 @@ def stream(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.commands.stream import stream_run
 
     classifier = load(path, config=config)
+    source = classifier.stream(
+        args.source,
+        format=args.format,
+        options=options,
+        real_time=True,
+        timeout_s=args.time_limit,
+        reconnects=args.reconnects,
+    )
     stream_run(
         classifier,
-        classifier.stream(
-            args.source,
-            format=args.format,
-            options=options,
-            real_time=True,
-            timeout_s=args.time_limit,
-            reconnects=args.reconnects,
-        ),
+        source,
         lambda answer: print(json.dumps(asdict(answer), ensure_ascii=False), flush=True),
         step_s=args.step,
         window_s=args.window,
@@ -507,7 +508,9 @@ def stream(parser: Parser, argv: Sequence[str]) -> int:
         topk=args.topk,
         preview_port=args.preview,
     )
-    return OK
+    if source.truncated_because is not None:
+        print(f"{source.name}: ended early ({source.truncated_because})", file=sys.stderr)
+    return OK if source.truncated_because is None else INCOMPLETE
 
 
 def models_list(parser: Parser, argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """The annotated picture of a stream in a browser: motion JPEG over HTTP, on the loopback interface."""
 
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -18,6 +19,13 @@ object-fit: contain }</style></head>
 <body><img src="/stream.mjpg" alt="Live picture with the best class"></body></html>
 """
 _BOUNDARY = "frame"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print a traceback, unless the browser has gone."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Preview:
@@ -42,10 +50,9 @@ class Preview:
         self._changed = threading.Condition()
         self._is_closed = False
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+            self._server = _Server(("127.0.0.1", port), self._handler())
         except OSError as error:
             raise OSError(f"--preview {port}: {error.strerror or error}; choose another port") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
 
     def __enter__(self) -> "Preview":
@@ -86,10 +93,7 @@ class Preview:
                     self.wfile.write(_PAGE)
                 elif self.path == "/stream.mjpg":
                     self._start(f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
-                    try:
-                        self._send_frames()
-                    except ConnectionError:  # the browser has gone
-                        self.close_connection = True
+                    self._send_frames()
                 else:
                     self.send_error(404)
 

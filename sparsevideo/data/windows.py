@@ -100,6 +100,7 @@ class WindowSchedule:
         self._num_ticks = 0
         self._first_s = self._next_start_s = 0.0
         self._newest: TimedFrame | None = None
+        self._last_frame: TimedFrame | None = None  # of the last tick
 
     def add(self, frame: TimedFrame, interval_s: float | None) -> list[Window]:
         """Add the next frame, which is shown for `interval_s` (None if unknown); return the windows it completes."""
@@ -127,9 +128,10 @@ class WindowSchedule:
             return windows
         if self.target_fps is not None:
             windows += self._resample(self._newest, self._newest.time_s + self._interval_s)
+        assert self._last_frame is not None  # the first frame always has a tick
         if self._last_start is None:
             last = self._recent.pop()
-            pixels = self._prepared(self._newest) if last.pixels is None else last.pixels
+            pixels = self._prepared(self._last_frame) if last.pixels is None else last.pixels
             self._recent.append(last._replace(pixels=pixels))
             windows.append(self._window(0))
         elif shift := (self._num_ticks - self._last_start - self._length) // self._stride * self._stride:
@@ -162,6 +164,7 @@ class WindowSchedule:
         pixels = self._prepared(frame) if is_needed else None
         self._recent.append(_Tick(frame.frame_index, time_s, frame.arrived_s, pixels))
         self._num_ticks += 1
+        self._last_frame = frame
         if not self._starts or self._starts[0] + self._length > self._num_ticks:
             return []
         self._last_start = self._starts.popleft()

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ class FrameStream:
         self.active_s = time.monotonic()
         self._size: tuple[int, int] | None = None  # of all frames
         self._num_frames = 0
+        self._converting = threading.Lock()  # FFmpeg crashes if two threads use a converter, such as that of a preview
 
     def __iter__(self) -> Iterator[TimedFrame]:
         started_s: float | None = None
@@ -188,7 +190,8 @@ class FrameStream:
 
     def _convert(self, converter: FrameConverter, frame: av.VideoFrame, ratio: Fraction) -> np.ndarray:
         """Return a frame as (H, W, 3) RGB of the size of the first one."""
-        image = converter.to_rgb(frame)
+        with self._converting:
+            image = converter.to_rgb(frame)
         if self._size is None:
             self._size = output_size(image.shape[:2], ratio, self.short_side, turned=converter.is_turned)
         return image if image.shape[:2] == self._size else resize(image, self._size)

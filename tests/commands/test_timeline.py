@@ -124,7 +124,7 @@ def test_timeline_of_no_video_is_one_line_and_writes_nothing(content, message, c
     assert not any((tmp_path / "out").glob("*"))
 
 
-def test_timeline_of_a_damaged_video_keeps_the_part_before(checkpoint, tmp_path, capsys):
+def test_timeline_and_stream_of_a_damaged_video_keep_the_part_before(checkpoint, tmp_path, capsys):
     path, rng = tmp_path / "damaged.mp4", np.random.default_rng(0)
     write_video(path, rng.integers(0, 256, (60, 96, 96, 3), np.uint8), gop=1)
     content = bytearray(path.read_bytes())
@@ -134,6 +134,10 @@ def test_timeline_of_a_damaged_video_keeps_the_part_before(checkpoint, tmp_path,
     assert main(["timeline", checkpoint, str(path), f"--out={out}", "--step=0.2", *LOW]) == INCOMPLETE
     assert f"{path}: ended early" in capsys.readouterr().err
     assert len(windows(out)) > 3 and (out / "segments.vtt").exists()
+    assert main(["stream", checkpoint, str(path), *STREAM]) == INCOMPLETE
+    printed = capsys.readouterr()
+    assert f"{path}: ended early" in printed.err
+    assert_same_scores(answers(printed.out), windows(out))
 
 
 @pytest.mark.slow

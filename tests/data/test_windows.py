@@ -77,6 +77,14 @@ def test_schedule_with_a_target_rate_resamples_as_a_test_does(fps):
     assert found[1].start_s == pytest.approx(4 / fps)
 
 
+@pytest.mark.parametrize("total", range(1, 30))
+def test_schedule_of_a_short_video_with_a_target_rate_repeats_the_frame_of_the_last_tick(total):
+    times_s = np.arange(total) / 10
+    timeline = at_fps(times_s, 5)
+    (only,) = windows((8, 2), times_s, 0.1, step_s=1, target_fps=5)
+    assert only.frame_indices == tuple(timeline[list(spread_clips(len(timeline), 8, 2, 1)[0])].tolist())
+
+
 def test_schedule_starts_windows_by_time_at_a_variable_rate():
     times_s = [0, 0.1, 0.9, 1.0, 1.05, 3.2, 3.3, 3.4, 3.5, 4.6]
     found = windows((2, 1), times_s, step_s=1.0)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_stream_resizes_frames_to_the_size_of_the_first(tmp_path):
     frames = list(FrameStream(joined))
     assert {frame.image.shape for frame in frames} == {(96, 96, 3)} and len(frames) >= 23
     assert np.all(np.diff([frame.time_s for frame in frames]) > 0)
+
+
+def test_stream_frames_may_be_converted_in_several_threads(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(16)]
+    write_frames(tmp_path / "a.avi", images, "mjpeg", pix_fmt="yuvj444p")
+    frames = list(FrameStream(tmp_path / "a.avi"))
+    expected = [frame.convert() for frame in frames]
+    with ThreadPoolExecutor(4) as pool:  # a preview converts frames in other threads
+        found = list(pool.map(lambda frame: frame.convert(), frames * 4))
+    assert all(np.array_equal(image, expected[index % 16]) for index, image in enumerate(found))
 
 
 def test_stream_skips_a_jump_of_the_clock(tmp_path):
