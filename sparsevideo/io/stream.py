@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path
 
 import av
@@ -102,6 +103,8 @@ class FrameStream:
         reconnects: int = 0,
     ) -> None:
         self.address, self.options = os.fspath(address), dict(options or {})
+        if "listen" in self.options.get("rtsp_flags", ""):  # FFmpeg 8.1 refuses its own default, to wait forever
+            self.options.setdefault("listen_timeout", str(ceil(min(timeout_s, 1e6))))
         self.format = format or ("v4l2" if self.address.startswith("/dev/video") else None)
         self.name = "standard input" if self.address == "-" else re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
         self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s

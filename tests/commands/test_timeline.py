@@ -212,13 +212,17 @@ def wait_until_bound(port, kind):
 
 
 @FFMPEG
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", pytest.param("rtsp", marks=pytest.mark.slow)])
 def test_stream_over_the_network_has_the_scores_of_the_timeline(protocol, checkpoint, video, timeline, capsys):
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     port = free_port(kind)
-    listen, send = {"tcp": ("?listen=1", ""), "udp": ("?fifo_size=100000", "?pkt_size=1316")}[protocol]
     source = f"{protocol}://127.0.0.1:{port}"
-    ffmpeg = ["ffmpeg", "-v", "error", "-re", "-i", str(video), "-c", "copy", "-f", "mpegts", f"{source}{send}"]
+    listen, target = {
+        "tcp": (["?listen=1", "--format=mpegts"], ["mpegts", source]),
+        "udp": (["?fifo_size=100000", "--format=mpegts"], ["mpegts", f"{source}?pkt_size=1316"]),
+        "rtsp": (["/live", "--option=rtsp_flags=listen"], ["rtsp", "-rtsp_transport", "tcp", f"{source}/live"]),
+    }[protocol]
+    ffmpeg = ["ffmpeg", "-v", "error", "-re", "-i", str(video), "-c", "copy", "-f", *target]
 
     def send_video():
         wait_until_bound(port, kind)
@@ -226,12 +230,12 @@ def test_stream_over_the_network_has_the_scores_of_the_timeline(protocol, checkp
 
     sender = threading.Thread(target=send_video)
     sender.start()
-    args = [f"{source}{listen}", "--format=mpegts", *STREAM, "--reconnects=0", "--time-limit=4"]
+    args = [f"{source}{listen[0]}", *listen[1:], *STREAM, "--reconnects=0", "--time-limit=4"]
     # A TCP connection ends; UDP has no end, only silence.
-    assert main(["stream", checkpoint, *args]) == (OK if protocol == "tcp" else FAILED)
+    assert main(["stream", checkpoint, *args]) == (FAILED if protocol == "udp" else OK)
     sender.join()
     printed = capsys.readouterr()
-    assert protocol == "tcp" or "nothing came within 4 s" in printed.err
+    assert protocol != "udp" or "nothing came within 4 s" in printed.err
     found, expected = answers(printed.out), windows(timeline)
     if protocol == "udp":  # the last window of the timeline is one of the end of the video
         expected = {start_s: expected[start_s] for start_s in found}
