@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from sparsevideo.io.errors import DecodeError, as_decode_error, reason_of
 from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.pixels import output_size, resize
+from sparsevideo.io.sources import Remote, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class FrameStream:
         reconnects: Attempts in a row to open a device or a network address again.
 
     Attributes:
-        name: The address without a password, for messages.
+        name: The address without secrets, for messages; see `Remote`.
         duration_s: Duration that the header of a file states, in seconds; None until it is open, or unknown.
         interval_s: Seconds that one frame is shown, by the frame rate; None until the source is open, or unknown.
         num_corrupt: Packets that did not decode and were left out.
@@ -103,7 +103,9 @@ class FrameStream:
     ) -> None:
         self.address, self.options = os.fspath(address), dict(options or {})
         self.format = format or ("v4l2" if self.address.startswith("/dev/video") else None)
-        self.name = "standard input" if self.address == "-" else re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
+        self.name = "standard input" if self.address == "-" else self.address
+        if is_url(self.address):
+            self.name = str(Remote(self.address))
         self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s
         self.is_file = self.format in (None, "rawvideo") and Path(self.address).is_file()
         is_pipe = self.address == "-" or (not self.is_file and Path(self.address).is_fifo())
