@@ -450,13 +450,14 @@ def timeline(parser: Parser, argv: Sequence[str]) -> int:
         window_s=args.window,
         multilabel=args.multilabel,
     )
+    video = classifier.stream(args.video).name  # without secrets
     if args.json:
-        result = {"video": args.video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
+        result = {"video": video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         print("\n".join(map(str, segments)) or f"no segment: no score reaches --enter {args.enter:g}")
     if reason is not None:
-        print(f"{args.video}: ended early ({reason}); the segments are those before", file=sys.stderr)
+        print(f"{video}: ended early ({reason}); the segments are those before", file=sys.stderr)
     return OK if reason is None else INCOMPLETE
 
 

@@ -212,7 +212,8 @@ def copy_paths(files: Inputs, folder: Path) -> list[Path]:
             number += 1
             target = first.with_stem(f"{first.stem}-{number}")
         targets.append(target)
-    if replaced := [target for target in targets if os.path.abspath(target) in sources]:  # noqa: PTH100
+    originals = {os.path.realpath(source) for source in sources}
+    if replaced := [target for target in targets if os.path.realpath(target) in originals]:
         raise ValueError(f"{replaced[0]}: is a file to predict, which its copy would replace; choose another folder")
     return targets
 

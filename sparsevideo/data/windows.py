@@ -69,7 +69,7 @@ class WindowSchedule:
         target_fps: Frames per second that the stride counts in; None: those of the stream.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: A number is not from 1e-6 to 1e9.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class WindowSchedule:
         target_fps: float | None = None,
     ) -> None:
         for name, value in (("step_s", step_s), ("uniform_s", uniform_s), ("target_fps", target_fps)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if value is not None and not 1e-6 <= value <= 1e9:
+                raise ValueError(f"{name} must be from 1e-6 to 1e9, got {value}")
         self.prepare, self.num_frames, self.step_s = prepare, num_frames, step_s
         self.uniform_s, self.target_fps = uniform_s, target_fps
         self._stride = frame_stride if uniform_s is None else 1

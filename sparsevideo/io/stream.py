@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 from sparsevideo.io.errors import DecodeError, as_decode_error, reason_of
 from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.pixels import output_size, resize
+from sparsevideo.io.sources import Remote, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class FrameStream:
         reconnects: Attempts in a row to open a device or a network address again.
 
     Attributes:
-        name: The address without a password, for messages.
+        name: The address without secrets, for messages; see `Remote`.
         duration_s: Duration that the header of a file states, in seconds; None until it is open, or unknown.
         interval_s: Seconds that one frame is shown, by the frame rate; None until the source is open, or unknown.
         num_corrupt: Packets that did not decode and were left out.
@@ -106,7 +106,9 @@ class FrameStream:
         if "listen" in self.options.get("rtsp_flags", ""):  # FFmpeg 8.1 refuses its own default, to wait forever
             self.options.setdefault("listen_timeout", str(ceil(min(timeout_s, 1e6))))
         self.format = format or ("v4l2" if self.address.startswith("/dev/video") else None)
-        self.name = "standard input" if self.address == "-" else re.sub(r"(?<=://)[^/@]*@", "***@", self.address)
+        self.name = "standard input" if self.address == "-" else self.address
+        if is_url(self.address):
+            self.name = str(Remote(self.address))
         self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s
         self.is_file = self.format in (None, "rawvideo") and Path(self.address).is_file()
         is_pipe = self.address == "-" or (not self.is_file and Path(self.address).is_fifo())

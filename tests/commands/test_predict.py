@@ -253,6 +253,9 @@ def test_predict_saves_videos_with_their_best_class(trained, digits, bad, tmp_pa
     assert changed[-20:].any() and not changed[: len(changed) // 2].any()
     assert main([*command, f"--save-video={tmp_path / 'in'}"]) == FAILED
     assert "a.mp4: is a file to predict, which its copy would replace; choose another folder" in error(capsys)
+    (tmp_path / "other name").symlink_to(tmp_path / "in")
+    assert main([*command, f"--save-video={tmp_path / 'other name'}"]) == FAILED
+    assert "a.mp4: is a file to predict, which its copy would replace; choose another folder" in error(capsys)
 
 
 def test_predict_saves_images_with_their_best_class(image_run, digits, tmp_path):

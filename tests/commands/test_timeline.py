@@ -293,7 +293,7 @@ def test_stream_preview_shows_the_annotated_picture(checkpoint, video):
         (["tcp://127.0.0.1:1"], FAILED, "tcp://127.0.0.1:1: Connection refused"),
         (["-", "--option=fast"], USAGE, "--option fast: must be NAME=VALUE"),
         (["-", "--topk=0"], USAGE, "--topk must be >= 1"),
-        (["-", "--step=0"], FAILED, "step_s must be above 0, got 0.0"),
+        (["-", "--step=0"], FAILED, "step_s must be from 1e-6 to 1e9, got 0.0"),
     ],
 )
 def test_stream_of_bad_input_is_one_line(args, code, message, checkpoint, capsys):

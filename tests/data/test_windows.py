@@ -112,9 +112,18 @@ def test_schedule_converts_only_the_frames_that_windows_need():
     assert converted == list(range(0, 60, 4))
 
 
-@pytest.mark.parametrize("options", [{"step_s": 0}, {"step_s": 1, "uniform_s": -1}, {"step_s": 1, "target_fps": 0}])
-def test_schedule_refuses_numbers_that_are_not_positive(options):
-    with pytest.raises(ValueError, match="must be above 0"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step_s": 0},
+        {"step_s": 1e-320},
+        {"step_s": 1, "uniform_s": -1},
+        {"step_s": 1, "uniform_s": 1e300},
+        {"step_s": 1, "target_fps": 0},
+    ],
+)
+def test_schedule_refuses_numbers_that_are_not_positive_or_immense(options):
+    with pytest.raises(ValueError, match="must be from 1e-6 to 1e9"):
         WindowSchedule(StreamTransform(TestTransform(8)), 4, 1, **options)
 
 
