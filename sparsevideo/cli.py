@@ -425,7 +425,7 @@ def timeline(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.commands.runs import checkpoint_config
 
     def add_options(parser: Parser) -> None:
-        parser.add_argument("video", help="video file, or URL")
+        parser.add_argument("video", help="video file or URL, such as http://... or s3://...")
         parser.add_argument("--out", help="folder for the segments (csv, JSON, WebVTT), the scores and the plot")
         parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
         add_windows(parser)
@@ -443,6 +443,7 @@ def timeline(parser: Parser, argv: Sequence[str]) -> int:
     classifier = load(path, config=config)
     segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
     merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals keep the part before
     segments, reason = timeline_run(
         *(classifier, args.video, merger, Path(args.out) if args.out else None),
         save_video=args.save_video,
@@ -494,7 +495,7 @@ def stream(parser: Parser, argv: Sequence[str]) -> int:
         args.source,
         format=args.format,
         options=options,
-        real_time=True,
+        live=True,
         timeout_s=args.time_limit,
         reconnects=args.reconnects,
     )

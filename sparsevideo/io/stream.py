@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from sparsevideo.io.errors import DecodeError, as_decode_error, reason_of
 from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.pixels import output_size, resize
-from sparsevideo.io.sources import Remote, is_url
+from sparsevideo.io.sources import Remote, RemoteFile, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _USUAL_FPS = 25  # of a source that states no frame rate
 _MAX_DELAY_S = 30.0  # between two attempts to connect
 # Live sources in MPEG-TS are analyzed before the first frame comes out, by default for five seconds.
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # microseconds
+_OBJECT_STORES = ("s3", "gs", "gcs", "az", "memory")  # which fsspec reads; FFmpeg reads other addresses
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,22 @@ class FrameStream:
     """Frames of a source in order; iterate over it once.
 
     Times are those of the time stamps. If a time stamp is missing, does not rise or jumps by more than a minute, the
-    frame follows its predecessor at the frame rate. Frames of another size than the first are resized to it.
+    frame follows its predecessor at the frame rate. So do all frames of avi files, which store no times. Frames of
+    another size than the first are resized to it.
 
-    A file ends at the first packet that does not decode (`truncated_because`). A live source leaves out such packets
-    (`num_corrupt`). If a device or a network address ends or fails after its first frame, it is opened again, after 1,
-    2, 4, ... and at most 30 seconds.
+    A file ends at the first packet that does not decode (`truncated_because`), also one at a URL. A live source leaves
+    out such packets (`num_corrupt`). If a live device or network address ends or fails after its first frame, it is
+    opened again, after 1, 2, 4, ... and at most 30 seconds.
 
     Args:
-        address: A file, a named pipe, a URL such as `rtsp://`, `udp://`, `tcp://` or `http://`, a device such as
-            `/dev/video0`, or `-` for standard input.
+        address: A file, a named pipe, a URL such as `http://`, `rtsp://`, `udp://`, `tcp://` or `s3://`, a device such
+            as `/dev/video0`, or `-` for standard input.
         format: FFmpeg's name of the format or of the device driver, such as `v4l2`, `mpegts` or `rawvideo`; None
             recognizes it.
         options: FFmpeg's options of the format, such as `video_size` and `framerate`.
         short_side: See `Video.read`.
         square_pixels: See `Video.read`.
-        real_time: Yield the frames of a file at their times, as a camera would; other sources have their own pace.
+        live: The source is live. A file is then read at its own pace: its frames come at their times.
         timeout_s: Longest wait for a connection and for a packet, in seconds.
         reconnects: Attempts in a row to open a device or a network address again.
 
@@ -98,7 +101,7 @@ class FrameStream:
         options: Mapping[str, str] | None = None,
         short_side: int | None = None,
         square_pixels: bool = False,
-        real_time: bool = False,
+        live: bool = False,
         timeout_s: float = 10.0,
         reconnects: int = 0,
     ) -> None:
@@ -110,10 +113,10 @@ class FrameStream:
         if is_url(self.address):
             self.name = str(Remote(self.address))
         self.short_side, self.square_pixels, self.timeout_s = short_side, square_pixels, timeout_s
-        self.is_file = self.format in (None, "rawvideo") and Path(self.address).is_file()
-        is_pipe = self.address == "-" or (not self.is_file and Path(self.address).is_fifo())
-        self.real_time = real_time and self.is_file
-        self.reconnects = 0 if self.is_file or is_pipe else reconnects
+        is_file = self.format in (None, "rawvideo") and Path(self.address).is_file()
+        self._is_live, self._has_pace = live and not is_file, live and is_file
+        is_pipe = self.address == "-" or Path(self.address).is_fifo()
+        self.reconnects = reconnects if self._is_live and not is_pipe else 0
         self.duration_s: float | None = None
         self.interval_s: float | None = None
         self.num_corrupt = 0
@@ -137,7 +140,7 @@ class FrameStream:
                         connection += 1
                         connected_s = max(now_s - started_s, last_s + (self.interval_s or 1 / _USUAL_FPS))
                     attempts, last_s = 0, connected_s + time_s
-                    if self.real_time and (wait_s := started_s + time_s - now_s) > 0:
+                    if self._has_pace and (wait_s := started_s + time_s - now_s) > 0:
                         self.active_s = now_s + wait_s
                         time.sleep(wait_s)
                         now_s = self.active_s = time.monotonic()
@@ -163,18 +166,23 @@ class FrameStream:
 
     def _frames(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         """Open the source; yield the seconds of its frames since the first one of this connection, and their images."""
-        url, options = self.address, self.options
+        url: Any = self.address
         if self.address == "-":
             url = "pipe:0"
-        elif self.format is None and "://" not in self.address:
+        elif is_url(self.address):
+            if self.address.partition("://")[0] in _OBJECT_STORES:
+                url = RemoteFile(Remote(self.address))
+        elif self.format is None:
+            if Path(self.address).is_dir():
+                raise IsADirectoryError(f"{self.name}: is a folder; pass one video")
             url = f"file:{self.address}"  # else FFmpeg takes a name such as "concat:a" for a protocol
         self.active_s = time.monotonic()
         with self._named_errors():
             container, stream = open_container(
                 *(url, self.name),
-                holds_back=self.is_file,
+                holds_back=not self._is_live,
                 format=self.format,
-                options=options if self.is_file else _LIVE_OPTIONS | options,
+                options=_LIVE_OPTIONS | self.options if self._is_live else self.options,
                 timeout=(self.timeout_s, self.timeout_s),
             )
         converter, base = FrameConverter(self.name), time_base(stream)
@@ -187,10 +195,11 @@ class FrameStream:
         with container, self._named_errors(), as_decode_error(self.name):
             for frame in self._decode(container, stream):
                 converter.observe(frame)
-                step = None if frame.pts is None or start_pts is None else frame.pts - start_pts - ticks
+                pts = None if container.format.name == "avi" else frame.pts
+                step = None if pts is None or start_pts is None else pts - start_pts - ticks
                 ticks += step if step is not None and 0 < step * base <= _MAX_JUMP_S else usual_step
-                if frame.pts is not None and (step is None or abs(step) * base > _MAX_JUMP_S):
-                    start_pts = frame.pts - ticks
+                if pts is not None and (step is None or abs(step) * base > _MAX_JUMP_S):
+                    start_pts = pts - ticks
                 yield float(ticks * base), partial(self._convert, converter, frame, ratio)
 
     def _convert(self, converter: FrameConverter, frame: av.VideoFrame, ratio: Fraction) -> np.ndarray:
@@ -209,7 +218,7 @@ class FrameStream:
                 yield from stream.decode(packet if packet.size else None)
                 num_corrupt = 0
             except av.FFmpegError as error:
-                if self.is_file:
+                if not self._is_live:
                     self.truncated_because = reason_of(error)
                     return
                 num_corrupt += 1
@@ -231,6 +240,7 @@ class FrameStream:
             if isinstance(cause, av.error.ExitError):
                 advice = "check that it is there and sends, or wait longer"
                 raise TimeoutError(f"{self.name}: nothing came within {self.timeout_s:g} s; {advice}") from error
-            if self.is_file or not isinstance(cause, av.FFmpegError):
+            is_here = not is_url(self.address) and not self.address.startswith("/dev/")
+            if is_here or not isinstance(cause, av.FFmpegError):
                 raise
             raise DecodeError(f"{self.name}: {reason_of(cause)}; check that it is there and sends video") from error

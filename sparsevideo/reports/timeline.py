@@ -115,7 +115,7 @@ class SegmentMerger:
             self._start_s = window.start_s
         else:
             middles = [(each.start_s + each.end_s) / 2 for each in (self._pending, window)]
-            self._count(self._pending, sum(middles) / 2)
+            self._count(self._pending, round(sum(middles) / 2, 6))
         self._pending = window
 
     def finish(self) -> list[Segment]:

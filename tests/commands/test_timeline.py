@@ -141,7 +141,8 @@ def test_timeline_and_stream_of_a_damaged_video_keep_the_part_before(checkpoint,
 
 
 @pytest.mark.slow
-def test_timeline_interrupted_keeps_the_part_before(checkpoint, video, tmp_path):
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
+def test_timeline_interrupted_keeps_the_part_before(stop_signal, checkpoint, video, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sparsevideo", "timeline", checkpoint, str(tmp_path / "endless.ts"), "--step=0.2"]
     # A pipe that stays open: the program waits for more frames when it is interrupted.
@@ -150,7 +151,7 @@ def test_timeline_interrupted_keeps_the_part_before(checkpoint, video, tmp_path)
         pipe.write(transport_stream(video, tmp_path).read_bytes())
         pipe.flush()
         time.sleep(2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop_signal)
         assert process.wait(timeout=60) == 130
     assert len(windows(out)) > 3
 

@@ -10,6 +10,7 @@ import wave
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import fsspec
 import numpy as np
 import pytest
 from numbered_videos import REAL, numbered_frame, read_number, remux, write_frames, write_numbered
@@ -46,6 +47,20 @@ def test_stream_of_a_file_has_the_frames_and_times_of_the_file(suffix, how, tmp_
         assert times_s == pytest.approx(video.times_s, abs=1e-9)
 
 
+def test_stream_of_a_folder_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"is a folder; pass one video"):
+        list(FrameStream(tmp_path))
+
+
+def test_stream_reads_an_object_store(tmp_path):
+    write_numbered(tmp_path / "a.mp4", 20, height=96, width=96)
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/a.mp4", (tmp_path / "a.mp4").read_bytes())
+    assert read("memory://bucket/a.mp4")[0] == list(range(20))
+    with pytest.raises(DecodeError, match=r"memory://bucket/b\.mp4: cannot be read \(no such file\)"):
+        list(FrameStream("memory://bucket/b.mp4"))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not there")
 def test_stream_of_real_videos_has_the_pixels_of_the_video():
     paths = [path for path in sorted((REAL / "videos").glob("*/*")) if path.name != "audio_only.wav"]
@@ -54,8 +69,10 @@ def test_stream_of_real_videos_has_the_pixels_of_the_video():
         with open_video(path, "pyav", verify=True) as video:
             expected = video.frames(range(video.num_frames), 64, square_pixels=True)
             stream = FrameStream(path, short_side=64, square_pixels=True)
+            times_s = video.times_s
             for frame, (index, image) in zip(stream, expected, strict=True):
                 assert frame.frame_index == index and np.array_equal(frame.image, image), (path, index)
+                assert frame.time_s == pytest.approx(times_s[index], abs=1e-9), (path, index)
             assert (stream.truncated_because is None) == (video.truncated_because is None)
 
 
@@ -117,7 +134,7 @@ def test_stream_of_no_video_is_one_line(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises((DecodeError, FileNotFoundError), match=message) as raised:
-        list(FrameStream(tmp_path / name, reconnects=5))
+        list(FrameStream(tmp_path / name, live=True, reconnects=5))
     assert "\n" not in str(raised.value)
 
 
@@ -131,9 +148,9 @@ def test_stream_of_sound_alone_is_refused(tmp_path):
 
 def test_stream_errors_of_live_sources_name_them_without_their_secrets():
     with pytest.raises(FileNotFoundError, match=r"/dev/video999: no such device"):
-        list(FrameStream("/dev/video999", reconnects=5))
+        list(FrameStream("/dev/video999", live=True, reconnects=5))
     with pytest.raises(DecodeError, match=r"rtsp://127\.0\.0\.1:1/x\?hidden-.{8}: Connection refused") as raised:
-        list(FrameStream("rtsp://me:secret@127.0.0.1:1/x?token=secret", reconnects=5))
+        list(FrameStream("rtsp://me:secret@127.0.0.1:1/x?token=secret", live=True, reconnects=5))
     assert "secret" not in str(raised.value)
 
 
@@ -155,7 +172,7 @@ def test_stream_takes_a_device_of_ffmpeg_with_options():
 def test_stream_of_a_file_in_real_time_takes_as_long_as_the_file(tmp_path):
     write_numbered(tmp_path / "a.mp4", 26, fps=25)
     start_s = time.monotonic()
-    arrivals = [frame.arrived_s - start_s for frame in FrameStream(tmp_path / "a.mp4", real_time=True)]
+    arrivals = [frame.arrived_s - start_s for frame in FrameStream(tmp_path / "a.mp4", live=True)]
     assert arrivals[-1] - arrivals[0] >= 0.99
 
 
@@ -195,7 +212,7 @@ def test_stream_opens_a_lost_address_again(tmp_path, monkeypatch):
 
     thread = threading.Thread(target=serve)
     thread.start()
-    stream, frames = FrameStream(f"tcp://127.0.0.1:{server.getsockname()[1]}", reconnects=3), []
+    stream, frames = FrameStream(f"tcp://127.0.0.1:{server.getsockname()[1]}", live=True, reconnects=3), []
     with pytest.raises(DecodeError, match=r"Connection refused.*opened again 3 times without success"):
         frames.extend(stream)  # keeps the frames before the error
     thread.join()
@@ -210,5 +227,5 @@ def test_stream_of_a_named_pipe_has_all_frames(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "a.ts").read_bytes()))
     thread.start()
-    assert read(tmp_path / "pipe", reconnects=3)[0] == list(range(20))
+    assert read(tmp_path / "pipe", live=True, reconnects=3)[0] == list(range(20))
     thread.join()
