@@ -121,13 +121,13 @@ def speed(model: Classifier, path: Path, rate: float, rounds: int, num_windows: 
     return {"seconds": counted, "windows_per_round": num_windows, "largest_difference": difference}
 
 
-def memory(name: str, size: int, path: Path, rate: float) -> dict[str, float]:
+def memory(name: str, size: int, path: Path, rate: float, threads: int) -> dict[str, float]:
     """Run a whole timeline in a process of its own; return its peak above its base in MB, windows and seconds."""
     code = (
         "import json, resource, sys, time\n"
         "from pathlib import Path\n"
         "from benchmarks.timeline import *\n"
-        "torch.set_num_threads(2)\n"
+        "torch.set_num_threads(int(sys.argv[5]))\n"
         "model = classifier(sys.argv[1], int(sys.argv[2]))\n"
         "base = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()\n"
         "start_s = time.perf_counter()\n"
@@ -137,7 +137,7 @@ def memory(name: str, size: int, path: Path, rate: float) -> dict[str, float]:
         "numbers = {'mb': (peak - base) / 2**20, 'base_mb': base / 2**20, 'windows': count, 'seconds': seconds}\n"
         "print(json.dumps(numbers))\n"
     )
-    command = [sys.executable, "-c", code, name, str(size), str(path), str(STEP / rate)]
+    command = [sys.executable, "-c", code, name, str(size), str(path), str(STEP / rate), str(threads)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout)
 
 
@@ -145,7 +145,7 @@ def table(results: dict[str, Any]) -> str:
     """Return the medians, in Markdown."""
     about = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    lines = [f"{about['cpu']}, 2 threads; {versions}; commit {about['commit'][:7]}."]
+    lines = [f"{about['cpu']}, {about['threads']} threads; {versions}; commit {about['commit'][:7]}."]
     for name, run in results["speed"].items():
         seconds = run["seconds"]
         lines += ["", f"| {name} | ms a window | / timeline |", "|---|---|---|"]
@@ -170,11 +170,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--windows", type=int, default=8, help="windows of each job in a round")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny-minutes", type=int, default=2, help="longest video of the tiny network for its memory")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(2)
-    results: dict[str, Any] = {"environment": environment(args.video.parent), "speed": {}, "memory": {}}
+    torch.set_num_threads(args.threads)
+    about = {**environment(args.video.parent), "threads": args.threads}
+    results: dict[str, Any] = {"environment": about, "speed": {}, "memory": {}}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rates = {minutes: repeat(args.video, root / f"{minutes}.mp4", minutes) for minutes in MINUTES}
@@ -184,7 +186,7 @@ def main() -> None:
             model = classifier(name, size)
             results["speed"][label] = speed(model, root / "10.mp4", rates[10], args.rounds, args.windows, own)
             results["memory"][label] = {
-                minutes: memory(name, size, root / f"{minutes}.mp4", rates[minutes])
+                minutes: memory(name, size, root / f"{minutes}.mp4", rates[minutes], args.threads)
                 for minutes in MINUTES
                 if name != "tiny" or minutes <= args.tiny_minutes
             }
