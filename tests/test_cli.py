@@ -19,7 +19,8 @@ import yaml
 from toy_runs import AUGMENTED, IMAGE, VIDEO
 
 import sparsevideo
-from sparsevideo.cli import _MEMORY_ADVICE, FAILED, INCOMPLETE, OK, USAGE, _error_message, main
+from sparsevideo.cli import _MEMORY_ADVICE, FAILED, OK, USAGE, _error_message, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.commands import runs
 from sparsevideo.config import TEST_PROTOCOLS
 from sparsevideo.models import presets

@@ -14,7 +14,8 @@ import pytest
 import torch
 from toy_runs import AUGMENTED, VIDEO, one_thread
 
-from sparsevideo.cli import FAILED, OK, REQUEUE, main
+from sparsevideo.cli import FAILED, OK, main
+from sparsevideo.command_lines import REQUEUE
 from sparsevideo.engine import checkpoint
 from sparsevideo.models.weights import read_weights
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from toy_runs import VIDEO
 
-from sparsevideo.cli import FAILED, OK, REQUEUE, main
+from sparsevideo.cli import FAILED, OK, main
+from sparsevideo.command_lines import REQUEUE
 from sparsevideo.data.loader import train_loader
 from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine.distributed import StopSignal

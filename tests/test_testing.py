@@ -18,7 +18,8 @@ import yaml
 from av.bitstream import BitStreamFilterContext
 from toy_runs import IMAGE, VIDEO
 
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.commands import test as test_command
 from sparsevideo.data import clip_sampling
 from sparsevideo.data.transforms import Normalize

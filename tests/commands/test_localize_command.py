@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.commands.localize import untrained
 from sparsevideo.io import write_video
 from sparsevideo.models.weights import load_model

@@ -15,7 +15,8 @@ from file_server import SECRETS, serving, url_of
 from toy_runs import IMAGE
 
 import sparsevideo
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.commands import predict as predict_command
 from sparsevideo.io import probe, read_frames, read_image, write_video
 from sparsevideo.models.weights import load_model, save_weights

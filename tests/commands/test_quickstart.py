@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sparsevideo.cli import REQUEUE, main
+from sparsevideo.cli import main
+from sparsevideo.command_lines import REQUEUE
 from sparsevideo.commands import quickstart
 from sparsevideo.data import moving_digits
 from sparsevideo.engine.distributed import Interrupted

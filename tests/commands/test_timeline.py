@@ -19,7 +19,8 @@ from PIL import Image
 from toy_runs import interruptible
 
 import sparsevideo
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.io import open_video, read_frames, write_video
 from sparsevideo.reports.timeline import Segment
 

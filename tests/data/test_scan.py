@@ -18,7 +18,8 @@ from numbered_videos import write_numbered, zero_third_quarter
 from test_tar_shards import write_tar
 from toy_runs import interruptible
 
-from sparsevideo.cli import FAILED, INCOMPLETE, OK, USAGE, main
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.data.frame_index import read_index, size_and_mtime
 from sparsevideo.data.scan import _locked
 from sparsevideo.data.tar_shards import read_shards
