@@ -6,4 +6,6 @@ from sparsevideo.io.backends import read_frames as read_frames
 from sparsevideo.io.backends import resolve_decoder as resolve_decoder
 from sparsevideo.io.errors import DecodeError as DecodeError
 from sparsevideo.io.image import read_image as read_image
+from sparsevideo.io.stream import FrameStream as FrameStream
+from sparsevideo.io.writer import VideoWriter as VideoWriter
 from sparsevideo.io.writer import write_video as write_video
