@@ -338,7 +338,10 @@ def load(
     if len(names) != model.num_classes:
         holds = f"has {len(names)}" if names else "holds no"
         count = f"{holds} class names" if classes is None else f"got {len(names)} class names"
-        raise ValueError(f"{path}: {count}; pass classes=[...], {model.num_classes} names in label order")
+        raise ValueError(
+            f"{path}: {count}; pass classes=[...] (on the command line --classes FILE), {model.num_classes} names in"
+            " label order"
+        )
     if config is None and "config" not in content:
         logger.warning("%s: has no settings of clips and pixels; the defaults are used, or pass config", path)
     try:

@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparsevideo.parser import (
     Parser,
     UsageError,
+    add_classes,
     add_run_file,
     add_segments,
     add_views,
@@ -27,6 +29,15 @@ REQUEUE = 75  # stopped by SIGUSR1 or SIGTERM, saved, and ready to be resumed; s
 def is_first_process() -> bool:
     """Return whether this process has rank 0, by the variables of torchrun or srun."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _class_names(args: Any) -> tuple[str, ...] | None:
+    """Return the names in the file of `--classes`, None without one."""
+    if args.classes is None:
+        return None
+    from sparsevideo.data.classes import read_class_names
+
+    return read_class_names(Path(args.classes))
 
 
 def quickstart(parser: Parser, argv: Sequence[str]) -> int:
@@ -114,8 +125,7 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         parser.add_argument("--csv", help="file to write with the best classes: a row for each class of each file")
         save_video = "folder for copies of the files with their best class and its score burned in"
         parser.add_argument("--save-video", help=save_video)
-        classes = "file of class names in label order, one per line, for a checkpoint without class names"
-        parser.add_argument("--classes", help=classes)
+        add_classes(parser)
         workers = "processes that decode; by default data.num_workers, but fewer for a few files"
         parser.add_argument("--num-workers", type=int | None, help=workers)
 
@@ -208,12 +218,14 @@ def visualize(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--label", help="class whose evidence is drawn; by default the predicted one")
     parser.add_argument("--at", type=float | None, help="start of the clip in seconds; by default the middle clip")
     parser.add_argument("--compare", help="second checkpoint, drawn below the first one")
+    add_classes(parser)
     parser.add_argument("--json", action="store_true", help="print the evidence of steps, tubes and tokens as JSON")
     args = parser.parse(argv)
     from sparsevideo.commands.visualize import run, show
 
     out, compare = (Path(path) if path else None for path in (args.out, args.compare))
-    results = run(Path(args.checkpoint), args.input, out, label=args.label, at_s=args.at, compare=compare)
+    choice = {"label": args.label, "at_s": args.at, "compare": compare, "classes": _class_names(args)}
+    results = run(Path(args.checkpoint), args.input, out, **choice)
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -310,6 +322,7 @@ def timeline(parser: Parser, argv: Sequence[str]) -> int:
         parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
         add_windows(parser)
         add_segments(parser)
+        add_classes(parser)
 
     path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     if args.save_video and args.out is None:
@@ -320,7 +333,7 @@ def timeline(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.commands.timeline import timeline_run
     from sparsevideo.reports.timeline import SegmentMerger
 
-    classifier = load(path, config=config)
+    classifier = load(path, config=config, classes=_class_names(args))
     segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
     merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals keep the part before
@@ -358,6 +371,7 @@ def stream(parser: Parser, argv: Sequence[str]) -> int:
         parser.add_argument("--reconnects", type=int, default=5, help="attempts in a row to open a lost source again")
         parser.add_argument("--preview", type=int | None, metavar="PORT", help="show the picture on 127.0.0.1:PORT")
         add_windows(parser)
+        add_classes(parser)
 
     path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     options = dict(option.partition("=")[::2] for option in args.option)
@@ -370,7 +384,7 @@ def stream(parser: Parser, argv: Sequence[str]) -> int:
     from sparsevideo.classifier import load
     from sparsevideo.commands.stream import stream_run
 
-    classifier = load(path, config=config)
+    classifier = load(path, config=config, classes=_class_names(args))
     source = classifier.stream(
         args.source,
         format=args.format,
@@ -429,6 +443,7 @@ def serve(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--max-size", type=float, default=100.0, help="largest upload, in MB")
     parser.add_argument("--max-duration", type=float, default=300.0, help="longest video, in seconds")
     parser.add_argument("--keep", type=float, default=600.0, help="seconds after which uploads are deleted")
+    add_classes(parser)
     args = parser.parse(argv)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port must be from 0 to 65535, got {args.port}")
@@ -439,6 +454,7 @@ def serve(parser: Parser, argv: Sequence[str]) -> int:
 
     serve_run(
         args.checkpoint,
+        classes=_class_names(args),
         host=args.host,
         port=args.port,
         max_size_mb=args.max_size,

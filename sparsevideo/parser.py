@@ -215,6 +215,12 @@ def add_views(parser: Parser) -> None:
     parser.add_argument("--views", help="clips x crops, such as 4x3; the same as --test.clips 4 --test.crops 3")
 
 
+def add_classes(parser: Parser) -> None:
+    """Add the option `--classes`."""
+    classes = "file of class names in label order, one per line, for a checkpoint without class names"
+    parser.add_argument("--classes", help=classes)
+
+
 def add_windows(parser: Parser) -> None:
     """Add the options of windows over a video."""
     parser.add_argument("--step", type=float, default=1.0, help="seconds from the start of a window to the next start")

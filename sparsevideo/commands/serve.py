@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +32,20 @@ _CSS = 'button[aria-label="Trim video to selection"] { display: none } video { m
 
 
 def serve_run(
-    checkpoint: str, *, host: str, port: int, max_size_mb: float, max_duration_s: float, keep_s: float
+    checkpoint: str,
+    *,
+    classes: Sequence[str] | None,
+    host: str,
+    port: int,
+    max_size_mb: float,
+    max_duration_s: float,
+    keep_s: float,
 ) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
         checkpoint: Source of `sparsevideo.load`.
+        classes: Class names, for a checkpoint without them.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         max_size_mb: Largest upload, in 2^20 bytes.
@@ -57,7 +65,7 @@ def serve_run(
         except ImportError as error:
             raise ImportError(f"{error}; the page needs the extra [web]: pip install '.[web]'") from error
         port = _free_port(host, port)
-        classifier = load(checkpoint)
+        classifier = load(checkpoint, classes=classes)
         name = _NAMES[classifier.model.ndim]
         limits = f"Up to {max_size_mb:g} MB{f' and {max_duration_s:g} s' if name == 'video' else ''}."
         page = _page(

@@ -85,6 +85,7 @@ def run(
     label: str | None = None,
     at_s: float | None = None,
     compare: Path | None = None,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write the pictures of one clip or image; return the numbers in them.
 
@@ -96,6 +97,7 @@ def run(
         label: Name of the class whose evidence is drawn; None takes the predicted one.
         at_s: Start of the clip in seconds; None takes the middle clip, as a test of one view does.
         compare: Second checkpoint, which is drawn below the first one.
+        classes: Class names, for checkpoints without them.
 
     Raises:
         FileNotFoundError: There is no such file or checkpoint.
@@ -108,7 +110,7 @@ def run(
     out = out or _default_folder(checkpoint, source)
     check_folder(out)
     paths = [checkpoint] if compare is None else [checkpoint, compare]
-    explained = [_explain(path, source, label, at_s) for path in paths]
+    explained = [_explain(path, source, label, at_s, classes) for path in paths]
     out.mkdir(parents=True, exist_ok=True)
     files = _draw(out, explained)
     first, *others = [each.describe() for each in explained]
@@ -152,8 +154,10 @@ class _Explained:
         }
 
 
-def _explain(path: Path, source: str, label: str | None, at_s: float | None) -> _Explained:
-    classifier = sparsevideo.classifier.load(path)
+def _explain(
+    path: Path, source: str, label: str | None, at_s: float | None, classes: Sequence[str] | None
+) -> _Explained:
+    classifier = sparsevideo.classifier.load(path, classes=classes)
     model = classifier.model.float()
     index = None
     if label is not None:

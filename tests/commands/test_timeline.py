@@ -15,6 +15,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toy_runs import interruptible
 
@@ -103,6 +104,22 @@ def test_timeline_prints_segments_or_json(checkpoint, video, capsys):
     assert len(result["segments"]) == len(lines) and result["truncated"] is None
     assert main(["timeline", checkpoint, str(video), "--enter=1"]) == OK
     assert capsys.readouterr().out == "no segment: no score reaches --enter 1\n"
+
+
+@pytest.mark.parametrize("command", ["timeline", "stream"])
+def test_timeline_and_stream_take_class_names_for_a_checkpoint_without_them(
+    command, checkpoint, video, tmp_path, capsys
+):
+    content = torch.load(checkpoint, weights_only=True)
+    names = content.pop("classes")
+    torch.save(content, tmp_path / "unnamed.pt")
+    assert main([command, str(tmp_path / "unnamed.pt"), str(video)]) == FAILED
+    error = capsys.readouterr().err
+    assert "unnamed.pt: holds no class names" in error and "--classes FILE" in error and error.count("\n") == 1
+    (tmp_path / "names.txt").write_text("\n".join(names[::-1]), encoding="utf-8")
+    write_video(tmp_path / "short.mp4", read_frames(video, range(4)))
+    args = [str(tmp_path / "short.mp4"), f"--classes={tmp_path / 'names.txt'}"]
+    assert main([command, str(tmp_path / "unnamed.pt"), *args]) == OK
 
 
 def test_timeline_of_a_video_shorter_than_a_window_is_one_window(checkpoint, video, tmp_path):
