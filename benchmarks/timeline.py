@@ -7,7 +7,7 @@ packet by packet, to 2, 10 and 30 minutes. Windows have 32 x 2 frames and start 
 scores some windows of the 10-minute video, so other load on the machine affects all jobs; times are seconds per window.
 The timeline scores three times as many, because two windows are decoded ahead. `predict` scores a list of segments of
 the long file, or each window cut out into a file of its own, without and with a loader worker. Memory is the peak of a
-process of its own, above that after the network was loaded.
+process of its own (VmHWM), above its memory after the network was loaded. Results of other networks in OUT are kept.
 """
 
 import argparse
@@ -41,7 +41,6 @@ from sparsevideo.io import open_video, write_video
 from sparsevideo.models.presets import create_model
 
 NETWORKS = {"tiny, 224 pixels": ("tiny", 224), "nano, 224 pixels": ("nano", 224), "nano, 64 pixels": ("nano", 64)}
-MINUTES = (2, 10, 30)
 STEP, LENGTH = 16, 63  # in frames
 OURS = "timeline"
 CLASSES = [f"class {label}" for label in range(400)]
@@ -132,7 +131,8 @@ def memory(name: str, size: int, path: Path, rate: float, threads: int) -> dict[
         "base = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()\n"
         "start_s = time.perf_counter()\n"
         "count = sum(1 for _ in model.score_windows(model.stream(sys.argv[3]), step_s=float(sys.argv[4])))\n"
-        "peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "peak = 1024 * int(status.partition('VmHWM:')[2].split()[0])\n"
         "seconds = time.perf_counter() - start_s\n"
         "numbers = {'mb': (peak - base) / 2**20, 'base_mb': base / 2**20, 'windows': count, 'seconds': seconds}\n"
         "print(json.dumps(numbers))\n"
@@ -168,28 +168,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--minutes", nargs="*", type=int, default=[2, 10, 30], help="durations for the memory")
+    parser.add_argument("--rounds", type=int, default=7, help="0 measures no times")
     parser.add_argument("--windows", type=int, default=8, help="windows of each job in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny-minutes", type=int, default=2, help="longest video of the tiny network for its memory")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(args.threads)
-    about = {**environment(args.video.parent), "threads": args.threads}
-    results: dict[str, Any] = {"environment": about, "speed": {}, "memory": {}}
+    kept = args.out / "timeline.json"
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"speed": {}, "memory": {}}
+    results["environment"] = {**environment(args.video.parent), "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rates = {minutes: repeat(args.video, root / f"{minutes}.mp4", minutes) for minutes in MINUTES}
-        for label, (name, size) in NETWORKS.items():
-            own = root / name / str(size)
-            own.mkdir(parents=True)
-            model = classifier(name, size)
-            results["speed"][label] = speed(model, root / "10.mp4", rates[10], args.rounds, args.windows, own)
-            results["memory"][label] = {
-                minutes: memory(name, size, root / f"{minutes}.mp4", rates[minutes], args.threads)
-                for minutes in MINUTES
-                if name != "tiny" or minutes <= args.tiny_minutes
-            }
+        for label in args.networks:
+            name, size = NETWORKS[label]
+            if args.rounds:
+                rate = repeat(args.video, root / "10.mp4", 10)
+                own = speed(classifier(name, size), root / "10.mp4", rate, args.rounds, args.windows, root / label)
+                results["speed"][label] = own
+            for minutes in args.minutes:
+                rate = repeat(args.video, root / "video.mp4", minutes)
+                measured = memory(name, size, root / "video.mp4", rate, args.threads)
+                results["memory"].setdefault(label, {})[str(minutes)] = measured
             write_results(args.out, "timeline", results, table(results))
 
 
