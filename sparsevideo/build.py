@@ -255,6 +255,7 @@ def build_windows(
     window_s: float | None = None,
     newest_only: bool = False,
     on_frame: Callable[[TimedFrame], None] | None = None,
+    early: Callable[[int, Tensor], None] | None = None,
 ) -> WindowFeed:
     """Return the windows of a stream, with frames that are prepared as in a test; see `WindowFeed`.
 
@@ -265,7 +266,8 @@ def build_windows(
         step_s: Seconds from the start of one window to the start of the next.
         window_s: Seconds in a window, with uniform sampling only.
         newest_only: Drop older windows that wait.
-        on_frame: Function that gets each frame, in another thread.
+        on_frame: See `WindowFeed`.
+        early: See `WindowFeed`.
 
     Raises:
         ValueError: `window_s` is missing with uniform sampling, or is given without it; the settings are impossible.
@@ -289,7 +291,7 @@ def build_windows(
         uniform_s=window_s,
         target_fps=data.target_fps if ndim == 3 else None,
     )
-    return WindowFeed(stream, schedule, newest_only=newest_only, on_frame=on_frame)
+    return WindowFeed(stream, schedule, newest_only=newest_only, on_frame=on_frame, early=early)
 
 
 def build_window_scorer(

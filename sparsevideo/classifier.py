@@ -257,8 +257,10 @@ class Classifier:
         """Score the windows of a stream in their order; arguments are those of `timeline`."""
         config = self._config(None, 0)
         self.model.eval()
-        feed = build.build_windows(config, self.model.ndim, stream, step_s=step_s, window_s=window_s)
         score = build.build_window_scorer(config, self.model, self.fabric, multilabel=multilabel)
+        feed = build.build_windows(
+            config, self.model.ndim, stream, step_s=step_s, window_s=window_s, early=score.prefetch
+        )
         for window in feed:
             yield ScoredWindow(window.start_s, window.end_s, score(window).numpy())
 

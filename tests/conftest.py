@@ -32,6 +32,7 @@ LONGEST = (
     "test_analyze.py",
     "test_resume.py",
     "test_processes.py",
+    "test_timeline_command.py",
 )
 
 

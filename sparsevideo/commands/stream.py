@@ -92,6 +92,7 @@ def stream_run(
             window_s=window_s,
             newest_only=newest_only,
             on_frame=preview.show if preview else None,
+            early=score.prefetch,
         )
         summary = Summary(feed)
         try:

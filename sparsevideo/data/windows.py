@@ -17,6 +17,7 @@ from sparsevideo.data.transforms import StreamTransform
 from sparsevideo.io.stream import FrameStream, TimedFrame
 
 _MAX_WAITING = 2  # windows that wait for the network before decoding pauses
+_MAX_EARLY = 64  # prepared frames that wait for the stem; further ones go through it with their window
 _GRACE_S = 5.0  # FFmpeg's own time limit comes first
 _USUAL_INTERVAL_S = 0.04  # of a source that states no frame rate, until its second frame arrives
 
@@ -101,6 +102,7 @@ class WindowSchedule:
         self._first_s = self._next_start_s = 0.0
         self._newest: TimedFrame | None = None
         self._last_frame: TimedFrame | None = None  # of the last tick
+        self._new: list[tuple[int, Tensor]] = []
 
     def add(self, frame: TimedFrame, interval_s: float | None) -> list[Window]:
         """Add the next frame, which is shown for `interval_s` (None if unknown); return the windows it completes."""
@@ -120,6 +122,11 @@ class WindowSchedule:
         if self.target_fps is None:
             return self._add_tick(frame, frame.time_s)
         return [] if previous is None else self._resample(previous, frame.time_s)
+
+    def take_prepared(self) -> list[tuple[int, Tensor]]:
+        """Return the frames, as index and pixels, that have been prepared since the last call for coming windows."""
+        new, self._new = self._new, []
+        return new
 
     def finish(self) -> list[Window]:
         """End the stream; return the windows that are left."""
@@ -162,6 +169,8 @@ class WindowSchedule:
         starts = self._starts if self._last_start is None else (self._last_start, *self._starts)
         is_needed = any((self._num_ticks - start) % self._stride == 0 for start in starts)
         pixels = self._prepared(frame) if is_needed else None
+        if pixels is not None and self._starts:
+            self._new.append((frame.frame_index, pixels))
         self._recent.append(_Tick(frame.frame_index, time_s, frame.arrived_s, pixels))
         self._num_ticks += 1
         self._last_frame = frame
@@ -206,6 +215,7 @@ class WindowFeed:
         newest_only: Hand out the newest window and drop the older ones that wait, for a source that does not wait.
             False pauses decoding if two windows wait.
         on_frame: Function that gets each frame, in the thread.
+        early: Function that gets the prepared frames of coming windows, as index and pixels, while no window waits.
 
     Attributes:
         num_frames: Frames so far.
@@ -222,10 +232,13 @@ class WindowFeed:
         *,
         newest_only: bool = False,
         on_frame: Callable[[TimedFrame], None] | None = None,
+        early: Callable[[int, Tensor], None] | None = None,
     ) -> None:
+        self.early = early
         self.stream, self.schedule, self.newest_only, self.on_frame = stream, schedule, newest_only, on_frame
         self.num_frames = self.num_dropped = 0
         self._waiting: deque[Window] = deque()
+        self._early_frames: deque[tuple[int, Tensor]] = deque(maxlen=_MAX_EARLY)
         self._changed = threading.Condition()
         self._is_done = self._is_closed = False
         self._error: BaseException | None = None
@@ -244,14 +257,21 @@ class WindowFeed:
             raise self._error
 
     def _next(self) -> Window | None:
-        with self._changed:
-            while not self._waiting and not self._is_done:
-                self._changed.wait(timeout=1)
-                # FFmpeg ends most waits itself, but not those for a pipe.
-                if not self._waiting and time.monotonic() > self.stream.active_s + self.stream.timeout_s + _GRACE_S:
-                    raise TimeoutError(f"{self.stream.name}: no frame within {self.stream.timeout_s:g} s")
-            self._changed.notify_all()
-            return self._waiting.popleft() if self._waiting else None
+        while True:
+            with self._changed:
+                while not self._waiting and not self._early_frames and not self._is_done:
+                    self._changed.wait(timeout=1)
+                    # FFmpeg ends most waits itself, but not those for a pipe.
+                    if not self._waiting and time.monotonic() > self.stream.active_s + self.stream.timeout_s + _GRACE_S:
+                        raise TimeoutError(f"{self.stream.name}: no frame within {self.stream.timeout_s:g} s")
+                self._changed.notify_all()
+                if self._waiting:
+                    return self._waiting.popleft()
+                if not self._early_frames:
+                    return None
+                early_frame = self._early_frames.popleft()
+            assert self.early is not None
+            self.early(*early_frame)
 
     def _decode(self) -> None:
         try:
@@ -261,7 +281,12 @@ class WindowFeed:
                 if self.on_frame is not None:
                     self.on_frame(frame)
                 self.num_frames += 1
-                self._hand_out(self.schedule.add(frame, self.stream.interval_s))
+                windows = self.schedule.add(frame, self.stream.interval_s)
+                if self.early is not None:
+                    with self._changed:
+                        self._early_frames.extend(self.schedule.take_prepared())
+                        self._changed.notify_all()
+                self._hand_out(windows)
             self._hand_out(self.schedule.finish())
         except BaseException as error:
             self._error = error

@@ -17,9 +17,9 @@ from sparsevideo.models.sampling import Views
 class WindowScorer:
     """Scores windows in the order of their frames.
 
-    The features of each frame are computed when its first window needs them, and stay in a ring until no later window
-    needs them. Frames go through the stem one by one, and windows through the network one by one, so the scores of a
-    window do not depend on the other windows, to the last bit.
+    The features of each frame are computed when its first window needs them, or earlier by `prefetch`, and stay in a
+    ring until no later window needs them. Frames go through the stem one by one, and windows through the network one by
+    one, so the scores of a window do not depend on the other windows, to the last bit.
 
     Args:
         predictor: The network, with logits as its output.
@@ -36,16 +36,19 @@ class WindowScorer:
     ) -> None:
         self.predictor, self.activation, self.mean_of_logits = predictor, activation, mean_of_logits
         self._ring: Tensor | None = None  # (R, H, W, C)
+        self._first_frame = 0  # of the last window; no later window needs a frame before it
         self._slot_of: dict[int, int] = {}  # frame index -> slot
         self._free: list[int] = []  # a heap: low slots are used again first, so high ones need no memory
 
     @torch.inference_mode()
     def __call__(self, window: Window) -> Tensor:
         """Return (K,) float32 probabilities, the mean over the crops."""
-        for index in [index for index in self._slot_of if index < window.frame_indices[0]]:
+        self._first_frame = window.frame_indices[0]
+        for index in [index for index in self._slot_of if index < self._first_frame]:
             heapq.heappush(self._free, self._slot_of.pop(index))
         with self.predictor.fabric.autocast():
-            self._run_stem(window)
+            for frame in zip(window.frame_indices, window.pixels, strict=True):
+                self._run_stem(*frame)
             assert self._ring is not None  # a window has frames
             ring = self._ring.movedim(-1, 1)  # (R, C, H, W)
             corners = window.corners.to(ring.device)
@@ -60,18 +63,24 @@ class WindowScorer:
         scores = logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid()
         return scores.mean(0).cpu()
 
-    def _run_stem(self, window: Window) -> None:
-        """Put the features of the frames that are new in a window into free slots."""
-        device, normalize = self.predictor.fabric.device, self.predictor.normalize
-        for index, pixels in zip(window.frame_indices, window.pixels, strict=True):
-            if index in self._slot_of:
-                continue
-            feat = self.predictor.model.stem(normalize(pixels.to(device)[None]))[0].movedim(0, -1)  # (H, W, C)
-            if not self._free:
-                self._grow(feat)
-            assert self._ring is not None
-            self._slot_of[index] = heapq.heappop(self._free)
-            self._ring[self._slot_of[index]] = feat
+    @torch.inference_mode()
+    def prefetch(self, frame_index: int, pixels: Tensor) -> None:
+        """Compute the features of a frame (3, S, S) uint8 before its window is complete."""
+        if frame_index >= self._first_frame:
+            with self.predictor.fabric.autocast():
+                self._run_stem(frame_index, pixels)
+
+    def _run_stem(self, frame_index: int, pixels: Tensor) -> None:
+        """Put the features of a frame into a free slot, if they are in none yet."""
+        if frame_index in self._slot_of:
+            return
+        pixels = pixels.to(self.predictor.fabric.device)[None]  # (1, 3, S, S)
+        feat = self.predictor.model.stem(self.predictor.normalize(pixels))[0].movedim(0, -1)  # (H, W, C)
+        if not self._free:
+            self._grow(feat)
+        assert self._ring is not None
+        self._slot_of[frame_index] = heapq.heappop(self._free)
+        self._ring[self._slot_of[frame_index]] = feat
 
     def _grow(self, feat: Tensor) -> None:
         """Double the number of slots for features (H, W, C)."""

@@ -161,6 +161,14 @@ def test_feed_waits_for_a_slow_network():
     assert starts == list(range(0, 200, 2))
 
 
+def test_feed_hands_out_frames_early_while_no_window_waits():
+    early = []
+    fed = feed(Frames(frames(np.arange(20) / 25), pace_s=0.005), early=lambda index, _: early.append(index))
+    for window in fed:
+        assert window.frame_indices[0] in early  # its last frame arrives together with the window
+    assert early == sorted(set(early)) and len(early) >= 10
+
+
 def test_feed_hands_out_the_newest_window_and_counts_the_others():
     stream = Frames(frames(np.arange(100) / 25), pace_s=0.002)
     fed = feed(stream, newest_only=True)

@@ -8,8 +8,8 @@ import torch
 from tiny_models import toy
 
 from sparsevideo import build
+from sparsevideo import config as settings
 from sparsevideo.classifier import Classifier
-from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.io.writer import write_video
 
 CLASSES = [f"class {label}" for label in range(7)]
@@ -25,7 +25,10 @@ def video(tmp_path_factory):
 
 
 def classifier(ndim=3, data=None, **test):
-    config = Config(data=DataConfig(size=32, num_frames=4, frame_stride=3, **(data or {})), test=TestConfig(**test))
+    config = settings.Config(
+        data=settings.DataConfig(size=32, num_frames=4, frame_stride=3, **(data or {})),
+        test=settings.TestConfig(**test),
+    )
     return Classifier(toy(ndim), CLASSES, config, device="cpu")
 
 
@@ -88,6 +91,20 @@ def test_score_windows_does_not_depend_on_the_other_windows(video):
         assert torch.equal(some(windows[index]), every[index])
 
 
+def test_prefetched_frames_give_the_same_scores(video):
+    model = classifier()
+    config = model._config(None, 0)
+    windows = list(build.build_windows(config, 3, model.stream(video), step_s=0.2))
+    late, early = (build.build_window_scorer(config, model.model, model.fabric) for _ in range(2))
+    for index, window in enumerate(windows):
+        for following in windows[index : index + 2]:
+            for frame in zip(following.frame_indices, following.pixels, strict=True):
+                early.prefetch(*frame)
+        assert torch.equal(early(window), late(window))
+        early.prefetch(0, windows[0].pixels[0])  # is not needed any more
+        assert window.frame_indices[0] == 0 or 0 not in early._slot_of
+
+
 def test_score_windows_multilabel_is_a_sigmoid(video):
     model = classifier()
     soft, multi = (score(model, video, step_s=1.0, multilabel=flag) for flag in (False, True))
@@ -121,6 +138,6 @@ def test_windows_refuse_crops_of_shared_frames_that_do_not_fit(video):
     model = classifier(crops=3, protocol="slowfast")
     with pytest.raises(ValueError, match="share_stem has its own crops"):
         score(model, video)
-    model.config = replace(model.config, data=replace(model.config.data, size=30), test=TestConfig(crops=3))
+    model.config = replace(model.config, data=replace(model.config.data, size=30), test=settings.TestConfig(crops=3))
     with pytest.raises(ValueError, match="must be a multiple of 4"):
         score(model, video)
