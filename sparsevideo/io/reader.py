@@ -216,7 +216,8 @@ class Video:
         return map(self._converter.to_rgb, self._decode(wanted))
 
     def _open(self) -> None:
-        source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
+        with as_decode_error(self.path):  # a tar file may have gone
+            source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
         if self._remote_file is not None:
             self._remote_file.rewind()
         self._container, self._stream = open_container(source, self.path)
