@@ -281,10 +281,10 @@ class WindowFeed:
                 if self.on_frame is not None:
                     self.on_frame(frame)
                 self.num_frames += 1
-                windows = self.schedule.add(frame, self.stream.interval_s)
+                windows, prepared = self.schedule.add(frame, self.stream.interval_s), self.schedule.take_prepared()
                 if self.early is not None:
                     with self._changed:
-                        self._early_frames.extend(self.schedule.take_prepared())
+                        self._early_frames.extend(prepared)
                         self._changed.notify_all()
                 self._hand_out(windows)
             self._hand_out(self.schedule.finish())
