@@ -288,7 +288,7 @@ def build_windows(
         transforms.StreamTransform(build_test_transform(config), share_stem=share_stem),
         *((data.num_frames, data.frame_stride) if ndim == 3 else (1, 1)),
         step_s=step_s,
-        uniform_s=window_s,
+        window_s=window_s,
         target_fps=data.target_fps if ndim == 3 else None,
     )
     return WindowFeed(stream, schedule, newest_only=newest_only, on_frame=on_frame, early=early)

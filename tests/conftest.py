@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import pytest
-from toy_runs import VIDEO
+from toy_runs import IMAGE, VIDEO
 
 from sparsevideo.cli import OK, main
 from sparsevideo.data.moving_digits import make_moving_digits
@@ -54,6 +54,14 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video run of four steps."""
     out = tmp_path_factory.mktemp("runs") / "video"
     assert main(["train", *VIDEO, f"--data.root={digits}", f"--out={out}"]) == OK
+    return out
+
+
+@pytest.fixture(scope="session")
+def image_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "image"
+    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={out}"]) == OK
     return out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numbered_videos import REAL
-from toy_runs import IMAGE, NANO
+from toy_runs import NANO
 
 import sparsevideo
 from sparsevideo import config
@@ -24,13 +24,6 @@ def classifier(trained):
 @pytest.fixture(scope="module")
 def files(digits):
     return sorted((digits / "videos" / "test").glob("*/*.mp4"))[:5]
-
-
-@pytest.fixture(scope="module")
-def image_run(digits, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "image"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={out}"]) == OK
-    return out
 
 
 def scores_by_path(run, root, out, views):

@@ -230,7 +230,7 @@ def _save_copies(
         index = indices[position]
         best = [(ranked[index].labels[0], ranked[index].scores[0])]
 
-        def draw(image: np.ndarray, best: list[tuple[str, float]] = best) -> np.ndarray:
+        def draw(image: np.ndarray, _: float = 0.0, best: list[tuple[str, float]] = best) -> np.ndarray:
             return captions.draw(image, best)
 
         try:

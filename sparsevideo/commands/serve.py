@@ -15,8 +15,7 @@ from sparsevideo.classifier import Classifier, load
 from sparsevideo.commands.timeline import timeline_run
 from sparsevideo.commands.visualize import load_view
 from sparsevideo.config import parse_views
-from sparsevideo.data.classes import UNLABELED
-from sparsevideo.data.records import Records
+from sparsevideo.data.inputs import make_inputs
 from sparsevideo.io.backends import open_video
 from sparsevideo.reports import visualize
 from sparsevideo.reports.timeline import SegmentMerger
@@ -209,7 +208,7 @@ def _page(classifier: Classifier, *, title: str, note: str, check: Callable[[str
 
 def _draw_sampling(classifier: Classifier, path: str) -> list[str]:
     """Draw where the network samples in the middle clip; return the paths of the pictures."""
-    records = Records.build(Path(), classifier.classes, [path], [UNLABELED])
+    records = make_inputs([path], _NAMES[classifier.model.ndim], classifier.classes)
     view = load_view(classifier.config, records, 0, classifier.model.ndim)
     trace = visualize.trace_sampling(classifier.model, view.x)
     folder = _new_folder()

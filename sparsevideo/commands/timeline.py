@@ -4,7 +4,6 @@ import csv
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import numpy as np
 
 from sparsevideo.classifier import Classifier
 from sparsevideo.commands.runs import check_folder
+from sparsevideo.io.sources import Remote, is_url
 from sparsevideo.io.stream import FrameStream
-from sparsevideo.io.writer import VideoWriter, check_codecs
+from sparsevideo.io.writer import check_codecs, edit_video
 from sparsevideo.reports.timeline import ScoredWindow, Segment, SegmentMerger, save_segments
 from sparsevideo.utils.files import atomic_path
 from sparsevideo.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
-
-_TIME_BASE = Fraction(1, 90_000)  # seconds, of the annotated video
 
 
 def timeline_run(
@@ -79,7 +77,7 @@ def timeline_run(
     if interruption is not None:
         raise interruption
     if out is not None and save_video:
-        _annotate(classifier, source, segments, out / "annotated.mp4")
+        _annotate(classifier.classes, source, segments, out / "annotated.mp4")
     return segments, reason or stream.truncated_because
 
 
@@ -107,16 +105,16 @@ def _save(
         save_timeline_plot(path, times_s, scores, segments, classes)
 
 
-def _annotate(classifier: Classifier, source: str, segments: Sequence[Segment], path: Path) -> None:
+def _annotate(classes: Sequence[str], source: str, segments: Sequence[Segment], path: Path) -> None:
     """Write a video once more, with the labels and the mean scores of the segments at each time."""
     from sparsevideo.reports.captions import Captions
 
-    captions, waiting, shown = Captions(classifier.classes), list(segments), list[Segment]()
-    stream = FrameStream(source)
-    with VideoWriter(path, fps=25, time_base=_TIME_BASE) as writer:
-        for frame in stream:
-            while waiting and waiting[0].start_s <= frame.time_s:
-                shown.append(waiting.pop(0))
-            shown = [segment for segment in shown if segment.end_s > frame.time_s]
-            image = captions.draw(frame.image, [(segment.label, segment.score) for segment in shown])
-            writer.add(image, round(frame.time_s / _TIME_BASE))
+    captions, waiting, shown = Captions(classes), list(segments), list[Segment]()
+
+    def draw(image: np.ndarray, time_s: float) -> np.ndarray:
+        while waiting and waiting[0].start_s <= time_s:
+            shown.append(waiting.pop(0))
+        shown[:] = [segment for segment in shown if segment.end_s > time_s]
+        return captions.draw(image, [(segment.label, segment.score) for segment in shown])
+
+    edit_video(Remote(source) if is_url(source) else source, path, draw)

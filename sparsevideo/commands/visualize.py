@@ -17,8 +17,7 @@ from sparsevideo.classifier import Classifier
 from sparsevideo.commands.evaluation import default_output_path, resolve_test_config
 from sparsevideo.commands.runs import check_folder
 from sparsevideo.config import Config
-from sparsevideo.data.classes import UNLABELED
-from sparsevideo.data.folders import EXTENSIONS
+from sparsevideo.data.inputs import make_inputs
 from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.io.errors import DecodeError
@@ -165,14 +164,7 @@ def _explain(
             hint = did_you_mean(label, classifier.classes)
             raise ValueError(f"{path}: has no class {label!r}{hint or '; it has ' + ', '.join(classifier.classes[:5])}")
         index = classifier.classes.index(label)
-    needed, other = ("image", "video") if model.ndim == 2 else ("video", "image")
-    ending, article = Path(source).suffix.lower(), {"image": "an", "video": "a"}
-    if ending in EXTENSIONS[other] and ending not in EXTENSIONS[needed]:
-        raise ValueError(
-            f"{source}: is {article[other]} {other}, but {path} is {article[needed]} {needed} network; pass"
-            f" {article[needed]} {needed}"
-        )
-    records = Records.build(Path(), classifier.classes, [source], [UNLABELED])
+    records: Records = make_inputs([source], "image" if model.ndim == 2 else "video", classifier.classes)
     if at_s is not None:
         records = _records_at(classifier, records, at_s)
     view = load_view(classifier.config, records, 0, model.ndim)

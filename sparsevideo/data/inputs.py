@@ -51,7 +51,10 @@ class Inputs(Records):
         other = "image" if self.kind == "video" else "video"
         if name.endswith(EXTENSIONS[other]) and not name.endswith(EXTENSIONS[self.kind]):
             article = {"image": "an image", "video": "a video"}
-            raise DecodeError(f"{self.printed_path(index)}: is {article[other]}, but the network takes {self.kind}s")
+            raise DecodeError(
+                f"{self.printed_path(index)}: is {article[other]}, but the network takes {self.kind}s; pass"
+                f" {article[self.kind]}"
+            )
         return Remote(self.urls[index]) if index in self.urls else self.path(index)
 
     def printed_path(self, index: int) -> str:

@@ -66,7 +66,7 @@ class WindowSchedule:
         num_frames: T.
         frame_stride: Take every n-th frame.
         step_s: Seconds from the start of one window to the start of the next; at most one window starts per frame.
-        uniform_s: Length of a window in seconds, of which uniform sampling takes T frames; None: consecutive sampling.
+        window_s: Length of a window in seconds, of which uniform sampling takes T frames; None: consecutive sampling.
         target_fps: Frames per second that the stride counts in; None: those of the stream.
 
     Raises:
@@ -80,15 +80,15 @@ class WindowSchedule:
         frame_stride: int,
         *,
         step_s: float,
-        uniform_s: float | None = None,
+        window_s: float | None = None,
         target_fps: float | None = None,
     ) -> None:
-        for name, value in (("step_s", step_s), ("uniform_s", uniform_s), ("target_fps", target_fps)):
+        for name, value in (("step_s", step_s), ("window_s", window_s), ("target_fps", target_fps)):
             if value is not None and not 1e-6 <= value <= 1e9:
                 raise ValueError(f"{name} must be from 1e-6 to 1e9, got {value}")
         self.prepare, self.num_frames, self.step_s = prepare, num_frames, step_s
-        self.uniform_s, self.target_fps = uniform_s, target_fps
-        self._stride = frame_stride if uniform_s is None else 1
+        self.window_s, self.target_fps = window_s, target_fps
+        self._stride = frame_stride if window_s is None else 1
         self._length = clip_span(num_frames, self._stride)  # in ticks; of uniform sampling, set at the first frame
         self._interval_s = _USUAL_INTERVAL_S
         self._connection = 0
@@ -116,8 +116,8 @@ class WindowSchedule:
             self._interval_s = frame.time_s - previous.time_s
         if previous is None:
             self._first_s = self._next_start_s = frame.time_s
-            if self.uniform_s is not None:
-                self._length = max(1, round(self.uniform_s * (self.target_fps or 1 / self._interval_s)))
+            if self.window_s is not None:
+                self._length = max(1, round(self.window_s * (self.target_fps or 1 / self._interval_s)))
             self._recent = deque(maxlen=self._length + self._stride)
         if self.target_fps is None:
             return self._add_tick(frame, frame.time_s)
@@ -188,7 +188,7 @@ class WindowSchedule:
     def _window(self, start: int) -> Window:
         """Return the window that starts at a tick; it ends early if there are no more ticks."""
         ticks = list(self._recent)[start - self._num_ticks :][: self._length]
-        if self.uniform_s is None:
+        if self.window_s is None:
             (positions,) = spread_clips(len(ticks), self.num_frames, self._stride, 1)
         else:
             positions = uniform_clip(len(ticks), self.num_frames)

@@ -167,11 +167,12 @@ def resize_video(source: str | Path, target: str | Path, short_side: int, *, crf
 def edit_video(
     source: str | Path | Remote,
     target: Path,
-    edit: Callable[[np.ndarray], np.ndarray],
+    edit: Callable[[np.ndarray, float], np.ndarray],
     choose: Callable[[Video], np.ndarray] | None = None,
 ) -> int:
-    """Copy a video as `resize_video` does, at its own size, with each frame (H, W, 3) uint8 changed by `edit`.
+    """Copy a video as `resize_video` does, at its own size, with each frame changed by `edit`.
 
+    `edit` gets a frame (H, W, 3) uint8 and its seconds from the first copied frame, and returns the frame to write.
     `choose` returns the rising indices of the frames to copy; None copies all. Raises as `resize_video`.
     """
     try:
@@ -187,7 +188,7 @@ def _copy(
     crf: int = 20,
     gop: int = 32,
     *,
-    edit: Callable[[np.ndarray], np.ndarray] | None = None,
+    edit: Callable[[np.ndarray, float], np.ndarray] | None = None,
     choose: Callable[[Video], np.ndarray] | None = None,
     verify: bool = False,
 ) -> int:
@@ -209,7 +210,8 @@ def _copy(
             gop=gop,
         ) as writer:
             for index, image in video.frames(indices):
-                writer.add(image if edit is None else edit(image), times[index] - times[indices[0]])
+                pts = times[index] - times[indices[0]]
+                writer.add(image if edit is None else edit(image, float(pts * video.time_base)), pts)
         if reason := video.truncated_because:
             logger.warning("%s: ends after %d frames (%s), and so does the copy", source, len(times), reason)
         return len(indices)

@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pytest
 from file_server import SECRETS, serving, url_of
-from toy_runs import IMAGE
 
 import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
@@ -30,13 +29,6 @@ def checkpoint(run):
 def error(capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
-
-
-@pytest.fixture(scope="module")
-def image_run(digits, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "image"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={out}"]) == OK
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +187,7 @@ def test_classifier_takes_urls_and_refuses_the_other_kind(trained, image_run, di
     with pytest.raises(sparsevideo.io.DecodeError, match="is an image, but the network takes videos"):
         classifier.predict(picture)
     (failed,) = of_images.predict([picture, video]).failures.items()
-    assert failed == (str(video), f"{video}: is a video, but the network takes images")
+    assert failed == (str(video), f"{video}: is a video, but the network takes images; pass an image")
 
 
 def test_predict_shows_a_table_on_a_terminal(trained, digits, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from numbered_videos import remux
 from PIL import Image
 from toy_runs import interruptible
 
@@ -176,16 +177,8 @@ def test_timeline_interrupted_keeps_the_part_before(stop_signal, checkpoint, vid
 
 def transport_stream(video, folder):
     """The packets of a video as MPEG-TS."""
-    import av
-
-    path = folder / "video.ts"
-    with av.open(str(video)) as reader, av.open(str(path), "w") as writer:
-        stream = writer.add_stream_from_template(reader.streams.video[0])
-        for packet in reader.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                writer.mux(packet)
-    return path
+    remux(video, folder / "video.ts")
+    return folder / "video.ts"
 
 
 def answers(text):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_runs import IMAGE
 
 import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
@@ -15,13 +14,6 @@ from sparsevideo.commands import visualize
 from sparsevideo.io import read_frames, write_video
 
 PICTURES = ("strip.png", "density.png", "evidence.png")
-
-
-@pytest.fixture(scope="module")
-def image_run(digits, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "image"
-    assert main(["train", *IMAGE, f"--data.root={digits}", f"--out={out}"]) == OK
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -55,12 +55,12 @@ def test_schedule_takes_the_frames_of_the_rules(total, num_frames, stride, step)
 def test_schedule_of_a_short_video_is_the_clip_of_a_test():
     (only,) = windows((8, 2), np.arange(6) / 25, 1 / 25, step_s=1)
     assert only.frame_indices == tuple(spread_clips(6, 8, 2, 1)[0]) == (0, 2, 4, 5, 5, 5, 5, 5)
-    (only,) = windows((8, 2), np.arange(6) / 25, 1 / 25, step_s=1, uniform_s=10)
+    (only,) = windows((8, 2), np.arange(6) / 25, 1 / 25, step_s=1, window_s=10)
     assert only.frame_indices == tuple(uniform_clip(6, 8))
 
 
-def test_schedule_with_uniform_sampling_spreads_the_frames_over_each_window():
-    found = windows((4, 7), np.arange(30) / 10, 0.1, step_s=0.5, uniform_s=1.0)
+def test_schedule_with_window_sampling_spreads_the_frames_over_each_window():
+    found = windows((4, 7), np.arange(30) / 10, 0.1, step_s=0.5, window_s=1.0)
     assert [window.frame_indices for window in found] == [
         tuple(start + uniform_clip(10, 4)) for start in (0, 5, 10, 15, 20)
     ]
@@ -117,8 +117,8 @@ def test_schedule_converts_only_the_frames_that_windows_need():
     [
         {"step_s": 0},
         {"step_s": 1e-320},
-        {"step_s": 1, "uniform_s": -1},
-        {"step_s": 1, "uniform_s": 1e300},
+        {"step_s": 1, "window_s": -1},
+        {"step_s": 1, "window_s": 1e300},
         {"step_s": 1, "target_fps": 0},
     ],
 )
@@ -162,11 +162,32 @@ def test_feed_waits_for_a_slow_network():
 
 
 def test_feed_hands_out_frames_early_while_no_window_waits():
-    early = []
-    fed = feed(Frames(frames(np.arange(20) / 25), pace_s=0.005), early=lambda index, _: early.append(index))
-    for window in fed:
-        assert window.frame_indices[0] in early  # its last frame arrives together with the window
-    assert early == sorted(set(early)) and len(early) >= 10
+    early, arrived = [], threading.Condition()
+
+    class Waiting(Frames):
+        """The second frame of each window comes after the first one has been handed out."""
+
+        def __iter__(self):
+            for frame in super().__iter__():
+                yield frame
+                if frame.frame_index % 2 == 0:
+                    with arrived:
+                        assert arrived.wait_for(lambda: frame.frame_index in early, timeout=10)
+
+    def take(index, pixels):
+        assert int(pixels[0, 0, 0]) == index
+        with arrived:
+            early.append(index)
+            arrived.notify_all()
+
+    starts = [window.frame_indices[0] for window in feed(Waiting(frames(np.arange(20) / 25)), early=take)]
+    assert starts == list(range(0, 20, 2)) and {*starts} <= {*early} and early == sorted(early)
+
+
+def test_feed_without_early_frames_keeps_none():
+    fed = feed(Frames(frames(np.arange(50) / 25)))
+    assert len(list(fed)) == 25
+    assert not fed.schedule.take_prepared()
 
 
 def test_feed_hands_out_the_newest_window_and_counts_the_others():

@@ -3,25 +3,16 @@
 import socket
 from importlib import import_module
 
-import av
 import numpy as np
 import pytest
 from file_server import SECRETS, Handler, serving, url_of
+from numbered_videos import remux
 from PIL import Image
 
 from sparsevideo.io import DecodeError, open_video, read_frames, write_video
 from sparsevideo.io import sources as remote_sources
 from sparsevideo.io.image import read_image
 from sparsevideo.io.sources import Remote, RemoteFile, check_url, is_url
-
-
-def remux(source_path, target_path):
-    with av.open(str(source_path)) as source, av.open(str(target_path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
 
 
 @pytest.fixture(scope="module")
