@@ -5,14 +5,35 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
-from sparsevideo import __version__
-from sparsevideo.command_lines import COMMANDS, FAILED, OK, USAGE, is_first_process
+from sparsevideo import __version__, command_lines, inference_command_lines
+from sparsevideo.command_lines import FAILED, OK, USAGE, is_first_process
 from sparsevideo.io.pyav import warn_of_untested_pyav
 from sparsevideo.parser import Parser, UsageError
 from sparsevideo.utils.hints import did_you_mean
+
+COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
+    "quickstart": command_lines.quickstart,
+    "train": command_lines.train,
+    "test": command_lines.test,
+    "predict": inference_command_lines.predict,
+    "extract": command_lines.extract,
+    "timeline": inference_command_lines.timeline,
+    "stream": inference_command_lines.stream,
+    "serve": inference_command_lines.serve,
+    "analyze": command_lines.analyze,
+    "probe": command_lines.probe,
+    "visualize": inference_command_lines.visualize,
+    "localize": inference_command_lines.localize,
+    "inflate": command_lines.inflate,
+    "convert": command_lines.convert,
+    "data make-digits": command_lines.make_digits,
+    "data scan": command_lines.scan,
+    "models list": command_lines.models_list,
+    "config show": command_lines.config_show,
+}
 
 
 class ConsoleHandler(logging.Handler):

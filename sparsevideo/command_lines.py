@@ -1,4 +1,4 @@
-"""Command lines: the options of each command, and its exit code. One function per command."""
+"""Command lines that make, train, test and convert networks, and those of data: options and exit codes."""
 
 import atexit
 import json
@@ -7,20 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from sparsevideo.parser import (
-    Parser,
-    UsageError,
-    add_classes,
-    add_run_file,
-    add_segments,
-    add_views,
-    add_windows,
-    config_yaml,
-    parse_run,
-    parse_test,
-)
+from sparsevideo.parser import Parser, UsageError, add_run_file, add_views, config_yaml, parse_run, parse_test
 
 OK, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3  # INCOMPLETE: done, but some files could not be read
 REQUEUE = 75  # stopped by SIGUSR1 or SIGTERM, saved, and ready to be resumed; sysexits.h calls it EX_TEMPFAIL
@@ -29,15 +17,6 @@ REQUEUE = 75  # stopped by SIGUSR1 or SIGTERM, saved, and ready to be resumed; s
 def is_first_process() -> bool:
     """Return whether this process has rank 0, by the variables of torchrun or srun."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-
-
-def _class_names(args: Any) -> tuple[str, ...] | None:
-    """Return the names in the file of `--classes`, None without one."""
-    if args.classes is None:
-        return None
-    from sparsevideo.data.classes import read_class_names
-
-    return read_class_names(Path(args.classes))
 
 
 def quickstart(parser: Parser, argv: Sequence[str]) -> int:
@@ -111,47 +90,6 @@ def test(parser: Parser, argv: Sequence[str]) -> int:
     return INCOMPLETE if results["failed"] else OK
 
 
-def predict(parser: Parser, argv: Sequence[str]) -> int:
-    """Classify files without labels: videos or images, folders, patterns, lists and URLs."""
-    from sparsevideo.commands.runs import checkpoint_config
-
-    def add_options(parser: Parser) -> None:
-        inputs = "files, folders, quoted patterns such as 'videos/*.mp4', list files, or URLs"
-        parser.add_argument("inputs", nargs="+", help=inputs)
-        add_views(parser)
-        parser.add_argument("--topk", type=int, default=5, help="number of classes to show for each file")
-        out = "folder for predictions.json, predictions.npz and predictions.csv; by default nothing is written"
-        parser.add_argument("--out", help=out)
-        parser.add_argument("--csv", help="file to write with the best classes: a row for each class of each file")
-        save_video = "folder for copies of the files with their best class and its score burned in"
-        parser.add_argument("--save-video", help=save_video)
-        add_classes(parser)
-        workers = "processes that decode; by default data.num_workers, but fewer for a few files"
-        parser.add_argument("--num-workers", type=int | None, help=workers)
-
-    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
-    from sparsevideo.commands.predict import predict_run, show
-
-    results, predictions = predict_run(
-        path,
-        config,
-        args.inputs,
-        out=Path(args.out) if args.out else None,
-        csv_path=Path(args.csv) if args.csv else None,
-        video_folder=Path(args.save_video) if args.save_video else None,
-        classes_path=Path(args.classes) if args.classes else None,
-        topk=args.topk,
-        num_workers=args.num_workers,
-    )
-    if not is_first_process():
-        return OK
-    if args.json:
-        print(json.dumps(results, indent=2))
-    else:
-        show(predictions)
-    return INCOMPLETE if results["failed"] or results["not_copied"] else OK
-
-
 def extract(parser: Parser, argv: Sequence[str]) -> int:
     """Write the features of each file, the inputs of a checkpoint's classifier, to one npz file, by path."""
     from sparsevideo.commands.runs import checkpoint_config
@@ -208,49 +146,6 @@ def probe(parser: Parser, argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(results, indent=2))
     return OK
-
-
-def visualize(parser: Parser, argv: Sequence[str]) -> int:
-    """Draw the positions that a network samples in a video or image, their density, and the evidence for a class."""
-    parser.add_argument("checkpoint", help="checkpoint of a run, or its folder")
-    parser.add_argument("input", help="video; for an image network an image")
-    parser.add_argument("--out", help="folder for the pictures; by default a folder in the run folder")
-    parser.add_argument("--label", help="class whose evidence is drawn; by default the predicted one")
-    parser.add_argument("--at", type=float | None, help="start of the clip in seconds; by default the middle clip")
-    parser.add_argument("--compare", help="second checkpoint, drawn below the first one")
-    add_classes(parser)
-    parser.add_argument("--json", action="store_true", help="print the evidence of steps, tubes and tokens as JSON")
-    args = parser.parse(argv)
-    from sparsevideo.commands.visualize import run, show
-
-    out, compare = (Path(path) if path else None for path in (args.out, args.compare))
-    choice = {"label": args.label, "at_s": args.at, "compare": compare, "classes": _class_names(args)}
-    results = run(Path(args.checkpoint), args.input, out, **choice)
-    if args.json:
-        print(json.dumps(results, indent=2))
-    else:
-        show(results)
-    return OK
-
-
-def localize(parser: Parser, argv: Sequence[str]) -> int:
-    """Measure how often the sampling points are inside ground-truth boxes, beside three baselines."""
-    from sparsevideo.commands.runs import checkpoint_config
-
-    def add_options(parser: Parser) -> None:
-        parser.add_argument("--boxes", required=True, help="csv path,frame,x0,y0,x1,y1, or videos.json of the digits")
-        parser.add_argument("--out", help="folder for localize.json and localize.png; by default in the run folder")
-        parser.add_argument("--limit", type=int | None, help="number of files to compare; by default all with boxes")
-
-    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
-    from sparsevideo.commands.localize import run, show
-
-    results = run(path, config, Path(args.boxes), Path(args.out) if args.out else None, limit=args.limit)
-    if args.json:
-        print(json.dumps(results, indent=2))
-    else:
-        show(results)
-    return INCOMPLETE if results["failed"] else OK
 
 
 def inflate(parser: Parser, argv: Sequence[str]) -> int:
@@ -312,103 +207,6 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
     return FAILED if summary["suspicious"] else INCOMPLETE if summary["bad"] else OK
 
 
-def timeline(parser: Parser, argv: Sequence[str]) -> int:
-    """Find what happens when in a video of any length: labels with start and end, a plot, subtitles."""
-    from sparsevideo.commands.runs import checkpoint_config
-
-    def add_options(parser: Parser) -> None:
-        parser.add_argument("video", help="video file or URL, such as http://... or s3://...")
-        parser.add_argument("--out", help="folder for the segments (csv, JSON, WebVTT), the scores and the plot")
-        parser.add_argument("--save-video", action="store_true", help="also write the video with its labels to --out")
-        add_windows(parser)
-        add_segments(parser)
-        add_classes(parser)
-
-    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
-    if args.save_video and args.out is None:
-        raise UsageError("--out is missing: the folder for the video of --save-video")
-    from dataclasses import asdict
-
-    from sparsevideo.classifier import load
-    from sparsevideo.commands.timeline import timeline_run
-    from sparsevideo.reports.timeline import SegmentMerger
-
-    classifier = load(path, config=config, classes=_class_names(args))
-    segment_options = {name: getattr(args, name) for name in ("enter", "leave", "multilabel")}
-    merger = SegmentMerger(classifier.classes, min_duration_s=args.min_duration, **segment_options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals keep the part before
-    segments, reason = timeline_run(
-        *(classifier, args.video, merger, Path(args.out) if args.out else None),
-        save_video=args.save_video,
-        step_s=args.step,
-        window_s=args.window,
-        multilabel=args.multilabel,
-    )
-    video = classifier.stream(args.video).name  # without secrets
-    if args.json:
-        result = {"video": video, "segments": [asdict(segment) for segment in segments], "truncated": reason}
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(map(str, segments)) or f"no segment: no score reaches --enter {args.enter:g}")
-    if reason is not None:
-        print(f"{video}: ended early ({reason}); the segments are those before", file=sys.stderr)
-    return OK if reason is None else INCOMPLETE
-
-
-def stream(parser: Parser, argv: Sequence[str]) -> int:
-    """Score a camera, a network stream or standard input while it runs; print a JSON line for each window."""
-    from sparsevideo.commands.runs import checkpoint_config
-
-    def add_options(parser: Parser) -> None:
-        source = "device such as /dev/video0, address (rtsp, udp, tcp, http, ...), pipe, - for standard input, or file"
-        parser.add_argument("source", help=source)
-        parser.add_argument("--format", help="FFmpeg's name of the format or device, such as mpegts, rawvideo, v4l2")
-        option = "option of the format, such as video_size=640x480 or framerate=30; may be repeated"
-        parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
-        parser.add_argument("--topk", type=int, default=5, help="classes in a line")
-        parser.add_argument("--no-skip", action="store_true", help="score all windows; the source must be able to wait")
-        parser.add_argument("--time-limit", type=float, default=10.0, help="longest wait for a packet, in seconds")
-        parser.add_argument("--reconnects", type=int, default=5, help="attempts in a row to open a lost source again")
-        parser.add_argument("--preview", type=int | None, metavar="PORT", help="show the picture on 127.0.0.1:PORT")
-        add_windows(parser)
-        add_classes(parser)
-
-    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
-    options = dict(option.partition("=")[::2] for option in args.option)
-    if wrong := [option for option in args.option if "=" not in option]:
-        raise UsageError(f"--option {wrong[0]}: must be NAME=VALUE, such as framerate=30")
-    if args.topk < 1 or args.reconnects < 0 or not args.time_limit > 0:
-        raise UsageError("--topk must be >= 1, --reconnects >= 0, and --time-limit above 0")
-    from dataclasses import asdict
-
-    from sparsevideo.classifier import load
-    from sparsevideo.commands.stream import stream_run
-
-    classifier = load(path, config=config, classes=_class_names(args))
-    source = classifier.stream(
-        args.source,
-        format=args.format,
-        options=options,
-        live=True,
-        timeout_s=args.time_limit,
-        reconnects=args.reconnects,
-    )
-    stream_run(
-        classifier,
-        source,
-        lambda answer: print(json.dumps(asdict(answer), ensure_ascii=False), flush=True),
-        step_s=args.step,
-        window_s=args.window,
-        multilabel=args.multilabel,
-        newest_only=not args.no_skip,
-        topk=args.topk,
-        preview_port=args.preview,
-    )
-    if source.truncated_because is not None:
-        print(f"{source.name}: ended early ({source.truncated_because})", file=sys.stderr)
-    return OK if source.truncated_because is None else INCOMPLETE
-
-
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
     """List the names of the models and their numbers of parameters."""
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -433,54 +231,3 @@ def config_show(parser: Parser, argv: Sequence[str]) -> int:
     config, _ = parse_run(parser, argv)
     print(config_yaml(config), end="")
     return OK
-
-
-def serve(parser: Parser, argv: Sequence[str]) -> int:
-    """Open a web page, with an API, that classifies uploaded files with a trained network."""
-    parser.add_argument("checkpoint", help="checkpoint of a run, or the folder of the run")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 admits other computers")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes a free one")
-    parser.add_argument("--max-size", type=float, default=100.0, help="largest upload, in MB")
-    parser.add_argument("--max-duration", type=float, default=300.0, help="longest video, in seconds")
-    parser.add_argument("--keep", type=float, default=600.0, help="seconds after which uploads are deleted")
-    add_classes(parser)
-    args = parser.parse(argv)
-    if not 0 <= args.port <= 65535:
-        raise UsageError(f"--port must be from 0 to 65535, got {args.port}")
-    for name in ("max_size", "max_duration", "keep"):
-        if not getattr(args, name) > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be > 0, got {getattr(args, name)}")
-    from sparsevideo.commands.serve import serve_run
-
-    serve_run(
-        args.checkpoint,
-        classes=_class_names(args),
-        host=args.host,
-        port=args.port,
-        max_size_mb=args.max_size,
-        max_duration_s=args.max_duration,
-        keep_s=args.keep,
-    )
-    return OK
-
-
-COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
-    "quickstart": quickstart,
-    "train": train,
-    "test": test,
-    "predict": predict,
-    "extract": extract,
-    "timeline": timeline,
-    "stream": stream,
-    "serve": serve,
-    "analyze": analyze,
-    "probe": probe,
-    "visualize": visualize,
-    "localize": localize,
-    "inflate": inflate,
-    "convert": convert,
-    "data make-digits": make_digits,
-    "data scan": scan,
-    "models list": models_list,
-    "config show": config_show,
-}

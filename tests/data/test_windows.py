@@ -172,7 +172,7 @@ def test_feed_hands_out_frames_early_while_no_window_waits():
                 yield frame
                 if frame.frame_index % 2 == 0:
                     with arrived:
-                        assert arrived.wait_for(lambda: frame.frame_index in early, timeout=10)
+                        assert arrived.wait_for(lambda index=frame.frame_index: index in early, timeout=10)
 
     def take(index, pixels):
         assert int(pixels[0, 0, 0]) == index
