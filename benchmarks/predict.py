@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.data import environment, interleaved, median_ratio, write_results
 from sparsevideo.config import Config, DataConfig, ModelConfig, TestConfig, config_to_dict
-from sparsevideo.models.presets import create_model
+from sparsevideo.models.create import create_model
 from sparsevideo.reports.predictions import load_predictions
 
 MODEL = "video_sparseformer_nano"

@@ -25,7 +25,7 @@ import torch
 from benchmarks.data import environment, write_results
 from benchmarks.timeline import CLASSES, repeat
 from sparsevideo.config import Config, DataConfig, ModelConfig, config_to_dict
-from sparsevideo.models.presets import create_model
+from sparsevideo.models.create import create_model
 
 MODEL = "video_sparseformer_nano"
 STEPS_S = (0.64,)

@@ -33,7 +33,7 @@ from sparsevideo.data.loader import collate
 from sparsevideo.data.records import Records, read_records
 from sparsevideo.data.transforms import TestTransform, resized_crop
 from sparsevideo.io.backends import open_video
-from sparsevideo.models.presets import create_model
+from sparsevideo.models.create import create_model
 from sparsevideo.reports.predictions import load_predictions
 
 VIEWS = {"4 x 3": (4, 3), "10 x 3": (10, 3)}

@@ -38,7 +38,7 @@ from sparsevideo.config import Config, DataConfig, TestConfig
 from sparsevideo.data.classes import UNLABELED
 from sparsevideo.data.records import Records
 from sparsevideo.io import open_video, write_video
-from sparsevideo.models.presets import create_model
+from sparsevideo.models.create import create_model
 
 NETWORKS = {"tiny, 224 pixels": ("tiny", 224), "nano, 224 pixels": ("nano", 224), "nano, 64 pixels": ("nano", 64)}
 STEP, LENGTH = 16, 63  # in frames

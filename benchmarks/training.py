@@ -39,7 +39,7 @@ from sparsevideo.config import Config
 from sparsevideo.data.records import Records
 from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.data.transforms import Normalize
-from sparsevideo.models.presets import create_model
+from sparsevideo.models.create import create_model
 from sparsevideo.models.sparseformer import SparseFormer
 
 OURS = "video_sparseformer_tiny"

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sparsevideo.models.presets import create_model, list_models
+from sparsevideo.models.create import create_model
+from sparsevideo.models.presets import list_models
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.reports.profile import count_macs, count_parameters
 

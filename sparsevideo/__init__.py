@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from sparsevideo.data.transforms import TestTransform as TestTransform
     from sparsevideo.io.backends import open_video as open_video
     from sparsevideo.io.writer import write_video as write_video
+    from sparsevideo.models.create import create_model as create_model
+    from sparsevideo.models.create import list_pretrained as list_pretrained
     from sparsevideo.models.elastic import with_budget as with_budget
     from sparsevideo.models.inflate import inflate as inflate
-    from sparsevideo.models.presets import create_model as create_model
     from sparsevideo.models.presets import list_models as list_models
     from sparsevideo.models.sparseformer import SparseFormer as SparseFormer
     from sparsevideo.models.weights import load_model as load_model
@@ -30,9 +31,10 @@ _PUBLIC = {
     "SparseFormer": "sparsevideo.models.sparseformer",
     "TestTransform": "sparsevideo.data.transforms",
     "VideoDataset": "sparsevideo.data.datasets",
-    "create_model": "sparsevideo.models.presets",
+    "create_model": "sparsevideo.models.create",
     "inflate": "sparsevideo.models.inflate",
     "list_models": "sparsevideo.models.presets",
+    "list_pretrained": "sparsevideo.models.create",
     "load": "sparsevideo.classifier",
     "load_model": "sparsevideo.models.weights",
     "load_weights": "sparsevideo.models.weights",

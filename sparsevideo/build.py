@@ -29,12 +29,14 @@ from sparsevideo.engine.windows import WindowScorer
 from sparsevideo.io.backends import resolve_decoder
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.stream import FrameStream, TimedFrame
+from sparsevideo.models.create import create_model, read_pretrained
 from sparsevideo.models.elastic import ElasticSparseFormer
-from sparsevideo.models.presets import create_model
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, load_weights
 
 logger = logging.getLogger(__name__)
+
+PRETRAINED = "pretrained:"  # before the tag of released weights, in `model.weights`
 
 
 def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
@@ -42,8 +44,12 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, Lo
     model = create_model(config.name, **{"num_classes": num_classes, **config.args})
     if model.num_classes != num_classes:
         raise ValueError(f"model.args.num_classes is {model.num_classes}, but the data has {num_classes} classes")
-    report = load_weights(model, config.weights, strict=True, new_head=True) if config.weights else None
-    return model, report
+    if not config.weights:
+        return model, None
+    weights: Any = config.weights
+    if weights.startswith(PRETRAINED):
+        weights = read_pretrained(config.name, weights.removeprefix(PRETRAINED), model.num_tubes)
+    return model, load_weights(model, weights, strict=True, new_head=True, source=config.weights)
 
 
 def build_records(

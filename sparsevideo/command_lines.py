@@ -208,20 +208,22 @@ def scan(parser: Parser, argv: Sequence[str]) -> int:
 
 
 def models_list(parser: Parser, argv: Sequence[str]) -> int:
-    """List the names of the models and their numbers of parameters."""
+    """List the names of the models, their numbers of parameters and the tags of their released weights."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse(argv)
     import torch
 
-    from sparsevideo.models.presets import create_model, list_models
+    from sparsevideo.models.create import create_model, list_pretrained
+    from sparsevideo.models.presets import list_models
 
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in create_model(name).parameters()) for name in list_models()}
+    tags = list_pretrained()
     if args.json:
-        print(json.dumps([{"name": name, "parameters": size} for name, size in sizes.items()]))
+        print(json.dumps([{"name": n, "parameters": size, "pretrained": tags.get(n, [])} for n, size in sizes.items()]))
     else:
         for name, size in sizes.items():
-            print(f"{name:28s}{size / 1e6:6.1f} M")
+            print(f"{name:28s}{size / 1e6:6.1f} M  {', '.join(tags.get(name, []))}".rstrip())
     return OK
 
 

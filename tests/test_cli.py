@@ -585,7 +585,7 @@ def test_weights_of_another_architecture_or_kind_are_refused(trained, digits, tm
     weights = trained / "checkpoints" / "best.pt"
     base = ["train", *VIDEO, f"--data.root={digits}", f"--model.weights={weights}", f"--out={tmp_path / 'run'}"]
     assert main([*base, "--model.args.cortex_dim=64"]) == FAILED
-    assert "(32," in error(capsys)
+    assert "trained with cortex_dim=32, but the model has 64" in error(capsys)
     assert main([*base, "--model.args.num_heads=8"]) == FAILED
     assert "num_heads" in error(capsys)
     image = ["train", *IMAGE, f"--data.root={digits}", f"--model.weights={weights}", f"--out={tmp_path / 'run'}"]

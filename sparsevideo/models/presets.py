@@ -1,9 +1,7 @@
 """Presets: names of networks and their arguments."""
 
-import inspect
 from typing import Any
 
-from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.utils.hints import did_you_mean
 
 # The published sizes, and `nano`: about 1 M parameters, for inputs of 64 pixels.
@@ -29,7 +27,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
     for size, args in _SIZES.items()
 }
 _PRESETS["video_sparseformer_nano"]["num_tubes"] = 4
-_ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
 
 def list_models() -> list[str]:
@@ -51,28 +48,3 @@ def preset(name: str) -> dict[str, Any]:
         hint = did_you_mean(name, _PRESETS, cutoff=0.4)
         raise ValueError(f"model must be one of {', '.join(_PRESETS)}, got {name!r}{hint}")
     return dict(_PRESETS[name])
-
-
-def create_model(name: str, **overrides: Any) -> SparseFormer:
-    """Build a network from its name, with fresh weights.
-
-    Args:
-        name: One of `list_models()`.
-        overrides: Keyword arguments of `SparseFormer`, such as `num_classes`; they replace those of the preset.
-
-    Raises:
-        ValueError: The name is unknown, or an argument is out of range.
-        TypeError: `SparseFormer` has no such argument; the message offers the nearest.
-
-    Example:
-        >>> import torch
-        >>> model = create_model("video_sparseformer_nano", num_classes=8)
-        >>> model(torch.zeros(1, 3, 8, 64, 64)).shape
-        torch.Size([1, 8])
-    """
-    arguments = preset(name)
-    for argument in overrides:
-        if argument not in _ARGUMENTS:
-            hint = did_you_mean(argument, _ARGUMENTS, cutoff=0.4)
-            raise TypeError(f"SparseFormer has no argument {argument!r}{hint}")
-    return SparseFormer(**{**arguments, **overrides})

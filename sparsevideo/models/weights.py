@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsevideo.models import published
-from sparsevideo.models.presets import create_model, list_models
+from sparsevideo.models.presets import list_models, preset
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.utils.files import atomic_path
 
@@ -26,8 +26,8 @@ _WRAPPER_NAMES = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_
 _ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)")
 # Metadata of our weights files.
 _METADATA = ("hparams", "classes", "config")
-# Arguments that change the computation without changing the shape of any tensor.
-_SHAPELESS = ("num_heads", "focus_repeats", "padding")
+# Arguments that may differ from those of the training: they do not change what the weights compute.
+_FREE = ("num_classes", "drop_path", "activation_checkpointing")
 
 
 @dataclass
@@ -82,10 +82,10 @@ def load_weights(
     content = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if content is weights else str(weights))
     hparams = content["hparams"] if isinstance(content.get("hparams"), dict) else {}
-    for name in _SHAPELESS:
-        trained = hparams.get(name, model.hparams[name])
-        if trained != model.hparams[name]:
-            raise ValueError(f"{source}: trained with {name}={trained}, but the model has {model.hparams[name]}")
+    if hparams.get("ndim", model.ndim) == model.ndim:
+        for name, value in model.hparams.items():
+            if name not in _FREE and (trained := hparams.get(name, value)) != value:
+                raise ValueError(f"{source}: trained with {name}={trained}, but the model has {value}")
     return _fill(model, unwrap(content, source), source, strict, new_head)
 
 
@@ -258,7 +258,7 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
     elif "head.bias" not in tensors:
         raise ValueError(f"{path}: not the weights of a SparseFormer: no head.bias inside")
     else:
-        model = create_model(name, num_classes=len(tensors["head.bias"]))
+        model = SparseFormer(**{**preset(name), "num_classes": len(tensors["head.bias"])})
     _fill(model, tensors, str(path), strict=True, new_head=False)
     return model, content
 
