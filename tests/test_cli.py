@@ -23,7 +23,7 @@ from sparsevideo.cli import _MEMORY_ADVICE, FAILED, OK, USAGE, _error_message, m
 from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.commands import runs
 from sparsevideo.config import TEST_PROTOCOLS
-from sparsevideo.models import presets
+from sparsevideo.models.create import create_model
 from sparsevideo.models.weights import load_model, read_weights
 from sparsevideo.parser import _OTHER_NAMES, _SECTIONS
 from sparsevideo.reports.predictions import load_predictions
@@ -102,7 +102,7 @@ def test_the_settings_of_the_advice_exist():
     settings = {f"{section}.{name}" for section, values in _SECTIONS.items() for name in vars(values)}
     named = set(re.findall(r"\b(?:train|test|data|model)\.[\w.]+\b", " ".join(_MEMORY_ADVICE.values())))
     assert named - settings == {"model.args.activation_checkpointing"}
-    assert "activation_checkpointing" in presets.create_model("video_sparseformer_nano").hparams
+    assert "activation_checkpointing" in create_model("video_sparseformer_nano").hparams
 
 
 def test_a_batch_that_does_not_fit_ends_without_a_traceback(digits, tmp_path, capsys, monkeypatch):

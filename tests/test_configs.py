@@ -20,7 +20,7 @@ from sparsevideo import build, cli
 from sparsevideo import config as sections
 from sparsevideo.cli import OK, main
 from sparsevideo.data.samplers import EpochSampler
-from sparsevideo.models import presets
+from sparsevideo.models.create import create_model
 from sparsevideo.models.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_every_folder_has_its_run_files():
 def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
     defaults = sections.config_to_dict(sections.Config())
     with torch.device("meta"):
-        defaults["model"]["args"] = presets.create_model(settings(name).model.name).hparams
+        defaults["model"]["args"] = create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}
     written, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
     assert "weights" not in written.get("model", {}), "weights are given on the command line"
@@ -239,7 +239,7 @@ def test_the_commands_parse(name, parse):
         recipe = argv[argv.index("--config") + 1]
         assert recipe in (RECIPES if name == PAGE else [name]), argv
         with torch.device("meta"):
-            presets.create_model(args.model.name, **args.model.args)  # refuses unknown arguments
+            create_model(args.model.name, **args.model.args)  # refuses unknown arguments
         if recipe in RECIPES and "--dry-run" not in argv:  # the global batch does not depend on devices and memory
             usual = settings(recipe).train
             batch = usual.batch_size * usual.accumulate * (1 if "finetune" in recipe else 8)
