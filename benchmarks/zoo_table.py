@@ -17,7 +17,7 @@ from sparsevideo.reports.profile import count_macs, count_parameters
 # "SparseFormer: Sparse Visual Recognition via Limited Latent Tokens" (arXiv 2304.03768).
 _ONE_VIEW = {
     "split": "val",
-    "repeat_middle_frame": False,
+    "frame_order": None,
     "size": 224,
     "num_frames": 1,
     "frame_stride": None,
@@ -26,7 +26,10 @@ _ONE_VIEW = {
 }
 _PROTOCOLS: dict[int, tuple[str, dict[str, Any]]] = {
     2: ("ImageNet-1K", _ONE_VIEW),
-    3: ("Kinetics-400", {**_ONE_VIEW, "num_frames": 32, "frame_stride": 2, "clips": 4, "crops": 3}),
+    3: (
+        "Kinetics-400",
+        {**_ONE_VIEW, "frame_order": "forward", "num_frames": 32, "frame_stride": 2, "clips": 4, "crops": 3},
+    ),
 }
 _REPORTED = {  # top-1, percent
     "sparseformer_tiny": "81.0",
@@ -180,8 +183,9 @@ def _whole_frames(results: Mapping[str, Any]) -> list[str]:
 def _row(model: str, item: Measured, reported: str = "") -> list[str]:
     """Return the cells of one row; cells without a value in `item` are empty."""
     results, network = item.results, _network(item.results["hparams"])
-    still = "one frame repeated" if results.get("repeat_middle_frame") else None
-    dataset = ", ".join(filter(None, (item.dataset, results.get("split"), still)))
+    orders = {"reversed": "frames reversed", "shuffled": "frames shuffled", "middle": "one frame repeated"}
+    order = orders.get(results.get("frame_order") or "forward")
+    dataset = ", ".join(filter(None, (item.dataset, results.get("split"), order)))
     top1, *measured = _scores(results) if "top1" in results else [""] * 5
     return [
         model,

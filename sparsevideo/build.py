@@ -141,7 +141,7 @@ def build_test_loader(
     transform = build_test_transform(config)
     views: dict[str, Any] = {"share_stem": test.share_stem}
     if ndim == 3:
-        views |= {"num_clips": test.clips, "protocol": test.protocol, "repeat_middle_frame": test.repeat_middle_frame}
+        views |= {"num_clips": test.clips, "protocol": test.protocol, "frame_order": test.frame_order}
         views |= {"with_clip_spans": with_clip_spans}
     dataset = _dataset(config.data, records, ndim, use_index=use_index, transform=transform, **views)
     has_whole_frames = test.share_stem or test.full_frame  # their shape differs from file to file

@@ -18,6 +18,7 @@ TestProtocol = Literal[
     "videomae",
 ]
 TEST_PROTOCOLS: tuple[str, ...] = get_args(TestProtocol)
+FrameOrder = Literal["forward", "reversed", "shuffled", "middle"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 StrategyName = Literal["auto", "ddp", "fsdp"]
 
@@ -267,8 +268,9 @@ class TestConfig:
     short_side: int | None = None
     """Short side of frames and images before the crop, in pixels, at least `data.size`: 256 with `data.size` 224 is the
     usual test on ImageNet. null takes `data.size`. Validation during training uses it as well."""
-    repeat_middle_frame: bool = False
-    """Replace each frame by the middle frame of the video, to measure the accuracy without motion."""
+    frame_order: FrameOrder = "forward"
+    """Order of the frames of each clip, to measure the use of motion: forward, reversed (last to first), shuffled (a
+    fixed random order for each file and clip), or middle (the middle frame of the video in place of all frames)."""
     scores: Literal["softmax", "logits"] = "softmax"
     """Scores of a view, of which the mean over all views is taken: softmax or logits."""
     full_frame: bool = False

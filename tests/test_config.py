@@ -19,6 +19,7 @@ TestConfig.__test__ = False  # type: ignore[attr-defined]
         (TrainConfig, "precision", "16-mixed", "train.precision is '16-mixed'; it must be one of 32-true, bf16-mixed"),
         (TrainConfig, "strategy", "dp", "train.strategy is 'dp'; it must be one of auto, ddp, fsdp"),
         (TestConfig, "protocol", "middle", "test.protocol is 'middle'; it must be one of ends, slowfast, "),
+        (TestConfig, "frame_order", "random", "test.frame_order is 'random'; it must be one of forward, reversed, "),
         (TestConfig, "scores", "max", "test.scores is 'max'; it must be one of softmax, logits"),
         (TestConfig, "precision", "16-true", "test.precision is '16-true'; it must be one of 32-true, bf16-mixed, "),
         (DataConfig, "num_frames", 0, "data.num_frames is 0; it must be at least 1"),

@@ -158,6 +158,51 @@ def test_scores_are_the_mean_softmax_over_clips_and_crops_or_their_mean_logits(t
     assert other.kind == "logits"
 
 
+@pytest.mark.parametrize("options", [[], ["--share-stem"]])
+def test_frame_order_gives_the_scores_of_clips_that_were_reordered_by_hand(options, trained, classes, tmp_path):
+    square = make_videos(tmp_path / "square", classes, 48, 48)
+    starts = clip_sampling.spread_clips(30, 4, 2, 3)
+    orders = {"reversed": [clip[::-1] for clip in starts], "middle": [[15] * 4] * 3}
+    for order, clips in orders.items():
+        logits = slow_logits(trained, square, [(clip, *CROPS[0]) for clip in clips])
+        option = f"--test.frame_order={order}"
+        got = scores(trained, square, tmp_path / order, "--views=3x1", option, *options)
+        assert np.abs(got.scores - logits.softmax(-1).mean(1).numpy()).max() < 1e-6
+        assert json.loads((tmp_path / order / "results.json").read_text())["frame_order"] == order
+
+
+def test_shuffled_frames_are_equal_in_each_run(trained, wide, tmp_path):
+    """Also with loader processes and other batches."""
+    options = ["--views=3x3", "--test.frame_order=shuffled"]
+    once = scores(trained, wide, tmp_path / "once", *options)
+    again = scores(trained, wide, tmp_path / "again", *options, "--data.num_workers=2", "--test.batch_size=9")
+    assert np.abs(once.scores - again.scores).max() < 1e-6
+    clips = clip_sampling.spread_clips(30, 4, 2, 3)
+    clips = clip_sampling.order_frames(clips, "shuffled", middle=15, name=once.names[2])
+    logits = slow_logits(trained, wide, [(clip, *crop) for clip in clips for crop in CROPS])[2]
+    assert np.abs(once.scores[2] - logits.softmax(-1).mean(0).numpy()).max() < 1e-6
+
+
+def test_frame_orders_are_different_tests(trained, wide, tmp_path, capsys, monkeypatch):
+    """Their folders differ, and neither results nor unfinished scores are mixed."""
+    test = ["test", checkpoint(trained), f"--data.root={wide}", "--views=1x1"]
+    assert main([*test, "--test.frame_order=reversed"]) == OK
+    assert (trained / "test-1x1-frames-reversed" / "results.json").exists()
+    assert main([*test, "--test.frame_order=shuffled", f"--out={trained / 'test-1x1-frames-reversed'}"]) == FAILED
+    assert "belongs to another test (test.frame_order reversed -> shuffled)" in error(capsys)
+
+    def full(folder, predictions):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(test_command, "save_predictions", full)
+    for order, message in (
+        ("reversed", "no space left on device"),
+        ("forward", "other settings (test.frame_order reversed -> forward)"),
+    ):
+        assert main([*test, f"--test.frame_order={order}", f"--out={tmp_path / 'out'}"]) == FAILED
+        assert message in error(capsys)
+
+
 def test_smaller_budgets_cover_the_same_time(trained, wide, tmp_path):
     (numbers,) = clip_sampling.spread_clips(30, 2, 4, 1)  # instead of 4 frames at stride 2
     logits = slow_logits(trained, wide, [(numbers, *CROPS[1])], num_tubes=2, num_points=3)
@@ -433,9 +478,13 @@ def test_an_unfinished_test_of_other_segments_is_refused(trained, wide, classes,
         assert message in error(capsys)
 
 
-def test_images_have_one_clip(trained_on_images, digits):
+def test_images_have_one_clip(trained_on_images, digits, capsys):
     assert main(["test", checkpoint(trained_on_images), f"--data.root={digits}", "--views=4x1"]) == OK
-    assert (trained_on_images / "test-1x1" / "results.json").exists()
+    results = json.loads((trained_on_images / "test-1x1" / "results.json").read_text())
+    assert (results["clips"], results["frame_order"]) == (1, None)
+    options = [f"--data.root={digits}", "--test.frame_order=reversed"]
+    assert main(["test", checkpoint(trained_on_images), *options]) == FAILED
+    assert "test.frame_order is for videos, but the checkpoint is an image network" in error(capsys)
 
 
 def test_a_test_without_readable_videos_is_an_error(trained, classes, tmp_path, capsys):

@@ -110,7 +110,8 @@ def test_zoo_page_shows_our_number_beside_the_papers_for_the_same_protocol(uncou
         ({"split": "test"}, "data set", "Kinetics-400, test"),
         ({"full_frame": True}, "frames × stride × crop", "32 × 2 × 224, whole frames"),
         ({"share_stem": True}, "frames × stride × crop", "32 × 2 × 224, views that share a stem"),
-        ({"repeat_middle_frame": True}, "data set", "Kinetics-400, val, one frame repeated"),
+        ({"frame_order": "middle"}, "data set", "Kinetics-400, val, one frame repeated"),
+        ({"frame_order": "reversed"}, "data set", "Kinetics-400, val, frames reversed"),
     ],
 )
 def test_zoo_page_has_a_row_for_another_protocol(uncounted, change, cell, shown):
@@ -184,7 +185,7 @@ def test_read_results_takes_data_set_and_key(tmp_path, monkeypatch):
         (
             json.dumps({"hparams": VIDEO["hparams"], **K400}),
             "r.json",
-            "no repeat_middle_frame, top1, top5, scored, listed, check",
+            "no frame_order, top1, top5, scored, listed, check",
         ),
     ],
 )

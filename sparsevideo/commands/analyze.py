@@ -22,7 +22,7 @@ from sparsevideo.utils.files import printable_path
 PAIRS, ERRORS = 20, 24  # longest lists of confused pairs and of confident errors
 # Settings of the test, taken from `results.json` beside its predictions.
 _PROTOCOL = (
-    *("list", "split", "clips", "crops", "protocol", "full_frame", "share_stem", "repeat_middle_frame", "num_tubes"),
+    *("list", "split", "clips", "crops", "protocol", "full_frame", "share_stem", "frame_order", "num_tubes"),
     *("num_points", "num_frames", "frame_stride", "sampling", "target_fps", "size", "short_side", "decoder"),
     *("resized_short_side", "square_pixels", "index", "precision", "checkpoint_sha256"),
 )

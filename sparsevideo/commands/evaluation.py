@@ -278,6 +278,8 @@ def resolve_test_config(config: Config, ndim: int) -> Config:
             raise ValueError(
                 "test.num_frames and test.num_tubes are for videos, but the checkpoint is an image network"
             )
+        if test.frame_order != "forward":
+            raise ValueError("test.frame_order is for videos, but the checkpoint is an image network")
         return replace(config, test=replace(test, clips=1))
     return config if test.num_frames is None else replace(config, data=with_frames(data, test.num_frames))
 
@@ -326,8 +328,9 @@ def default_output_path(checkpoint_path: Path, name: str) -> Path:
 
 def views_name(test: TestConfig) -> str:
     """Name the split, the views, and settings that differ from the defaults."""
-    flags = [name for name in ("repeat_middle_frame", "full_frame", "share_stem") if getattr(test, name)]
+    flags = [name for name in ("full_frame", "share_stem") if getattr(test, name)]
     flags += [test.protocol] if test.protocol != "ends" else []
+    flags += [f"frames-{test.frame_order}"] if test.frame_order != "forward" else []
     flags += [f"short-side-{test.short_side}"] if test.short_side else []
     flags += ["logits"] if test.scores == "logits" else []
     budget = {"frames": test.num_frames, "tubes": test.num_tubes, "points": test.num_points}

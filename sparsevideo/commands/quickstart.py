@@ -23,7 +23,7 @@ from sparsevideo.commands.runs import check_folder, checkpoint_config
 from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
 from sparsevideo.commands.visualize import FPS, load_view
-from sparsevideo.config import Config
+from sparsevideo.config import Config, FrameOrder
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.run_log import peak_memory_gb
 from sparsevideo.io.writer import check_codecs, write_video
@@ -74,7 +74,7 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
     with _stage("video test", seconds):
         results["video"] = _test(video_run, clips=CLIPS, crops=CROPS)
         results["video_one_view"] = _test(video_run)
-        results["video_still"] = _test(video_run, repeat_middle_frame=True)
+        results["video_still"] = _test(video_run, frame_order="middle")
     with _stage("pictures", seconds):
         _draw(out, results)
     results |= {"data": data, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(torch.device("cpu")), 2)}
@@ -121,10 +121,10 @@ def best_checkpoint(run_folder: Path) -> Path:
     return run_folder / "checkpoints" / "best.pt"
 
 
-def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, repeat_middle_frame: bool = False) -> TestResults:
+def _test(run_folder: Path, *, clips: int = 1, crops: int = 1, frame_order: FrameOrder = "forward") -> TestResults:
     config = checkpoint_config(best_checkpoint(run_folder))
     assert config is not None  # checkpoints of a run have one
-    config.test.clips, config.test.crops, config.test.repeat_middle_frame = clips, crops, repeat_middle_frame
+    config.test.clips, config.test.crops, config.test.frame_order = clips, crops, frame_order
     return test_run(best_checkpoint(run_folder), config)
 
 

@@ -40,7 +40,7 @@ class TestResults(Metrics):
     scores: str
     full_frame: bool
     share_stem: bool
-    repeat_middle_frame: bool
+    frame_order: str | None
     split: str
     root: str
     list: str
@@ -131,7 +131,7 @@ def _results(path: Path, evaluation: Evaluation) -> TestResults:
         "scores": test.scores,
         "full_frame": test.full_frame,
         "share_stem": test.share_stem,
-        "repeat_middle_frame": test.repeat_middle_frame,
+        "frame_order": test.frame_order if is_video else None,
         "split": test.split,
         "root": data.root,
         "list": data.list,

@@ -12,9 +12,13 @@ which the frames of a video are first shown, rising.
     [[50, 54, 58, 62], [86, 90, 94, 98]]
 """
 
+import os
+from hashlib import sha256
 from math import ceil, inf
 
 import numpy as np
+
+FRAME_ORDERS = ("forward", "reversed", "shuffled", "middle")
 
 SAME_RATE = 2e-6  # 29.97 and 30000/1001 differ by half of it
 STAMP_S = 1.1e-3  # Matroska rounds times to milliseconds, the first frame's too
@@ -94,6 +98,41 @@ def uniform_clips(total: int, num_frames: int, num_clips: int) -> np.ndarray:
     """
     _check_num_clips(num_clips)
     return uniform_clip(total, num_frames * num_clips).reshape(num_frames, num_clips).T
+
+
+def order_frames(clips: np.ndarray, order: str, *, middle: int, name: str) -> np.ndarray:
+    """Change the order of the frames of clips, to measure how much a network depends on motion.
+
+    - "forward" keeps the order.
+    - "reversed" is from the last frame of each clip to its first.
+    - "shuffled" is a random order for each file and clip, which depends on nothing else: the positions in the clip,
+      sorted by the SHA-256 hash of the text `{name}/{index of the clip}/{position}`.
+    - "middle" repeats the middle frame of the video.
+
+    Args:
+        clips: (k, T) frame indices.
+        order: A name in `FRAME_ORDERS`.
+        middle: Index of the middle frame of the video.
+        name: Name of the file in its list, with its segment, if any.
+
+    Returns:
+        (k, T) frame indices.
+
+    Example:
+        >>> clips = np.array([[0, 2, 4, 6], [3, 5, 7, 9]])
+        >>> order_frames(clips, "reversed", middle=5, name="b.mp4").tolist()
+        [[6, 4, 2, 0], [9, 7, 5, 3]]
+        >>> order_frames(clips, "shuffled", middle=5, name="b.mp4").tolist()
+        [[0, 4, 6, 2], [9, 5, 7, 3]]
+    """
+    num_clips, num_frames = clips.shape
+    if order == "reversed":
+        return clips[:, np.arange(num_frames)[::-1]]
+    if order == "shuffled":
+        texts = [[f"{name}/{clip}/{position}" for position in range(num_frames)] for clip in range(num_clips)]
+        hashes = [[sha256(os.fsencode(text)).hexdigest() for text in row] for row in texts]
+        return np.take_along_axis(clips, np.argsort(hashes, axis=1), axis=1)
+    return np.full_like(clips, middle) if order == "middle" else clips
 
 
 def within(times_s: np.ndarray, start_s: float, end_s: float = inf) -> np.ndarray:

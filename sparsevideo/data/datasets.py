@@ -209,7 +209,8 @@ class VideoDataset(_LabeledFiles):
         decoder: See `resolve_decoder`.
         short_side: Resize frames to this short side while decoding; None keeps their size.
         square_pixels: Resize frames whose pixels are not square while decoding, see `Video.read`.
-        repeat_middle_frame: Repeat the video's middle frame instead, to measure the value of motion.
+        frame_order: Order of the frames of each clip, a name in `clip_sampling.FRAME_ORDERS`, see
+            `clip_sampling.order_frames`. Frames are decoded in the order of the file.
         share_stem: In a test, return whole frames once instead of views.
         with_clip_spans: In a test, also return `clip_spans` (num_clips, 2) float64, see `clip_sampling.clip_spans`.
         index: Result of a scan of the files.
@@ -231,7 +232,7 @@ class VideoDataset(_LabeledFiles):
         decoder: str = "auto",
         short_side: int | None = None,
         square_pixels: bool = False,
-        repeat_middle_frame: bool = False,
+        frame_order: str = "forward",
         share_stem: bool = False,
         with_clip_spans: bool = False,
         index: Index | None = None,
@@ -244,12 +245,15 @@ class VideoDataset(_LabeledFiles):
             raise ValueError(f"num_clips and TestTransform go together; got {num_clips} and {type(transform).__name__}")
         if sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
+        if frame_order not in clip_sampling.FRAME_ORDERS:
+            orders = ", ".join(clip_sampling.FRAME_ORDERS)
+            raise ValueError(f"unknown frame order {frame_order!r}; it must be one of {orders}")
         self.num_frames, self.frame_stride, self.protocol = num_frames, frame_stride, protocol
         self.sampling, self.target_fps = sampling, target_fps
         consecutive_test = num_clips is not None and sampling == "consecutive"
         self._scales_span = protocols.find_protocol(protocol).scales_span and consecutive_test
         self.decoder, self.short_side = resolve_decoder(decoder), short_side
-        self.repeat_middle_frame, self.square_pixels = repeat_middle_frame, square_pixels
+        self.frame_order, self.square_pixels = frame_order, square_pixels
         self.index, self.with_clip_spans = index, with_clip_spans
         self._choose_frames(1, [])  # impossible settings stop here rather than in a worker
 
@@ -259,7 +263,10 @@ class VideoDataset(_LabeledFiles):
         with open_video(path, self.decoder, table=table) as video:
             timeline = self._timeline(video, index)
             header = self._header(video, len(timeline)) if self._scales_span else None
-            frame_indices = timeline[self._choose_frames(len(timeline), rngs, header)]  # (k, T)
+            clips = timeline[self._choose_frames(len(timeline), rngs, header)]  # (k, T)
+            repeats = any(len({*clip}) < len(clip) for clip in clips.tolist())
+            middle, name = timeline[len(timeline) // 2], self.records.segment(index)
+            frame_indices = clip_sampling.order_frames(clips, self.frame_order, middle=middle, name=name)
             distinct, positions = np.unique(frame_indices, return_inverse=True)
             frames = video.frames(distinct, self.short_side, square_pixels=self.square_pixels)
             pixels, size = self._crop_frames(frames, distinct[None] if self.share_stem else frame_indices, rngs)
@@ -271,7 +278,6 @@ class VideoDataset(_LabeledFiles):
                 spans = torch.from_numpy(seconds)
             stored_size, ratio = video.stored_size or size, float(video.sample_aspect_ratio)
             positions = positions.reshape(frame_indices.shape)
-            repeats = not self.repeat_middle_frame and any(len({*clip}) < len(clip) for clip in frame_indices.tolist())
             return _Decoded(pixels, size, stored_size, frame_indices, positions, spans, ratio, repeats)
 
     def _timeline(self, video: Video, index: int) -> np.ndarray:
@@ -304,16 +310,14 @@ class VideoDataset(_LabeledFiles):
     def _choose_frames(self, total: int, rngs: Rngs, header: protocols.Header | None = None) -> np.ndarray:
         """Choose (k, T) positions on a timeline."""
         if self.sampling == "uniform" and rngs:
-            positions = np.stack([clip_sampling.uniform_clip(total, self.num_frames, rng) for rng in rngs])
-        elif self.sampling == "uniform":
-            positions = clip_sampling.uniform_clips(total, self.num_frames, self.num_clips)
-        elif rngs:
+            return np.stack([clip_sampling.uniform_clip(total, self.num_frames, rng) for rng in rngs])
+        if self.sampling == "uniform":
+            return clip_sampling.uniform_clips(total, self.num_frames, self.num_clips)
+        if rngs:
             size = self.num_frames, self.frame_stride
-            positions = np.stack([clip_sampling.random_clip(total, *size, rng) for rng in rngs])
-        else:
-            args = (self.num_frames, self.frame_stride, self.num_clips, header, self.target_fps)
-            positions = protocols.protocol_clips(self.protocol, total, *args)
-        return np.full_like(positions, total // 2) if self.repeat_middle_frame else positions
+            return np.stack([clip_sampling.random_clip(total, *size, rng) for rng in rngs])
+        args = (self.num_frames, self.frame_stride, self.num_clips, header, self.target_fps)
+        return protocols.protocol_clips(self.protocol, total, *args)
 
     def _name_pixels(self, views: Tensor) -> Item:
         return {"video": views}

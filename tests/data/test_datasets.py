@@ -11,7 +11,7 @@ import torch
 from numbered_videos import numbered_frame, read_number, write_numbered
 from PIL import Image
 
-from sparsevideo.data import datasets, scan
+from sparsevideo.data import clip_sampling, datasets, scan
 from sparsevideo.data.clip_sampling import uniform_clip, uniform_clips
 from sparsevideo.data.datasets import ImageDataset, VideoDataset
 from sparsevideo.data.frame_index import INDEX, read_index
@@ -131,10 +131,58 @@ def test_decoder_is_the_requested_one(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "decord does not read some mpegts files" in caplog.text
 
 
-def test_repeat_middle_frame_repeats_the_middle_frame(records: Records) -> None:
-    assert frame_numbers(training_set(records, repeat_middle_frame=True)[0, 2]["video"]) == [12] * 6
-    for view in view_set(records, repeat_middle_frame=True)[0]["video"]:
-        assert frame_numbers(view) == [20] * 6
+@pytest.mark.parametrize("changes", [{}, {"share_stem": True}, {"protocol": "mmaction2"}, {"target_fps": 40.0}])
+def test_frame_order_of_each_clip(records: Records, changes: dict) -> None:
+    """Files of 40, 16, 25 and 5 frames; clips that repeat frames, too."""
+    orders = {name: view_set(records, crops=3, frame_order=name, **changes) for name in clip_sampling.FRAME_ORDERS}
+    shuffled = set()
+    for index, length in enumerate(LENGTHS.values()):
+        items = {name: dataset[index] for name, dataset in orders.items()}
+        clips = {name: item["frame_indices"].tolist() for name, item in items.items()}
+        assert clips["reversed"] == [clip[::-1] for clip in clips["forward"]]
+        assert [sorted(clip) for clip in clips["shuffled"]] == [sorted(clip) for clip in clips["forward"]]
+        shuffled.add(tuple(np.argsort(clips["shuffled"][0], kind="stable")))
+        assert "target_fps" in changes or clips["middle"] == [[length // 2] * 6] * 4
+        for name, item in items.items():
+            assert item["repeats_frames"] == items["forward"]["repeats_frames"]
+            if "share_stem" in changes:
+                numbers = [[frame_numbers(item["video"][0])[i] for i in view] for view in item["frames"].tolist()]
+            else:
+                numbers = [frame_numbers(view) for view in item["video"]]
+            assert numbers == [clip for clip in clips[name] for _ in range(3)]
+    assert len(shuffled) == len(LENGTHS)
+
+
+def test_shuffled_frames_depend_on_the_file_and_the_clip_alone(records: Records) -> None:
+    def shuffled(records: Records, index: int, **changes) -> list[list[int]]:
+        np.random.seed(len(records))
+        views = view_set(records, frame_order="shuffled", seed=len(records), num_frames=12, frame_stride=1, **changes)
+        return [frame_numbers(view) for view in views[index]["video"]]
+
+    alone = Records.build(records.root, ["x"], ["b/2.mp4"], [0])
+    clips = shuffled(records, 2)
+    assert clips == shuffled(records, 2) == shuffled(alone, 0)
+    orders = [np.argsort(clip).tolist() for clip in clips]
+    assert all(orders[a] != orders[b] for a in range(4) for b in range(a))
+    assert shuffled(alone, 0, num_clips=2)[0] == clips[0]
+    spans = np.array([[0.0, 1.0], [0.0, 0.9]])
+    parts = Records.build(records.root, ["x"], ["b/2.mp4"] * 2, [0, 0], spans)
+    assert shuffled(parts, 0)[0] != shuffled(parts, 1)[0]
+
+
+def test_frames_are_decoded_in_file_order(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
+    frames = Video.frames
+
+    def recorded(video, indices, *args, **named):
+        requested.append(indices.tolist())
+        return frames(video, indices, *args, **named)
+
+    monkeypatch.setattr(Video, "frames", recorded)
+    for name in clip_sampling.FRAME_ORDERS:
+        _ = view_set(records, frame_order=name)[0]
+    forward, *others, middle = requested
+    assert forward == sorted(forward) and others == [forward, forward] and middle == [20]
 
 
 def test_repeats_are_different_clips_from_one_opening(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +399,7 @@ def test_impossible_settings_stop_at_construction(records: Records) -> None:
         ({"frame_stride": 0}, "frame_stride"),
         ({"decoder": "gstreamer"}, "'gstreamer'"),
         ({"sampling": "dense"}, "'dense'"),
+        ({"frame_order": "random"}, "'random'; it must be one of forward, reversed, shuffled, middle"),
         ({"num_repeats": 0}, "num_repeats"),
     ]:
         with pytest.raises(ValueError, match=message):
