@@ -361,7 +361,7 @@ def build_budgets(config: Config, model: SparseFormer) -> dict[str, list[int]]:
     Raises:
         ValueError: The network does not allow a value, or FSDP is used with `num_tubes` or `num_points`.
     """
-    train, frames, points = config.train, config.data.num_frames, model.hparams["num_points"]
+    train, frames = config.train, config.data.num_frames
     budgets = {"num_tubes": train.num_tubes, "num_frames": train.num_frames, "num_points": train.num_points}
     budgets = {name: list(values) for name, values in budgets.items() if values}
     for name, values in budgets.items():
@@ -372,7 +372,7 @@ def build_budgets(config: Config, model: SparseFormer) -> dict[str, list[int]]:
             raise ValueError(f"{setting}, which is not possible with train.strategy fsdp; use ddp")
         if name == "num_frames" and any(frames % value for value in values):
             raise ValueError(f"{setting}; each must divide data.num_frames, {frames}")
-        if name == "num_points" and max(values) > points:
+        if name == "num_points" and max(values) > (points := model.hparams["num_points"]):
             raise ValueError(f"{setting}; each must be at most {points}, the num_points of the network")
     return budgets
 

@@ -152,7 +152,8 @@ def load_network(path: Path, config: Config) -> Network:
     fabric = launch(config.test.precision)
     model, content = load_model(path, config.model.name)
     config = resolve_test_config(config, model.ndim)
-    model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
+    if config.test.num_tubes or config.test.num_points:
+        model = with_budget(model, num_tubes=config.test.num_tubes, num_points=config.test.num_points)
     train_list = (content.get("config") or {}).get("data", {}).get("list")
     return Network(path, fabric, model, config, content.get("classes"), train_list)
 

@@ -26,6 +26,8 @@ _WRAPPER_NAMES = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_
 _ANCHOR = re.compile(r"(.*\.)?(token_roi|token_roi\.weight|initial_roi\.weight)")
 # Metadata of our weights files.
 _METADATA = ("hparams", "classes", "config")
+# Length of an RoI -> kind of the network.
+_KINDS = {4: "image", 6: "video"}
 # Arguments that may differ from those of the training: they do not change what the weights compute.
 _FREE = ("num_classes", "drop_path", "activation_checkpointing")
 
@@ -100,11 +102,10 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
     if len(report.missing) == len(own):
         first = ", ".join(list(loaded)[:3])
         raise ValueError(f"{source}: no tensor has a name of a SparseFormer; the first names are {first}")
-    axes = loaded["token_roi"].shape[-1] // 2 if "token_roi" in loaded else model.ndim
-    if axes != model.ndim:
-        kind = {2: "image", 3: "video"}
+    kinds = [_KINDS.get(state["token_roi"].shape[-1], "other") for state in (loaded, own) if "token_roi" in state]
+    if len(set(kinds)) > 1:
         raise ValueError(
-            f"{source}: {kind.get(axes, 'other')} weights do not fit a {kind[model.ndim]} model;"
+            f"{source}: {kinds[0]} weights do not fit a {kinds[1]} model;"
             " `sparsevideo inflate` turns image weights into video weights"
         )
     fitting = {}

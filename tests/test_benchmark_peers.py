@@ -1,0 +1,52 @@
+"""The peers of the benchmarks cost what our networks cost, and training resumes them exactly."""
+
+import pytest
+import torch
+from toy_runs import one_thread
+
+from benchmarks import peers
+from benchmarks.pretraining import Run, train_and_test
+from sparsevideo.cli import OK, main
+from sparsevideo.models.create import create_model
+from sparsevideo.models.weights import load_weights, read_weights
+from sparsevideo.reports.profile import count_macs, count_parameters
+
+SETTINGS = ["--config=quickstart/image_nano.yaml", "--model.name=resnet", "--data.num_workers=0", "--train.max_steps=4"]
+SETTINGS += ["--train.batch_size=4", "--train.validate_every=0", "--train.checkpoint_every=2", "--train.ema=0.9"]
+
+
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "frame_average"])
+def test_peer_costs_what_our_network_costs(name):
+    peer = peers.create_network(name)
+    ours = create_model(peers.OURS[peer.ndim], num_classes=peers.NUM_CLASSES)
+    shape = peers.INPUTS[peer.ndim]
+    assert peers.count_gmac(peer, shape) == pytest.approx(count_macs(ours, shape).all_ops / 1e9, rel=0.1)
+    assert peer.ndim == 2 or count_parameters(peer) <= count_parameters(ours)
+
+
+def test_frame_average_is_the_mean_of_the_logits_of_an_image_network():
+    image = create_model("sparseformer_nano", num_classes=5).eval()
+    average = peers.create_network("frame_average", 5).eval()
+    load_weights(average, image.state_dict(), strict=True)
+    clip = torch.randn(2, 3, 3, 64, 64)
+    with torch.no_grad():
+        logits = torch.stack([image(frame) for frame in clip.unbind(2)]).mean(0)
+        assert torch.allclose(average(clip), logits, atol=1e-5)
+    with pytest.raises(ValueError, match="image weights do not fit a video model"):
+        load_weights(create_model("video_sparseformer_nano"), average.state_dict())
+
+
+def test_peer_is_trained_resumed_and_tested(digits, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = [*SETTINGS, f"--data.root={digits}"]
+    with one_thread(), peers.peers_allowed():
+        assert train_and_test(whole, settings) == OK
+        half = whole / "checkpoints" / "previous.pt"
+        assert read_weights(half)["step"] == 2
+        assert main(["train", *settings, f"--out={resumed}", f"--resume={half}"]) == OK
+    ours, theirs = (read_weights(folder / "checkpoints" / "last.pt") for folder in (resumed, whole))
+    for part in ("model", "model_ema"):
+        assert ours[part].keys() == theirs[part].keys()
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
+    row = Run(whole).row()
+    assert (row["network"], row["scored"], row["split"]) == ("resnet", 20, "test")
