@@ -1,10 +1,12 @@
-"""The peers of the benchmarks cost what our networks cost, and training resumes them exactly."""
+"""The peers of the benchmarks cost what our networks cost, training resumes them exactly, and folds are tested."""
+
+import json
 
 import pytest
 import torch
-from toy_runs import one_thread
+from toy_runs import NANO_ARGS, one_thread
 
-from benchmarks import peers
+from benchmarks import peers, transfer
 from benchmarks.pretraining import Run, train_and_test
 from sparsevideo.cli import OK, main
 from sparsevideo.models.create import create_model
@@ -50,3 +52,30 @@ def test_peer_is_trained_resumed_and_tested(digits, tmp_path):
         assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
     row = Run(whole).row()
     assert (row["network"], row["scored"], row["split"]) == ("resnet", 20, "test")
+
+
+def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_path):
+    data, work = tmp_path / "data", tmp_path / "work"
+    data.mkdir()
+    (data / "videos").symlink_to(digits / "videos" / "test")
+    files = sorted((data / "videos").rglob("*/*.mp4"))
+    rows = [f"{file.relative_to(data)},{file.parent.name},{index % 3}" for index, file in enumerate(files)]
+    (data / "metadata.csv").write_text("\n".join(["path,label,fold", *rows]))
+    settings = ["--config=quickstart/video_nano.yaml", *NANO_ARGS, "--train.max_steps=1", "--train.batch_size=2"]
+    settings += ["--data.size=32", "--data.num_frames=4", "--data.num_workers=0"]
+    for fold in ("0", "2"):
+        transfer.main(["train", str(data), str(work / "fresh"), "--folds", fold, "--seeds", "3", *settings])
+    transfer.main(["probe", str(data), str(work / "features"), "--folds", "1", *settings])
+    transfer.main(["table", str(tmp_path / "table"), str(work)])
+
+    results = json.loads((tmp_path / "table.json").read_text())
+    runs = results["trained"]["fresh"]["runs"]
+    assert [(run["fold"], run["seed"], run["listed"]) for run in runs] == [("0", 3, 8), ("2", 3, 8)]
+    assert results["probes"].keys() == {"features, knn", "features, linear"}
+    trained_on = (work / "folds" / "0" / "train.csv").read_text().splitlines()
+    assert len(trained_on) == 16 and not {row.split(",")[0] for row in rows[::3]} & {
+        row.split(",")[0] for row in trained_on
+    }
+    reversed_test = json.loads((work / "fresh" / "fold0-seed3" / "test-reversed" / "results.json").read_text())
+    assert reversed_test["frame_order"] == "reversed"
+    assert "| fresh |" in (tmp_path / "table.md").read_text()
