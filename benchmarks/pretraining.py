@@ -144,8 +144,9 @@ def table(results: dict[str, Any]) -> str:
     for row in results["runs"]:
         speeds = (f"{results['batch'] / median(row[f'{kind}_s']):.0f}" for kind in ("step", "inference"))
         cells = [row["network"], f"{row['top1']:.2f}", f"{row['gmac']:.4f}", f"{row['parameters'] / 1e6:.3f}", *speeds]
-        cells += [f"{row['step_memory_mb']:.0f}", f"{row['epochs']:g}", str(row["seed"])]
-        lines += [f"| {' | '.join([*cells, (row['environment']['commit'] or '')[:7]])} |"]
+        sha, *dirty = (row["environment"]["commit"] or "").split("-")
+        cells += [f"{row['step_memory_mb']:.0f}", f"{row['epochs']:g}", str(row["seed"]), "-".join([sha[:7], *dirty])]
+        lines += [f"| {' | '.join(cells)} |"]
     return "\n".join(lines) + "\n"
 
 
