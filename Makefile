@@ -7,7 +7,7 @@ WEB_INSTALLED := .venv/.web-installed
 
 .PHONY: demo test test-slow test-versions web lint types docs clean
 
-demo: $(INSTALLED)  ## the quick start: data, image pretraining, inflation, video training, test (about five minutes)
+demo: $(INSTALLED)  ## the quick start: data, video training from released image weights, test (a few minutes)
 	$(BIN)/sparsevideo quickstart --out runs/quickstart
 
 test: $(INSTALLED)  ## the suite without the tests that are marked slow, two files at a time

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare_budgets WORK_FOLDER docs/budgets --epochs 12
 
-Two runs of the quickstart's video network from the same inflated weights, with the same number of steps: `plain`, and
+Two runs of the quickstart's video network from released image weights, with the same number of steps: `plain`, and
 `drawn` with random numbers of tubes, frames and points in every step. An interrupted run continues where it stopped.
 Writes `results.json` and `table.md` to the second folder.
 """
@@ -16,8 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch loads
 
-from sparsevideo.commands.convert import inflate_weights
-from sparsevideo.commands.quickstart import best_checkpoint, load_config
+from sparsevideo.commands.quickstart import INITIAL_WEIGHTS, best_checkpoint, load_config
 from sparsevideo.commands.runs import checkpoint_config
 from sparsevideo.commands.test import test_run
 from sparsevideo.commands.train import train_run
@@ -40,11 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work
     make_moving_digits(work / "data")
-    train_run(load_config("image_nano", work, args.seed), work / "image", resume="auto")
-    inflated = work / "inflated.safetensors"
-    inflate_weights(best_checkpoint(work / "image"), inflated, num_tubes=BUDGETS["num_tubes"][0])
     config = load_config("video_nano", work, args.seed)
-    config.model.weights, config.train.epochs = str(inflated), args.epochs
+    config.model.weights, config.train.epochs = INITIAL_WEIGHTS, args.epochs
     train_run(config, work / "plain", resume="auto")
     train_run(replace(config, train=replace(config.train, **BUDGETS)), work / "drawn", resume="auto")
 

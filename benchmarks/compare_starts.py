@@ -1,4 +1,4 @@
-"""Compare the quickstart's video training from inflated and from fresh weights, over several seeds.
+"""Compare the quickstart's video training from released image weights and from fresh ones, over several seeds.
 
     python -m benchmarks.compare_starts WORK_FOLDER docs/inflation --seeds 3
 
@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     runs, results = {}, []
     for seed in range(args.seeds):
-        for start in ("inflated", "fresh"):
+        for start in ("released", "fresh"):
             folder = args.work / f"{start}-{seed}"
             done = quickstart.run(folder, seed=seed, from_scratch=start == "fresh")
             runs[f"{start}, seed {seed}"] = log = folder / "video" / "metrics.jsonl"
@@ -37,7 +37,7 @@ def main() -> None:
                     "seed": seed,
                     "validation_top1": {line["step"]: line["top1"] for line in curve},
                     "first_step_at_90": next((line["step"] for line in curve if line["top1"] >= 90), None),
-                    **{name: done[name]["top1"] for name in ("image", "video", "video_still") if name in done},
+                    **{name: done[name]["top1"] for name in ("video", "video_still")},
                     "environment": done["video"]["environment"],
                 }
             )

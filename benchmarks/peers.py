@@ -120,7 +120,7 @@ class Peer(nn.Module):
 class FrameAverage(SparseFormer):
     """Image network on each frame of clips (B, 3, T, H, W); its logits are the mean over the frames.
 
-    The tensors have the names of the image network, so its weights can be loaded.
+    The tensors have the names of the image network, so files of its weights can be loaded.
     """
 
     def __init__(self, *, architecture: str, **hparams: Any):

@@ -63,6 +63,7 @@ class Run:
         self.network: nn.Module = build_network(**self.results["hparams"])
         clip = [self.results["num_frames"]] if self.network.ndim == 3 else []
         self.shape = (3, *clip, self.results["size"], self.results["size"])
+        self.key = json.dumps([self.results["hparams"], self.shape])  # equal for runs of equal cost
 
     def jobs(self) -> dict[str, Callable[[], None]]:
         """Return a training step (forward, loss, backward, AdamW) and the inference of a batch."""
@@ -112,7 +113,9 @@ def memory(folder: Path) -> None:
 def measure(folders: list[Path], rounds: int) -> dict[str, Any]:
     """Return a row for each run, with speed and memory, which are measured once for equal networks."""
     runs = [Run(folder) for folder in folders]
-    distinct = {json.dumps(run.results["hparams"]): run for run in runs}
+    if len({tuple(run.results[name] for name in ("list", "split", "listed")) for run in runs}) > 1:
+        raise ValueError("the runs were tested on different lists; make a table for each list")
+    distinct = {run.key: run for run in runs}
     jobs = {kind + key: job for key, run in distinct.items() for kind, job in run.jobs().items()}
     seconds = interleaved({name: lambda job=job: [job()] for name, job in jobs.items()}, rounds)
     alone = [sys.executable, "-m", "benchmarks.pretraining", "memory"]  # each network in a process of its own
@@ -121,9 +124,8 @@ def measure(folders: list[Path], rounds: int) -> dict[str, Any]:
     del about["videos"]
     rows = []
     for run in runs:
-        key = json.dumps(run.results["hparams"])
-        times = {f"{kind}_s": seconds[kind + key] for kind in ("step", "inference")}
-        rows.append({**run.row(), **times, "step_memory_mb": peaks[key]})
+        times = {f"{kind}_s": seconds[kind + run.key] for kind in ("step", "inference")}
+        rows.append({**run.row(), **times, "step_memory_mb": peaks[run.key]})
     return {"environment": about, "batch": BATCH, "runs": rows}
 
 

@@ -138,7 +138,7 @@ def watched(spent: Counter, name: str, function: Callable[..., Any]) -> Callable
 def bare_loop(config: Config, batches: Iterable[dict[str, Any]]) -> Iterator[float]:
     """Train as the engine does, without its overhead; yield the loss of each step."""
     torch.manual_seed(config.train.seed)
-    model, _ = build.build_model(config.model, CLASSES)
+    model, _ = build.build_model(config.model, range(CLASSES))
     optimizer = build.build_optimizer(config.optim, model.train())
     preprocess = build.build_batch_transform(config.data, model.ndim, torch.device("cpu"), train_classes=CLASSES)
     schedule = build.build_schedule(config.optim, build.total_steps(config, 1), config.train.batch_size)

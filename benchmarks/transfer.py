@@ -1,24 +1,21 @@
 """Accuracy on real videos that have folds: one network and one start, over all folds and several seeds.
 
-    python -m benchmarks.transfer train DATA WORK/NAME --seeds 0 1 2 --config configs/egogestar/nano.yaml \\
-        --model.weights pretrained:tiny_imagenet
-    python -m benchmarks.transfer probe DATA WORK/NAME --config configs/egogestar/nano.yaml \\
-        --model.weights pretrained:tiny_imagenet
-    python -m benchmarks.transfer table docs/results/egogestar WORK
+    python -m benchmarks.transfer train DATA WORK/NAME --seeds 0 1 2 -- SETTINGS
+    python -m benchmarks.transfer probe DATA WORK/NAME -- SETTINGS
+    python -m benchmarks.transfer table docs/results/DATA_SET WORK
 
-`DATA` holds the videos and `metadata.csv`, with a column `fold`. For each fold, `train` trains on the other folds, as
-`sparsevideo train` does with the remaining options, where `model.name` may be a network of `benchmarks.peers`. Then it
-tests the last weights, or their average, on the fold, with each order of the frames. `probe` trains nothing: it
-classifies the features of the initial weights. Both continue where they were interrupted. `table` gathers all results
-in JSON and in Markdown.
+`DATA` holds the videos and `metadata.csv`, with the columns `path`, `label` and `fold`. For each fold, `train` runs
+`sparsevideo train SETTINGS` on the other folds. The setting `model.name` may name a network of `benchmarks.peers`. The
+last weights, or their average, are then tested on the fold, with each order of the frames. `probe` classifies the
+features of the initial weights. A run that was interrupted is continued. `table` gathers the results of all names.
 """
 
 import argparse
 import csv
 import json
 import os
+import re
 import sys
-import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -30,6 +27,7 @@ from benchmarks.peers import build_network, count_gmac, peers_allowed
 from benchmarks.pretraining import read_json
 from sparsevideo import cli
 from sparsevideo.config import FrameOrder
+from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.reports.profile import count_parameters
 
 ORDERS = get_args(FrameOrder)
@@ -44,8 +42,9 @@ def write_folds(data: Path, work: Path) -> list[str]:
         for split in ("train", "test"):
             path = work / "folds" / fold / f"{split}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            chosen = [row for row in rows if (row["fold"] == fold) == (split == "test")]
-            path.write_text("".join(f"{row['path']},{row['label']}\n" for row in chosen), encoding="utf-8")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                chosen = (row for row in rows if (row["fold"] == fold) == (split == "test"))
+                csv.writer(file).writerows((row["path"], row["label"]) for row in chosen)
     return folds
 
 
@@ -56,70 +55,85 @@ def run(*words: object) -> None:
             sys.exit(code)
 
 
-def train(folder: Path, data: list[str], settings: list[str]) -> None:
-    """Train and test on one fold with one seed."""
-    last, done = folder / "checkpoints" / "last.pt", folder / "seconds.json"
-    if not done.exists():
-        start = time.perf_counter()
-        run("train", "--out", folder, "--resume=auto", *settings, *data)
-        done.write_text(json.dumps(time.perf_counter() - start) + "\n", encoding="utf-8")
+def train(folder: Path, settings: list[str]) -> None:
+    """Train and test on one fold with one seed. What is complete is not repeated."""
+    run("train", "--out", folder, "--resume=auto", *settings)
+    last = folder / "checkpoints" / "last.pt"
     for order in ORDERS:
         out = folder / f"test-{order}"
-        if not (out / "results.json").exists():
+        results = out / "results.json"
+        if not results.exists() or read_json(results)["checkpoint_sha256"] != sha256(last):
             run("test", last, "--out", out, f"--test.frame_order={order}")
 
 
-def probe(folder: Path, data: list[str], settings: list[str]) -> None:
+def probe(folder: Path, settings: list[str]) -> None:
     """Fit classifiers to features of the initial weights, on one fold."""
-    if (folder / "probe.json").exists():
-        return
-    last = folder / "checkpoints" / "last.pt"
     unchanged = ["--train.max_steps=1", *(f"--optim.{name}=0" for name in ("lr", "min_lr", "warmup_lr"))]
-    run("train", "--out", folder, "--resume=auto", *settings, *data, *unchanged)
+    run("train", "--out", folder, "--resume=auto", *settings, *unchanged)
+    last = folder / "checkpoints" / "last.pt"
     for split in ("train", "test"):
         run("extract", last, "--out", folder / f"{split}.npz", f"--test.split={split}")
     run("probe", folder / "train.npz", folder / "test.npz", "--out", folder)
 
 
+def training_seconds(folder: Path) -> float:
+    """Return the time of all steps of a run, without validation and start, from its log of speeds."""
+    last, seconds = 0, 0.0
+    for line in map(json.loads, (folder / "speed.jsonl").read_text(encoding="utf-8").splitlines()):
+        seconds += line["iter_s"] * max(0, line["step"] - last)  # a resumed run repeats steps
+        last = line["step"]
+    return seconds
+
+
 def gather(work: Path) -> dict[str, Any]:
-    """Return the results of all runs: top-1 in percent by name, fold, seed and order, and the cost of each network."""
-    runs: dict[str, Any] = {}
-    for path in sorted(work.glob("*/fold*-seed*/test-forward/results.json")):
-        folder = path.parents[1]
-        tests = {order: read_json(folder / f"test-{order}" / "results.json") for order in ORDERS}
-        first = tests["forward"]
-        network = build_network(**first["hparams"])
-        shape = (1, 3, first["num_frames"], first["size"], first["size"])
-        known = {
-            "hparams": first["hparams"],
-            "gmac": count_gmac(network, shape),
-            "parameters": count_parameters(network),
-            **{name: first[name] for name in ("num_frames", "size", "clips", "crops", "environment")},
-            "runs": [],
-        }
-        _, fold, seed = folder.name.replace("fold", "-").replace("seed", "").split("-")[-3:]
-        runs.setdefault(folder.parent.name, known)["runs"].append(
-            {
-                "fold": fold,
-                "seed": int(seed),
-                "seconds": read_json(folder / "seconds.json"),
-                "listed": first["listed"],
-                **{order: test["top1"] for order, test in tests.items()},
-            }
-        )
-    probes: dict[str, Any] = {}
-    for path in sorted(work.glob("*/fold*-seed*/probe.json")):
-        results = read_json(path)
-        for kind in ("knn", "linear"):
-            probes.setdefault(f"{path.parents[1].name}, {kind}", []).append(results[kind]["top1"])
-    return {"trained": runs, "probes": probes}
+    """Return the results of all runs: top-1 in percent by name, fold, seed and order, and the cost of each network.
+
+    Raises:
+        ValueError: Runs of one name have different networks or views.
+    """
+    names: dict[str, Any] = {}
+    for folder in sorted(work.glob("*/fold*-seed*")):
+        name, match = folder.parent.name, re.fullmatch(r"fold(.+)-seed(\d+)", folder.name)
+        assert match is not None  # `main` names the folders
+        fold, seed = match[1], int(match[2])
+        tests = {order: folder / f"test-{order}" / "results.json" for order in ORDERS}
+        if (folder / "probe.json").exists():
+            scores = {kind: read_json(folder / "probe.json")[kind]["top1"] for kind in ("knn", "linear")}
+            names.setdefault(name, {"runs": []})["runs"].append({"fold": fold, "seed": seed, **scores})
+        elif all(path.exists() for path in tests.values()):
+            results = {order: read_json(path) for order, path in tests.items()}
+            first = results["forward"]
+            protocol = {key: first[key] for key in ("hparams", "num_frames", "size", "clips", "crops", "full_frame")}
+            about = names.setdefault(name, {**protocol, "environment": first["environment"], "runs": []})
+            if {key: about[key] for key in protocol} != protocol:
+                raise ValueError(f"{folder}: has another network or other views than the first run of {name}")
+            top1 = {order: test["top1"] for order, test in results.items()}
+            about["runs"].append({"fold": fold, "seed": seed, "seconds": training_seconds(folder), **top1})
+        else:
+            print(f"{folder}: unfinished, left out")
+    for about in names.values():
+        if "hparams" in about:
+            network = build_network(**about["hparams"])
+            about["gmac"] = count_gmac(network, (1, 3, about["num_frames"], about["size"], about["size"]))
+            about["parameters"] = count_parameters(network)
+    return names
 
 
-def over_folds(runs: list[dict[str, Any]], order: str) -> tuple[float, float]:
-    """Return the mean over folds, averaged over seeds, and its standard deviation over seeds (0 with one seed)."""
-    seeds = sorted({each["seed"] for each in runs})
-    means = [mean(each[order] for each in runs if each["seed"] == seed) for seed in seeds]
-    return mean(means), stdev(means) if len(means) > 1 else 0.0
+def over_folds(runs: list[dict[str, Any]], score: str) -> str:
+    """Return the mean over folds and seeds, with the standard deviation over seeds of the mean over folds, as text."""
+    folds_of = {seed: {run["fold"] for run in runs if run["seed"] == seed} for seed in {run["seed"] for run in runs}}
+    means = [mean(run[score] for run in runs if run["seed"] == seed) for seed in folds_of]
+    if len(means) == 1:
+        return f"{means[0]:.1f}"
+    if len(set(map(frozenset, folds_of.values()))) > 1:
+        return f"{mean(run[score] for run in runs):.1f} (not all folds with all seeds)"
+    return f"{mean(means):.1f} ± {stdev(means):.1f}"
+
+
+def by_fold(runs: list[dict[str, Any]], score: str) -> str:
+    """Return the mean over seeds of each fold, as text."""
+    folds = sorted({run["fold"] for run in runs})
+    return " / ".join(f"{mean(run[score] for run in runs if run['fold'] == fold):.1f}" for fold in folds)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -128,22 +142,19 @@ def table(results: dict[str, Any]) -> str:
         "| run | top-1, % | by fold | reversed | shuffled | middle frame | GMAC | parameters, M | seeds | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, each in results["trained"].items():
-        runs = each["runs"]
-        folds = sorted({one["fold"] for one in runs})
-        by_fold = [mean(one["forward"] for one in runs if one["fold"] == fold) for fold in folds]
-        score, spread = over_folds(runs, "forward")
-        seeds = len({one["seed"] for one in runs})
-        cells = [name, f"{score:.1f}" + (f" ± {spread:.1f}" if seeds > 1 else "")]
-        cells += [" / ".join(f"{value:.1f}" for value in by_fold)]
-        cells += [f"{over_folds(runs, order)[0]:.1f}" for order in ("reversed", "shuffled", "middle")]
-        cells += [f"{each['gmac']:.3f}", f"{each['parameters'] / 1e6:.2f}", str(seeds)]
-        cells += [f"{mean(one['seconds'] for one in runs) / 60:.1f}"]
+    for name, about in results.items():
+        runs = about["runs"]
+        if "hparams" not in about:
+            lines += [
+                f"| {name}, {kind} | {over_folds(runs, kind)} | {by_fold(runs, kind)} |" + " |" * 7
+                for kind in ("knn", "linear")
+            ]
+            continue
+        cells = [name, over_folds(runs, "forward"), by_fold(runs, "forward")]
+        cells += [over_folds(runs, order) for order in ("reversed", "shuffled", "middle")]
+        cells += [f"{about['gmac']:.3f}", f"{about['parameters'] / 1e6:.2f}", str(len({run["seed"] for run in runs}))]
+        cells += [f"{mean(run['seconds'] for run in runs) / 60:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    if results["probes"]:
-        lines += ["", "| features and classifier | top-1, % | by fold |", "|---|---|---|"]
-    for name, scores in results["probes"].items():
-        lines.append(f"| {name} | {mean(scores):.1f} | {' / '.join(f'{score:.1f}' for score in scores)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -160,7 +171,9 @@ def main(argv: list[str] | None = None) -> None:
     table_command = commands.add_parser("table", help="gather the results of all names in a folder")
     table_command.add_argument("out", type=Path, help="files to write, without .json and .md")
     table_command.add_argument("work", type=Path)
-    args, settings = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    split = words.index("--") if "--" in words else len(words)
+    args, settings = parser.parse_args(words[:split]), words[split + 1 :]
     if args.command == "table":
         results = gather(args.work)
         write_results(args.out.parent, args.out.name, results, table(results))
@@ -171,8 +184,8 @@ def main(argv: list[str] | None = None) -> None:
             listing = (args.folder.parent / "folds" / fold).resolve() / "{split}.csv"
             data = [f"--data.root={args.data}", f"--data.list={listing}", f"--train.seed={seed}"]
             data.append("--train.validate_every=0")  # the fold is for the test alone
-            work = train if args.command == "train" else probe
-            work(args.folder / f"fold{fold}-seed{seed}", data, settings)
+            work_on = train if args.command == "train" else probe
+            work_on(args.folder / f"fold{fold}-seed{seed}", [*settings, *data])
 
 
 if __name__ == "__main__":

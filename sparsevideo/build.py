@@ -29,7 +29,7 @@ from sparsevideo.engine.windows import WindowScorer
 from sparsevideo.io.backends import resolve_decoder
 from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.stream import FrameStream, TimedFrame
-from sparsevideo.models.create import create_model, read_pretrained
+from sparsevideo.models.create import create_model, load_pretrained, read_pretrained
 from sparsevideo.models.elastic import ElasticSparseFormer
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, load_weights
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 PRETRAINED = "pretrained:"  # before the tag of released weights, in `model.weights`
 
 
-def build_model(config: ModelConfig, num_classes: int) -> tuple[SparseFormer, LoadReport | None]:
+def build_model(config: ModelConfig, classes: Sequence[str]) -> tuple[SparseFormer, LoadReport | None]:
     """Return the network, and a report on its initial weights if `config.weights` is set."""
-    model = create_model(config.name, **{"num_classes": num_classes, **config.args})
-    if model.num_classes != num_classes:
-        raise ValueError(f"model.args.num_classes is {model.num_classes}, but the data has {num_classes} classes")
+    model = create_model(config.name, **{"num_classes": len(classes), **config.args})
+    if model.num_classes != len(classes):
+        raise ValueError(f"model.args.num_classes is {model.num_classes}, but the data has {len(classes)} classes")
     if not config.weights:
         return model, None
-    weights: Any = config.weights
-    if weights.startswith(PRETRAINED):
-        weights = read_pretrained(config.name, weights.removeprefix(PRETRAINED), model.num_tubes)
-    return model, load_weights(model, weights, strict=True, new_head=True, source=config.weights)
+    if config.weights.startswith(PRETRAINED):
+        content = read_pretrained(config.name, config.weights.removeprefix(PRETRAINED))
+        return model, load_pretrained(model, content, classes=classes)
+    return model, load_weights(model, config.weights, strict=True, new_head=True, classes=classes)
 
 
 def build_records(
@@ -288,6 +288,8 @@ def build_windows(
             f"the length of a window is {window_s} s, but it follows from data.num_frames and data.frame_stride; omit"
             " it, or set data.sampling to uniform"
         )
+    if test.frame_order != "forward":
+        raise ValueError(f"test.frame_order is {test.frame_order}, but the frames of a window are always in order")
     share_stem = test.share_stem or test.crops > 1
     _check_share_stem(replace(config, test=replace(test, share_stem=share_stem)))
     schedule = WindowSchedule(

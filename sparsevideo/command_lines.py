@@ -20,10 +20,10 @@ def is_first_process() -> bool:
 
 
 def quickstart(parser: Parser, argv: Sequence[str]) -> int:
-    """Make data, train on images, inflate, train on videos, test, write a page: five minutes on two CPU cores."""
+    """Make data, train on videos from released image weights, test, write a page: a few minutes on two CPU cores."""
     parser.add_argument("--out", default="runs/quickstart", help="folder for everything")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both training runs")
-    parser.add_argument("--from-scratch", action="store_true", help="train on the videos without pretraining")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training run")
+    parser.add_argument("--from-scratch", action="store_true", help="start from fresh weights")
     args = parser.parse(argv)
     from sparsevideo.commands.quickstart import run
 
@@ -223,7 +223,8 @@ def models_list(parser: Parser, argv: Sequence[str]) -> int:
         print(json.dumps([{"name": n, "parameters": size, "pretrained": tags.get(n, [])} for n, size in sizes.items()]))
     else:
         for name, size in sizes.items():
-            print(f"{name:28s}{size / 1e6:6.1f} M  {', '.join(tags.get(name, []))}".rstrip())
+            released = f"  pretrained: {', '.join(tags[name])}" if name in tags else ""
+            print(f"{name:28s}{size / 1e6:6.1f} M{released}")
     return OK
 
 

@@ -56,8 +56,8 @@ class ModelConfig:
     """Arguments of SparseFormer that replace those of the preset, such as `num_tubes`."""
     weights: str | None = None
     """Initial weights of the same architecture: a file, or `pretrained:TAG` for released weights, whose tags are in the
-    output of `sparsevideo models list`. A video model takes released image weights too, inflated. A head for another
-    number of classes is left out."""
+    output of `sparsevideo models list`. A video model takes released image weights too, inflated. A head for other
+    classes is left out."""
 
 
 @dataclass

@@ -64,14 +64,13 @@ def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_
     settings = ["--config=quickstart/video_nano.yaml", *NANO_ARGS, "--train.max_steps=1", "--train.batch_size=2"]
     settings += ["--data.size=32", "--data.num_frames=4", "--data.num_workers=0"]
     for fold in ("0", "2"):
-        transfer.main(["train", str(data), str(work / "fresh"), "--folds", fold, "--seeds", "3", *settings])
-    transfer.main(["probe", str(data), str(work / "features"), "--folds", "1", *settings])
+        transfer.main(["train", str(data), str(work / "fresh"), "--folds", fold, "--seeds", "3", "--", *settings])
+    transfer.main(["probe", str(data), str(work / "features"), "--folds", "1", "--", *settings])
     transfer.main(["table", str(tmp_path / "table"), str(work)])
 
     results = json.loads((tmp_path / "table.json").read_text())
-    runs = results["trained"]["fresh"]["runs"]
-    assert [(run["fold"], run["seed"], run["listed"]) for run in runs] == [("0", 3, 8), ("2", 3, 8)]
-    assert results["probes"].keys() == {"features, knn", "features, linear"}
+    assert [(run["fold"], run["seed"]) for run in results["fresh"]["runs"]] == [("0", 3), ("2", 3)]
+    assert results["features"]["runs"][0].keys() == {"fold", "seed", "knn", "linear"}
     trained_on = (work / "folds" / "0" / "train.csv").read_text().splitlines()
     assert len(trained_on) == 16 and not {row.split(",")[0] for row in rows[::3]} & {
         row.split(",")[0] for row in trained_on
@@ -79,3 +78,11 @@ def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_
     reversed_test = json.loads((work / "fresh" / "fold0-seed3" / "test-reversed" / "results.json").read_text())
     assert reversed_test["frame_order"] == "reversed"
     assert "| fresh |" in (tmp_path / "table.md").read_text()
+
+
+def test_means_over_folds_and_seeds():
+    runs = [{"fold": fold, "seed": seed, "top1": 10 * fold + seed} for fold in (1, 2) for seed in (3, 5)]
+    assert transfer.over_folds(runs[::2], "top1") == "18.0"
+    assert transfer.over_folds(runs, "top1") == "19.0 ± 1.4"
+    assert transfer.over_folds(runs[:3], "top1") == "17.0 (not all folds with all seeds)"
+    assert transfer.by_fold(runs, "top1") == "14.0 / 24.0"

@@ -85,11 +85,7 @@ def files(trained, digits, tmp_path_factory):
         write_video(folder / name, pixels)
     (folder / "broken.mp4").write_bytes(b"no video")
     Image.fromarray(pixels[0]).save(folder / "photo.jpg")
-    for name, num_classes in (
-        ("runs/quickstart/image/checkpoints/best.pt", 10),
-        ("sparseformer_v1_tiny_converted.pth", 1000),
-    ):
-        save_weights(folder / name, sparsevideo.create_model("sparseformer_nano", num_classes=num_classes))
+    save_weights(folder / "sparseformer_v1_tiny_converted.pth", sparsevideo.create_model("sparseformer_nano"))
     labels, failed = np.array([0, 1]), np.array([False, False])
     names = ["left/a.mp4", "right/b.mp4"]
     save_features(folder / "train.npz", Features(names, labels, np.eye(2, dtype=np.float32), failed, ["left", "right"]))

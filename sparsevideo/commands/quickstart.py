@@ -1,4 +1,4 @@
-"""`sparsevideo quickstart`: data, image pretraining, inflation, video training, a multi-view test and a page."""
+"""`sparsevideo quickstart`: data, video training from released image weights, a multi-view test and a page."""
 
 import json
 import logging
@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsevideo import build
-from sparsevideo.commands.convert import inflate_weights
 from sparsevideo.commands.runs import check_folder, checkpoint_config
 from sparsevideo.commands.test import TestResults, test_run
 from sparsevideo.commands.train import train_run
@@ -27,13 +26,13 @@ from sparsevideo.config import Config, FrameOrder
 from sparsevideo.data.moving_digits import make_moving_digits
 from sparsevideo.engine.run_log import peak_memory_gb
 from sparsevideo.io.writer import check_codecs, write_video
-from sparsevideo.models import presets
 from sparsevideo.models.weights import load_model
 from sparsevideo.reports import html, metrics, visualize
 from sparsevideo.reports.predictions import load_predictions
 
 logger = logging.getLogger(__name__)
 
+INITIAL_WEIGHTS = "pretrained:tiny_imagenet"
 CLIPS, CROPS = 3, 1  # the videos are square, so several crops would be equal
 
 
@@ -41,9 +40,9 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
     """Run all stages and return the content of `results.json`; an interrupted quickstart continues where it stopped.
 
     Args:
-        out: Folder for the data, both runs, `results.json`, the plots and `index.html`.
-        seed: Seed of both training runs.
-        from_scratch: Skip pretraining and inflation.
+        out: Folder for the data, the run, `results.json`, the plots and `index.html`.
+        seed: Seed of the training run.
+        from_scratch: Start from fresh weights.
 
     Raises:
         ValueError: The folder holds a quickstart with another seed or kind, or videos cannot be decoded or encoded on
@@ -53,22 +52,12 @@ def run(out: Path, *, seed: int = 0, from_scratch: bool = False) -> dict[str, An
     _claim_folder(out, {"seed": seed, "from_scratch": from_scratch})
     seconds: dict[str, float] = {}
     with _stage("data", seconds):
-        data = make_moving_digits(out / "data")
-    image_run, video_run = out / "image", out / "video"
+        data = make_moving_digits(out / "data", images_per_class=(0, 0, 0))
+    video_run = out / "video"
     results: dict[str, Any] = {"seed": seed, "from_scratch": from_scratch}
 
     video_config = load_config("video_nano", out, seed)
-    if not from_scratch:
-        with _stage("image training", seconds):
-            train_run(load_config("image_nano", out, seed), image_run, resume="auto")
-        with _stage("image test", seconds):
-            results["image"] = _test(image_run)
-        with _stage("inflation", seconds):
-            video_config.model.weights = str(out / "inflated.safetensors")
-            tubes = presets.preset(video_config.model.name)["num_tubes"]
-            steps = inflate_weights(best_checkpoint(image_run), Path(video_config.model.weights), num_tubes=tubes)
-            changed = [name for name, before, after, _ in steps if before != after]
-            logger.info("inflated the image weights to %d tubes: %d tensors have a new shape", tubes, len(changed))
+    video_config.model.weights = None if from_scratch else INITIAL_WEIGHTS
     with _stage("video training", seconds):
         train_run(video_config, video_run, resume="auto")
     with _stage("video test", seconds):
@@ -135,9 +124,8 @@ def _draw(out: Path, results: dict[str, Any]) -> None:
     metrics.save_confusion_matrix(
         out / "confusion.png", predictions.scores, predictions.labels, predictions.classes, failed
     )
-    runs: dict[str, Path] = {name: out / name / "metrics.jsonl" for name in ("image", "video") if name in results}
-    chance = {name: 100 / len(results[name]["classes"]) for name in runs}
-    metrics.save_learning_curves(out / "curves.png", runs, chance=chance)
+    curves = {"video": out / "video" / "metrics.jsonl"}
+    metrics.save_learning_curves(out / "curves.png", curves, chance={"video": 100 / len(predictions.classes)})
 
     checkpoint = best_checkpoint(out / "video")
     model, _ = load_model(checkpoint)
@@ -160,12 +148,10 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         "video": f"video: moving digits, {CLIPS} x {CROPS} views",
         "video_one_view": "video: moving digits, 1 x 1 views",
         "video_still": "video: the middle frame repeated",
-        "image": "image: still digits",
     }
     return [
         (name, f"{results[key]['top1']:.1f} %", f"{100 / len(results[key]['classes']):.1f} %")
         for key, name in tests.items()
-        if key in results
     ]
 
 
@@ -176,7 +162,7 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
         "Test videos": f"{video['scored']} scored of {video['listed']} listed",
         "Views": f"{CLIPS} clips x {CROPS} crops, {video['num_frames']} frames at stride {video['frame_stride']},"
         f" {video['size']} pixels; mean of the views' softmax",
-        "Initial video weights": "fresh" if results["from_scratch"] else "inflated from the image model",
+        "Initial video weights": "fresh" if results["from_scratch"] else f"{INITIAL_WEIGHTS}, inflated",
         "Seed": str(results["seed"]),
         "Time": ", ".join(f"{name} {each:.0f} s" for name, each in seconds.items())
         + f"; {sum(seconds.values()):.0f} s in all",
@@ -206,7 +192,7 @@ def _write_page(out: Path, results: dict[str, Any]) -> None:
         f"Test videos, {CLIPS} x {CROPS} views. Rows are true classes.",
     )
     curves = html.figure(
-        out / "curves.png", "Loss and validation accuracy by step", "Both runs, validated with one view per video."
+        out / "curves.png", "Loss and validation accuracy by step", "Validated with one view per video."
     )
     sections = {
         "Results": [html.table(("test set", "top-1", "chance"), _rows(results))],

@@ -142,7 +142,7 @@ def _set_up(config: Config) -> _Run:
     with fabric.rank_zero_first():  # process 0 indexes tar shards, the others read its index
         records = build.build_records(config.data, "train", ndim)
         val_records = _val_records(config, ndim, records.classes)
-    network, report = build.build_model(config.model, len(records.classes))
+    network, report = build.build_model(config.model, records.classes)
     batches, sampler = build.build_train_loader(
         config, records, ndim, rank=fabric.global_rank, world_size=fabric.world_size
     )

@@ -8,13 +8,14 @@ import hashlib
 import inspect
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.presets import list_models, preset
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.weights import load_weights, read_weights
+from sparsevideo.models.weights import LoadReport, load_weights, read_weights
 from sparsevideo.utils.hints import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if nam
 
 
 def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) -> SparseFormer:
-    """Build a network from its name.
+    """Build a network from its name, in train mode.
 
     Args:
         name: One of `list_models()`.
@@ -34,7 +35,7 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
             `pretrained`, the number of classes is that of the weights; another one gets a new head.
 
     Raises:
-        ValueError: A name is unknown, an argument is out of range, or the weights are those of another size.
+        ValueError: A name is unknown, an argument is out of range or not that of the weights.
         TypeError: `SparseFormer` has no such argument; the message offers the nearest.
 
     Example:
@@ -50,63 +51,86 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
             raise TypeError(f"SparseFormer has no argument {argument!r}{hint}")
     if pretrained is None:
         return SparseFormer(**{**arguments, **overrides})
-    content = read_pretrained(name, pretrained, overrides.get("num_tubes"))
+    content = read_pretrained(name, pretrained)
     model = SparseFormer(**{**arguments, "num_classes": content["hparams"]["num_classes"], **overrides})
-    report = load_weights(model, content, strict=True, new_head=True, source=f"pretrained {pretrained}")
+    report = load_pretrained(model, content)
     if report.replaced:
         logger.warning("the head is new: the weights have %(num_classes)d classes", content["hparams"])
     return model
 
 
 def list_pretrained() -> dict[str, list[str]]:
-    """Return the networks that have released weights, and the tags of these weights, for `create_model`."""
-    files = [path.name.split(".")[:2] for path in sorted(WEIGHTS.glob("*.safetensors"))]
-    tags = {name: [tag for network, tag in files if network in _sources(name)] for name in list_models()}
-    return {name: each for name, each in tags.items() if each}
+    """Return the networks that have released weights, and the tags of these weights, for `create_model`.
+
+    Example:
+        >>> list_pretrained()["video_sparseformer_nano"]
+        ['tiny_imagenet']
+    """
+    return {name: sorted(files) for name in list_models() if (files := _released(name))}
 
 
-def read_pretrained(name: str, tag: str, num_tubes: int | None = None) -> dict[str, Any]:
-    """Read released weights in float32, with `hparams`, `classes` and `config`.
+def read_pretrained(name: str, tag: str) -> dict[str, Any]:
+    """Read released weights in float32, with `hparams`, `classes`, `config` and `source`; see `load_pretrained`.
 
     Args:
         name: Network, one of `list_models()`.
         tag: One of its tags in `list_pretrained()`.
-        num_tubes: Number of tubes of inflated image weights; None: that of the preset.
 
     Raises:
         ValueError: There are no such weights, or the file is not the one that its card describes.
     """
-    released = list_pretrained()
-    if tag not in released.get(name, ()):
-        known = "; ".join(f"{network}: {', '.join(tags)}" for network, tags in released.items())
-        hint = did_you_mean(tag, released.get(name, ()), cutoff=0.4)
+    files = _released(name)
+    if tag not in files:
+        known = "; ".join(f"{network}: {', '.join(tags)}" for network, tags in list_pretrained().items())
+        hint = did_you_mean(tag, files, cutoff=0.4) if isinstance(tag, str) else ""
         raise ValueError(f"there are no released weights {tag!r} for {name}{hint}; released are {known}")
-    files = (WEIGHTS / f"{network}.{tag}.safetensors" for network in _sources(name))
-    file = next(path for path in files if path.exists())
-    check_pretrained(file)
-    content = read_weights(file)
+    digest = check_pretrained(files[tag])
+    content = read_weights(files[tag])
     content["model"] = {tensor_name: tensor.float() for tensor_name, tensor in content["model"].items()}
-    if content["hparams"]["ndim"] < preset(name)["ndim"]:
-        num_tubes = num_tubes or preset(name)["num_tubes"]
-        logger.info("%s: image weights, inflated to %d tubes", file.name, num_tubes)
-        content["model"] = {tensor_name: tensor for tensor_name, tensor, _ in inflated(content["model"], num_tubes)}
-        content["hparams"] |= {"ndim": 3, "num_tubes": num_tubes}
-    return content
+    return {**content, "source": f"{files[tag].name} (SHA-256 {digest[:12]})"}
 
 
-def check_pretrained(file: Path) -> None:
-    """Compare the SHA-256 of released weights with the one in their card.
+def load_pretrained(
+    model: SparseFormer, content: Mapping[str, Any], *, classes: Sequence[str] | None = None
+) -> LoadReport:
+    """Load what `read_pretrained` returned; image weights are inflated for a video network.
+
+    Args:
+        model: The network to fill. Its head keeps its fresh weights if its number of classes differs.
+        content: Content of released weights.
+        classes: Names of the model's classes; see `load_weights`.
+
+    Raises:
+        ValueError: The network has other arguments than the one that was trained.
+    """
+    source = content["source"]
+    if content["hparams"]["ndim"] < model.ndim:
+        tubes = model.num_tubes
+        source += f", inflated to {tubes} tubes"
+        state = {name: tensor for name, tensor, _ in inflated(content["model"], tubes)}
+        content = {**content, "model": state, "hparams": {**content["hparams"], "ndim": 3, "num_tubes": tubes}}
+    logger.info("weights: %s", source)
+    return load_weights(model, content, strict=True, new_head=True, classes=classes, source=content["source"])
+
+
+def check_pretrained(file: Path) -> str:
+    """Return the SHA-256 of released weights, which must be the one in their card.
 
     Raises:
         ValueError: They differ.
     """
     card = file.with_suffix(".md").read_text(encoding="utf-8")
     expected = re.findall(r"^sha256: (\w+)$", card, re.MULTILINE)
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if expected != [found]:
-        raise ValueError(f"{file}: has the SHA-256 {found}, but its card says {' '.join(expected)}; install it again")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if expected != [digest]:
+        raise ValueError(f"{file}: has the SHA-256 {digest}, but its card says {' '.join(expected)}; install it again")
+    return digest
 
 
-def _sources(name: str) -> tuple[str, str]:
-    """Return the networks whose weights fit this one: itself, and the image network of a video network."""
-    return name, name.removeprefix("video_")
+def _released(name: str) -> dict[str, Path]:
+    """Return the files with weights for a network, by their tags. Those of a video network itself come first."""
+    files = {}
+    for network in dict.fromkeys((name.removeprefix("video_"), name)):
+        for file in sorted(WEIGHTS.glob(f"{network}.*.safetensors")):
+            files[file.stem.removeprefix(f"{network}.")] = file
+    return files

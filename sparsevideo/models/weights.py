@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,6 +65,7 @@ def load_weights(
     *,
     strict: bool = False,
     new_head: bool = False,
+    classes: Sequence[str] | None = None,
     source: str | None = None,
 ) -> LoadReport:
     """Load weights with our tensor names or with the published ones; a refusal changes nothing.
@@ -75,11 +76,14 @@ def load_weights(
             index is a pickle), a state dict, or a checkpoint that holds one, see `unwrap`.
         strict: Refuse missing and unexpected names instead of reporting them.
         new_head: Keep the model's fresh head if its number of classes differs.
+        classes: Names of the model's classes: its fresh head is also kept if the weights are for other names. None, or
+            weights without names: only the numbers are compared.
         source: Name of the weights in error messages; None takes the file's path.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file cannot be read, no name matches, a shape differs, or `strict` finds a difference.
+        ValueError: The file cannot be read, no name matches, the network was trained with other arguments, a shape
+            differs, or `strict` finds a difference.
     """
     content = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if content is weights else str(weights))
@@ -88,10 +92,19 @@ def load_weights(
         for name, value in model.hparams.items():
             if name not in _FREE and (trained := hparams.get(name, value)) != value:
                 raise ValueError(f"{source}: trained with {name}={trained}, but the model has {value}")
-    return _fill(model, unwrap(content, source), source, strict, new_head)
+    names = content.get("classes")
+    same_classes = classes is None or names is None or list(names) == list(classes)
+    return _fill(model, unwrap(content, source), source, strict, new_head, same_classes)
 
 
-def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: bool, new_head: bool) -> LoadReport:
+def _fill(
+    model: SparseFormer,
+    loaded: dict[str, Tensor],
+    source: str,
+    strict: bool,
+    new_head: bool = False,
+    same_classes: bool = True,
+) -> LoadReport:
     if published.is_published(loaded):
         loaded = published.to_ours(loaded)
     own = model.state_dict()
@@ -111,7 +124,9 @@ def _fill(model: SparseFormer, loaded: dict[str, Tensor], source: str, strict: b
     fitting = {}
     for name in [name for name in own if name in loaded]:
         have, want = tuple(loaded[name].shape), tuple(own[name].shape)
-        if have == want:
+        if name.startswith("head.") and not same_classes and have[1:] == want[1:]:
+            report.replaced[name] = (have, want)
+        elif have == want:
             fitting[name] = loaded[name]
         elif name.startswith("head.") and have[1:] == want[1:]:
             if not new_head:
@@ -157,7 +172,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: is a folder, but not a sharded checkpoint{hint}")
         return _read_sharded(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        hint = "; model.weights names released weights as pretrained:TAG" if "pretrain" in path.name.lower() else ""
+        raise FileNotFoundError(f"{path}: no such weights file{hint}")
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open  # imported late: importing the package needs torch alone
@@ -260,7 +276,7 @@ def load_model(path: str | Path, name: str | None = None) -> tuple[SparseFormer,
         raise ValueError(f"{path}: not the weights of a SparseFormer: no head.bias inside")
     else:
         model = SparseFormer(**{**preset(name), "num_classes": len(tensors["head.bias"])})
-    _fill(model, tensors, str(path), strict=True, new_head=False)
+    _fill(model, tensors, str(path), strict=True)
     return model, content
 
 

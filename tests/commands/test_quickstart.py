@@ -22,8 +22,8 @@ def short(monkeypatch):
         config.train = replace(config.train, max_steps=2, batch_size=8)
         return config
 
-    def few_files(root):
-        return moving_digits.make_moving_digits(root, videos_per_class=(2, 1, 2), images_per_class=(1, 1, 1))
+    def few_files(root, **sizes):
+        return moving_digits.make_moving_digits(root, videos_per_class=(2, 1, 2), **sizes)
 
     monkeypatch.setattr(quickstart, "load_config", few_steps)
     monkeypatch.setattr(quickstart, "make_moving_digits", few_files)
@@ -32,7 +32,8 @@ def short(monkeypatch):
 def test_quickstart_writes_results_plots_and_a_page_and_can_be_repeated(short, tmp_path, capsys):
     out = tmp_path / "quickstart"
     results = quickstart.run(out)
-    assert {"video", "video_one_view", "video_still", "image"} <= results.keys()
+    assert {"video", "video_one_view", "video_still"} <= results.keys()
+    assert "pretrained:tiny_imagenet" in (out / "video" / "config.yaml").read_text()
     assert (results["video"]["clips"], results["video"]["crops"]) == (3, 1)
     assert json.loads((out / "results.json").read_text())["video"]["top1"] == results["video"]["top1"]
     page = (out / "index.html").read_text()
@@ -51,10 +52,9 @@ def test_quickstart_writes_results_plots_and_a_page_and_can_be_repeated(short, t
 
 
 @pytest.mark.slow
-def test_quickstart_from_scratch_has_no_image_model(short, tmp_path):
-    results = quickstart.run(tmp_path / "scratch", from_scratch=True)
-    assert "image" not in results
-    assert not (tmp_path / "scratch" / "image").exists()
+def test_quickstart_from_scratch_starts_from_fresh_weights(short, tmp_path):
+    quickstart.run(tmp_path / "scratch", from_scratch=True)
+    assert "weights: newly initialized" in (tmp_path / "scratch" / "video" / "log.txt").read_text()
 
 
 def test_quickstart_refuses_a_folder_with_other_files(tmp_path):

@@ -4,6 +4,7 @@ import json
 import pickle
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from numbered_videos import read_number, write_numbered
 
 from sparsevideo import config
+from sparsevideo.data.clip_sampling import FRAME_ORDERS
 from sparsevideo.data.datasets import VideoDataset
 from sparsevideo.data.protocols import PROTOCOLS, Header, protocol_clips
 from sparsevideo.data.records import read_records
@@ -138,5 +140,6 @@ def test_impossible_protocols_are_errors() -> None:
             protocol_clips("slowfast", total, num_frames, frame_stride, num_clips)
 
 
-def test_the_settings_know_all_protocols() -> None:
+def test_the_settings_know_all_protocols_and_orders() -> None:
     assert tuple(PROTOCOLS) == config.TEST_PROTOCOLS
+    assert get_args(config.FrameOrder) == FRAME_ORDERS
