@@ -537,7 +537,7 @@ def test_a_checkpoint_is_resumed_only_by_its_own_run(trained, digits, tmp_path, 
     other = [f"--resume={trained / 'checkpoints' / 'last.pt'}", f"--out={tmp_path / 'run'}"]
     for argv, message in [
         ([f"--resume={trained / 'checkpoints' / 'best.pt'}", other[1]], "best.pt: has no optimizer state"),
-        ([*other, "--model.args.cortex_dim=64"], "last.pt: transition"),
+        ([*other, "--model.args.cortex_dim=64"], "last.pt: trained with cortex_dim=32, but the model has 64"),
         ([*other, "--train.max_steps=2"], "is at step 4, but this run has only 2 steps"),
         (["--resume", f"--out={tmp_path / 'corrupt'}"], "last.pt: not a readable"),
     ]:
