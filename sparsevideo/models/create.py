@@ -32,7 +32,7 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
         pretrained: Tag of released weights, see `list_pretrained`. A video network takes image weights too, inflated.
             None: fresh weights.
         overrides: Keyword arguments of `SparseFormer`, such as `num_classes`; they replace those of the preset. With
-            `pretrained`, the number of classes is that of the weights; another one gets a new head.
+            `pretrained`, the number of classes is that of the weights. If `num_classes` differs, the head is new.
 
     Raises:
         ValueError: A name is unknown, an argument is out of range or not that of the weights.

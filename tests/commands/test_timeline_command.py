@@ -306,6 +306,7 @@ def test_stream_preview_shows_the_annotated_picture(checkpoint, video):
         (["-", "--option=fast"], USAGE, "--option fast: must be NAME=VALUE"),
         (["-", "--topk=0"], USAGE, "--topk must be >= 1"),
         (["-", "--step=0"], FAILED, "step_s must be from 1e-6 to 1e9, got 0.0"),
+        (["-", "--test.frame_order=reversed"], FAILED, "test.frame_order is reversed, but the frames of a window are"),
     ],
 )
 def test_stream_of_bad_input_is_one_line(args, code, message, checkpoint, capsys):
