@@ -159,7 +159,7 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
 
     changes = inflate_weights(Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model)
     for name, before, after, change in changes:
-        print(f"{name:32s} {before!s:18s} -> {after!s:22s} {change}")
+        print(f"{name:32s} {before or '-'!s:18s} -> {after!s:22s} {change}")
     print(f"wrote {args.out}")
     return OK
 

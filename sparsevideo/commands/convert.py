@@ -22,12 +22,12 @@ def inflate_weights(
         raise ValueError(f"{image_weights}: has a video model; inflate needs image weights")
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes})
     before = image_model.state_dict()
-    steps = list(inflated(before, num_tubes))
+    steps = list(inflated(before, num_tubes, video_model.motion))
     video_model.load_state_dict({tensor_name: tensor for tensor_name, tensor, _ in steps})
     save_weights(out, video_model, **_class_names(content))
     return [
-        (tensor_name, tuple(before[tensor_name].shape), tuple(tensor.shape), change)
-        for tensor_name, tensor, change in steps
+        (name, tuple(before[name].shape) if name in before else (), tuple(tensor.shape), change)
+        for name, tensor, change in steps
     ]
 
 

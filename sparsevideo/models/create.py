@@ -107,8 +107,9 @@ def load_pretrained(
     if content["hparams"]["ndim"] < model.ndim:
         tubes = model.num_tubes
         source += f", inflated to {tubes} tubes"
-        state = {name: tensor for name, tensor, _ in inflated(content["model"], tubes)}
-        content = {**content, "model": state, "hparams": {**content["hparams"], "ndim": 3, "num_tubes": tubes}}
+        state = {name: tensor for name, tensor, _ in inflated(content["model"], tubes, model.motion)}
+        hparams = {**content["hparams"], "ndim": 3, "num_tubes": tubes, "motion": model.motion}
+        content = {**content, "model": state, "hparams": hparams}
     logger.info("weights: %s", source)
     return load_weights(model, content, strict=True, new_head=True, classes=classes, source=content["source"])
 

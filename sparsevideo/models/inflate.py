@@ -34,7 +34,7 @@ def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int |
     classes = image_model.num_classes if num_classes is None else num_classes
     video_model = SparseFormer(**{**image_model.hparams, "ndim": 3, "num_tubes": num_tubes, "num_classes": classes})
     video_model.to(image_model.token_roi).train(image_model.training)
-    state = {name: tensor for name, tensor, _ in inflated(image_model.state_dict(), num_tubes)}
+    state = {name: tensor for name, tensor, _ in inflated(image_model.state_dict(), num_tubes, video_model.motion)}
     if classes != image_model.num_classes:
         logger.warning("the head is new: the image model has %d classes, not %d", image_model.num_classes, classes)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -42,8 +42,14 @@ def inflate(image_model: SparseFormer, *, num_tubes: int = 8, num_classes: int |
     return video_model
 
 
-def inflated(image_state: Mapping[str, Tensor], num_tubes: int) -> Iterator[tuple[str, Tensor, str]]:
-    """Yield the name, the video tensor and a description of the change, for each tensor of an image state dict."""
+def inflated(image_state: Mapping[str, Tensor], num_tubes: int, motion: bool) -> Iterator[tuple[str, Tensor, str]]:
+    """Yield the name, the video tensor and a description of the change, for each tensor of a video network.
+
+    Args:
+        image_state: State dict of an image network.
+        num_tubes: As in `inflate`.
+        motion: Whether the video network samples motion, as in `SparseFormer`.
+    """
     for name, tensor in image_state.items():
         if name == "stem.conv.weight":
             yield name, tensor.unsqueeze(2), "kernel of one frame"  # (C, 3, 1, 7, 7)
@@ -59,3 +65,7 @@ def inflated(image_state: Mapping[str, Tensor], num_tubes: int) -> Iterator[tupl
             yield name, F.pad(tensor, (0, 1)) + F.pad(spread, (2, 0)), "points spread evenly over time"
         else:
             yield name, tensor, "copied"
+    if motion:
+        channels = len(image_state["stem.conv.weight"])
+        for block in ("focus", "cortex.0"):
+            yield f"{block}.motion.weight", tensor.new_zeros(channels, channels), "new, zero"

@@ -223,15 +223,28 @@ class Block(nn.Module):
 
 
 class SamplingBlock(Block):
-    """Transformer block that also adjusts RoIs, samples features in them and adds the mixed features to the tokens."""
+    """Transformer block that also adjusts RoIs, samples features in them and adds the mixed features to the tokens.
+
+    With `motion`, the change of each sampled feature since the frame before is projected and added to the feature. The
+    projection is zero at initialization.
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, ndim: int, channels: int, num_points: int, padding: str
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        ndim: int,
+        channels: int,
+        num_points: int,
+        padding: str,
+        motion: bool,
     ):
         super().__init__(dim, num_heads, mlp_ratio)
         self.padding = padding
         self.adjust = RoiAdjust(dim, ndim)
         self.offset = PointOffset(dim, num_points, ndim)
+        self.motion = Linear(channels, channels, bias=False, std=0) if motion else None
         self.mixing = AdaptiveMixing(dim, channels, num_points)
 
     def forward(  # type: ignore[override]  # a sampling block takes and returns RoIs
@@ -246,7 +259,13 @@ class SamplingBlock(Block):
             exact = tokens.to(self.offset.bias.dtype)  # float32 under autocast, bfloat16 in a bfloat16 model
             roi = geometry.adjust_roi(roi, self._drop_path(self.adjust(exact), drop))
             points = geometry.points_in_roi(roi, self.offset(exact))
-            sampled = sampling.sample_points(feat, sampling.clamp_gradient(points, feat, views), self.padding, views)
+            at = sampling.clamp_gradient(points, feat, views)
+            if self.motion is not None:
+                at = torch.cat((at, sampling.one_frame_earlier(at, feat, views)), dim=2)  # (B, N, 2*P, 3)
+            sampled = sampling.sample_points(feat, at, self.padding, views)
+        if self.motion is not None:
+            sampled, before = sampled.chunk(2, dim=2)
+            sampled = sampled + self.motion(sampled - before)  # (B, N, P, C)
         tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
         tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
         return tokens, roi, points

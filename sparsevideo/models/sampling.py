@@ -94,6 +94,12 @@ def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: V
     return sampled.view(*points.shape[:-1], channels)
 
 
+def one_frame_earlier(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
+    """Return points (B, N, P, 3) in clips (B, C, T, H, W) or in their views, moved back by one frame of these."""
+    frames = feat.shape[2] if views is None or views.frames is None else views.frames.shape[1]
+    return points - points.new_tensor([0, 0, 1 / frames])
+
+
 class _ClampGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, limit: Tensor) -> Tensor:

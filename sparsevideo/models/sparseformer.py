@@ -53,6 +53,8 @@ class SparseFormer(nn.Module):
         mlp_ratio: Hidden width of the MLPs over the token width.
         drop_path: Drop path rate of the last step; it grows linearly from 0 over all steps.
         padding: Features outside the frame: "zeros", or "border" for the nearest.
+        motion: In clips, sample the change of the features since the frame before as well. The published network does
+            not.
         activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
@@ -76,6 +78,7 @@ class SparseFormer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         padding: str = "zeros",
+        motion: bool = True,
         activation_checkpointing: bool = False,
     ):
         self.hparams = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -85,6 +88,7 @@ class SparseFormer(nn.Module):
         self.num_classes = num_classes
         self.num_tokens = num_tokens
         self.num_tubes = num_tubes
+        self.motion = motion and ndim == 3
         self.focus_repeats = focus_repeats
         self.activation_checkpointing = activation_checkpointing
         steps = focus_repeats + cortex_depth
@@ -102,6 +106,7 @@ class SparseFormer(nn.Module):
             channels=stem_channels,
             num_points=num_points,
             padding=padding,
+            motion=self.motion,
         )
         self.focus = sampling_block(focus_dim)
         self.transition = Transition(focus_dim, cortex_dim)

@@ -26,7 +26,8 @@ class MacCount:
         cortex: All blocks of the cortex transformer.
         head: The classifier.
         mixing_products: The two products with generated matrices in the adaptive mixing; also in `focusing`, `cortex`.
-        sampling: Bi- or trilinear interpolation, one per corner, channel and point; not part of the other numbers.
+        sampling: Bi- or trilinear interpolation, one per corner, channel and point; not part of the other numbers. With
+            motion, a point is sampled at two times.
     """
 
     stem: int
@@ -81,6 +82,7 @@ def count_macs(model: SparseFormer, input_shape: Sequence[int]) -> MacCount:
     def macs(module: str) -> int:
         return sum(flops[module].values()) // 2
 
+    samples = 2 if model.motion else 1  # of a point
     return MacCount(
         stem=macs("stem"),
         focusing=macs("focus"),
@@ -93,5 +95,5 @@ def count_macs(model: SparseFormer, input_shape: Sequence[int]) -> MacCount:
             if name.endswith(".mixing")
             for product in _BATCHED_PRODUCTS
         ),
-        sampling=sum(points.shape[:-1].numel() for points in features.points) * channels * 2 ** len(grid),
+        sampling=sum(points.shape[:-1].numel() for points in features.points) * samples * channels * 2 ** len(grid),
     )

@@ -46,7 +46,11 @@ def unit(state, name, tokens, roi, trace, ndim, heads):
     tokens = tokens + attention(state, f"{name}.attn", norm(state, f"{name}.norm1", tokens), heads)
     roi = adjusted(roi, linear(state, f"{name}.adjust.proj", norm(state, f"{name}.adjust.norm", tokens)), ndim)
     points = points_of(state, f"{name}.offset", tokens, roi, ndim)
-    tokens = tokens + mix(state, f"{name}.mixing", sample(trace.stem, points), tokens)
+    sampled = sample(trace.stem, points)
+    if f"{name}.motion.weight" in state:
+        before = points - points.new_tensor([0, 0, 1 / trace.stem.shape[2]])
+        sampled = sampled + linear(state, f"{name}.motion", sampled - sample(trace.stem, before))
+    tokens = tokens + mix(state, f"{name}.mixing", sampled, tokens)
     tokens = tokens + mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", tokens))
     trace.rois.append(roi)
     trace.points.append(points)

@@ -48,6 +48,7 @@ def test_inflate_maps_each_image_tensor(num_tubes):
         bias = new.pop(f"{block}.offset.bias")
         assert torch.equal(bias[:, :2], old.pop(f"{block}.offset.bias"))
         assert bias[:, 2].unique().numel() == len(bias)  # spread in time
+        assert not new.pop(f"{block}.motion.weight").any()
     assert new.keys() == old.keys()
     assert all(torch.equal(new[name], old[name]) for name in new)
 

@@ -77,6 +77,8 @@ def test_fresh_weights_that_are_zero(model):
         zero -= {f"{block}.offset.bias", f"{block}.mixing.fc2.bias"}
         zero |= {f"{block}.{part}.weight" for part in ("mixing.fc2", "offset.proj", "adjust.proj")}
         zero |= {f"{block}.mixing.m_beta", f"{block}.mixing.s_beta"}
+        if model.motion:
+            zero.add(f"{block}.motion.weight")
     assert {name for name, p in model.named_parameters() if not p.any()} == zero
 
 

@@ -51,7 +51,7 @@ class Golden:
         self.tensors = tensors
         del config["kind"]
         config.pop("num_frames", None)
-        self.hparams = {"ndim": 2 if kind == "image" else 3, **config}
+        self.hparams = {"ndim": 2, **config} if kind == "image" else {"ndim": 3, "motion": False, **config}
 
     def first_generation(self):
         renamed = {}
