@@ -25,6 +25,18 @@ def test_inflate_motion_changes_the_score():
         assert off_by(video(x.flip(2)), video(x)) > 1e-3
 
 
+def test_motion_is_zero_in_a_still_clip_and_in_the_first_frame():
+    video = sparsevideo.inflate(toy(2), num_tubes=2).eval()
+    moving, still = clip(3, frames=6), clip(3, frames=6)[:, :, :1].expand(-1, -1, 6, -1, -1)
+    with torch.no_grad():
+        before = [video(x) for x in (moving, still, moving[:, :, :1])]
+        for block in (video.focus, video.cortex[0]):
+            block.motion.weight.normal_()
+        after = [video(x) for x in (moving, still, moving[:, :, :1])]
+    changes = [off_by(*pair) for pair in zip(after, before, strict=True)]
+    assert changes[0] > 1e-2 and max(changes[1:]) < 1e-5, changes
+
+
 @pytest.mark.parametrize("num_tubes", [1, 3])
 def test_inflate_maps_each_image_tensor(num_tubes):
     image = toy(2)
