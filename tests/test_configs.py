@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 RUN_FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 IMAGENET = [name for name in RUN_FILES if "/imagenet/" in name]
 KINETICS = [name for name in RUN_FILES if "/kinetics400/video_" in name]
-RECIPES = [*IMAGENET, *KINETICS, "configs/kinetics400/linear_probe.yaml", "configs/finetune/own_videos.yaml"]
+FINETUNE = [name for name in RUN_FILES if "/finetune/" in name]
+RECIPES = [*IMAGENET, *KINETICS, "configs/kinetics400/linear_probe.yaml", *FINETUNE]
 PAGE = "docs/recipes.md"
 
 CLASSES = {"imagenet": 1000, "kinetics400": 400, "finetune": 400}  # by folder; own videos may have another number
@@ -105,7 +106,7 @@ def parse(monkeypatch, capsys):
 
 
 def test_every_folder_has_its_run_files():
-    assert [len(names) for names in (IMAGENET, KINETICS, RECIPES)] == [1, 1, 4]
+    assert [len(names) for names in (IMAGENET, KINETICS, RECIPES)] == [1, 1, 5]
     assert set(RECIPES) < set(RUN_FILES)
     assert all(len(header(name)) <= 15 for name in RUN_FILES)
 
@@ -117,7 +118,8 @@ def test_a_run_file_holds_only_what_differs_from_the_defaults(name):
         defaults["model"]["args"] = create_model(settings(name).model.name).hparams
     defaults = {**dict(leaves(defaults)), "model.args": {}}
     written, resolved = yaml.safe_load((ROOT / name).read_text()), dict(leaves(shown(name)))
-    assert "weights" not in written.get("model", {}), "weights are given on the command line"
+    weights = written.get("model", {}).get("weights", "pretrained:")
+    assert weights.startswith("pretrained:"), "files of weights are given on the command line"
     # An empty section has no resolved value of its own.
     repeated = {
         key for key, _ in leaves(written) if key not in resolved or resolved[key] == defaults.get(key, math.nan)
@@ -144,7 +146,7 @@ def test_a_test_batch_holds_all_views_of_a_file(name):
 def shrunk(name, digits):
     """Return options that make a run small and keep its recipe."""
     config, kind = settings(name), "videos" if "video_" in settings(name).model.name else "images"
-    args = [*NANO_ARGS, "--data.size=32", "--data.num_workers=0", "--train.max_steps=2"]
+    args = [*NANO_ARGS, "--model.weights=null", "--data.size=32", "--data.num_workers=0", "--train.max_steps=2"]
     args += [
         f"--train.batch_size={2 * config.data.num_repeats}",
         f"--data.root={digits}",
@@ -173,7 +175,7 @@ def test_two_steps_of_the_recipe_train(name, digits, tmp_path):
 
 def test_a_dry_run_of_fine_tuning_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    name = "configs/finetune/own_videos.yaml"
+    name = "configs/finetune/published.yaml"
     assert main(["train", "--config", str(ROOT / name), *shrunk(name, digits), "--dry-run"]) == OK
     output = capsys.readouterr().out
     assert "global batch 16 = 1 x 8 x 2" in output
