@@ -4,8 +4,8 @@
     sparsevideo localize CHECKPOINT --boxes boxes.csv --data.root DATA
 
 Motion is the absolute difference of the brightness to the frame a tenth of a second earlier, after a blur of 3 % of the
-short side. The center is that of the strongest 5 % of the pixels, weighted by their motion. A box around it is a square,
-a third of the short side wide. Frames whose strongest 5 % have less than twice the mean motion have no box.
+short side. The center is that of the strongest 5 % of the pixels, weighted by their motion. A box is a square around it
+with a third of the short side. Frames whose strongest 5 % have less than twice the mean motion have no box.
 """
 
 import argparse
