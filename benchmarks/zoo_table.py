@@ -62,7 +62,8 @@ do not count. The cells of tests on whole frames are empty, because the cost dif
 
 † By the published counter, which omits the adaptive mixing.
 
-‡ Pre-trained on ImageNet-21K; the others on ImageNet-1K. Table 5 of arXiv 2304.03768 v1 reports all three.
+‡ Pre-trained on ImageNet-21K; the others on ImageNet-1K. Table 5 of arXiv 2304.03768 v1 reports all three, for networks
+without [motion](architecture.md#time), which adds 1 to 3 % to the GMAC of ours.
 
 ## Measured
 
