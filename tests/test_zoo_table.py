@@ -56,9 +56,11 @@ def test_zoo_page_is_what_its_own_command_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == page, "make docs/model_zoo.md again, with the command that it shows"
     rows = {row["model"]: row for row in table(page)}
     assert set(rows) >= set(list_models())
-    for model, gmac in {  # published: all operations, by the published counter, parameters
+    # All operations, by the published counter, parameters. The video network is the published one with motion, whose
+    # own numbers are in reports/test_profile.py.
+    for model, gmac in {
         "sparseformer_tiny": ("2.18 × 1", "2.07 × 1", "31.5"),
-        "video_sparseformer_base": ("75.0 × 12", "73.5 × 12", "80.9"),
+        "video_sparseformer_base": ("76.0 × 12", "74.6 × 12", "80.9"),
     }.items():
         row = rows[model]
         assert (row["GMAC × views\\*"], row["as published†"], row["parameters, M"]) == gmac
