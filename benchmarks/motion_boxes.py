@@ -3,42 +3,42 @@
     python -m benchmarks.motion_boxes DATA boxes.csv
     sparsevideo localize CHECKPOINT --boxes boxes.csv --data.root DATA
 
-Motion is the absolute difference of the brightness to the frame a tenth of a second earlier, after a blur of 3 % of the
-short side. The center is that of the strongest 5 % of the pixels, weighted by their motion. A box is a square around it
-with a third of the short side. Frames whose strongest 5 % have less than twice the mean motion have no box.
+Frames are resized to a short side of 30 pixels. Motion is the absolute difference of the brightness to the frame 0.1 s
+earlier. The center is the mean position of the 5 % of the pixels with the most motion, weighted by the motion. The box
+is a square around the center, and its side is a third of the short side.
 """
 
 import argparse
 import csv
+from collections import deque
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from sparsevideo.io import FrameStream
 
-DELAY_S, BLUR, SHARE, SIDE, CONTRAST = 0.1, 0.03, 0.05, 1 / 3, 2.0
+SHORT_SIDE, DELAY_S, SHARE, SIDE = 30, 0.1, 0.05, 1 / 3
 
 
 def motion_boxes(path: Path) -> dict[int, tuple[float, float, float, float]]:
-    """Return the box (x0, y0, x1, y1) of each frame that has one, in pixels."""
+    """Return the box (x0, y0, x1, y1) of each moving frame, in fractions of the frame; none in the first DELAY_S."""
     boxes: dict[int, tuple[float, float, float, float]] = {}
-    earlier: list[tuple[float, np.ndarray]] = []
-    for frame in FrameStream(path):
-        gray = torch.from_numpy(frame.image.mean(-1, dtype=np.float32))[None]
-        sigma = BLUR * min(gray.shape[1:])
-        gray = gaussian_blur(gray, 2 * round(3 * sigma) + 1, sigma)[0].numpy()
-        while len(earlier) > 1 and earlier[1][0] <= frame.time_s - DELAY_S + 1e-3:
-            earlier.pop(0)
-        if earlier and earlier[0][0] <= frame.time_s - DELAY_S + 1e-3:
-            motion = np.abs(gray - earlier[0][1])
-            strongest = np.where(motion >= np.quantile(motion, 1 - SHARE), motion, 0)
-            if strongest.sum() / np.count_nonzero(strongest) >= CONTRAST * motion.mean():
-                y, x = (np.indices(gray.shape) * strongest).sum((1, 2)) / strongest.sum() + 0.5
-                half = SIDE * min(gray.shape) / 2
-                boxes[frame.frame_index] = (x - half, y - half, x + half, y + half)
-        earlier.append((frame.time_s, gray))
+    frames: deque[tuple[float, np.ndarray]] = deque()  # times in seconds and brightness (H, W), the newest last
+    for frame in FrameStream(path, short_side=SHORT_SIDE):
+        gray = frame.image.mean(-1)
+        latest_s = frame.time_s - DELAY_S + 1e-3  # of the earlier frame; time stamps are rounded
+        while len(frames) > 1 and frames[1][0] <= latest_s:
+            frames.popleft()
+        if frames and frames[0][0] <= latest_s:
+            motion = np.abs(gray - frames[0][1])
+            motion[motion < np.quantile(motion, 1 - SHARE)] = 0
+            if motion.any():
+                size = np.array(gray.shape[::-1])  # (W, H)
+                y, x = (np.indices(gray.shape) * motion).sum((1, 2)) / motion.sum() + 0.5
+                half = SIDE * size.min() / 2 / size
+                corners = np.concatenate(((x, y) / size - half, (x, y) / size + half)).clip(0, 1)
+                boxes[frame.frame_index] = tuple(corners.tolist())
+        frames.append((frame.time_s, gray))
     return boxes
 
 
@@ -55,7 +55,7 @@ def main() -> None:
         writer.writerow(["path", "frame", "x0", "y0", "x1", "y1"])
         for path in paths:
             for frame, box in motion_boxes(args.data / path).items():
-                writer.writerow([path, frame, *(f"{value:.1f}" for value in box)])
+                writer.writerow([path, frame, *(f"{value:.4f}" for value in box)])
 
 
 if __name__ == "__main__":

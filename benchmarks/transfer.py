@@ -104,7 +104,8 @@ def gather(work: Path) -> dict[str, Any]:
             results = {order: read_json(path) for order, path in tests.items()}
             first = results["forward"]
             protocol = {key: first[key] for key in ("hparams", "num_frames", "size", "clips", "crops", "full_frame")}
-            about = names.setdefault(name, {**protocol, "environment": first["environment"], "runs": []})
+            environment = {key: value for key, value in first["environment"].items() if key != "command"}  # has folders
+            about = names.setdefault(name, {**protocol, "environment": environment, "runs": []})
             if {key: about[key] for key in protocol} != protocol:
                 raise ValueError(f"{folder}: has another network or other views than the first run of {name}")
             top1 = {order: test["top1"] for order, test in results.items()}

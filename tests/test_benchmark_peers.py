@@ -1,14 +1,17 @@
-"""The peers of the benchmarks cost what our networks cost, training resumes them exactly, and folds are tested."""
+"""The peers of the benchmarks cost what our networks cost and resume exactly; folds are tested; boxes follow motion."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from toy_runs import NANO_ARGS, one_thread
 
 from benchmarks import peers, transfer
+from benchmarks.motion_boxes import motion_boxes
 from benchmarks.pretraining import Run, train_and_test
 from sparsevideo.cli import OK, main
+from sparsevideo.io import write_video
 from sparsevideo.models.create import create_model
 from sparsevideo.models.weights import load_weights, read_weights
 from sparsevideo.reports.profile import count_macs, count_parameters
@@ -78,6 +81,24 @@ def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_
     reversed_test = json.loads((work / "fresh" / "fold0-seed3" / "test-reversed" / "results.json").read_text())
     assert reversed_test["frame_order"] == "reversed"
     assert "| fresh |" in (tmp_path / "table.md").read_text()
+    assert str(tmp_path) not in (tmp_path / "table.json").read_text()
+
+
+def test_motion_boxes_follow_a_moving_square(tmp_path):
+    """A square of 48 pixels moves to the right by 8 pixels a frame; 0.1 s are two frames."""
+    frames = np.zeros((10, 120, 160, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[36:84, 8 * index : 8 * index + 48] = 255
+    still = np.zeros_like(frames)
+    write_video(tmp_path / "square.mp4", np.concatenate((frames, still)), fps=20)
+    boxes = motion_boxes(tmp_path / "square.mp4")
+    assert set(boxes) == {*range(2, 12)}  # the square disappears, then nothing moves
+    for index in range(2, 10):
+        x0, y0, x1, y1 = boxes[index]
+        # Both edges move: the area between the places of the two frames, 16 pixels wide on either side of the square.
+        assert (x0 + x1) / 2 == pytest.approx((8 * index + 16) / 160, abs=0.05)
+        assert (y0 + y1) / 2 == pytest.approx(0.5, abs=0.05)
+        assert y1 - y0 == pytest.approx(1 / 3, abs=0.01) and (x1 - x0) * 160 == pytest.approx((y1 - y0) * 120, abs=1)
 
 
 def test_means_over_folds_and_seeds():

@@ -97,8 +97,8 @@ def parse(monkeypatch, capsys):
 
     def parse(argv):
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(cli.Parser, "parse", stop_after)
-        with pytest.raises(Parsed) as parsed:
+        with monkeypatch.context() as patch, pytest.raises(Parsed) as parsed:
+            patch.setattr(cli.Parser, "parse", stop_after)
             pytest.fail(f"sparsevideo {shlex.join(argv)} ended with {main(argv)}: {capsys.readouterr().err}")
         return parsed.value.args[0]
 
@@ -183,6 +183,12 @@ def test_a_dry_run_of_fine_tuning_writes_nothing(digits, tmp_path, monkeypatch, 
     scales = {"0.3164": "stem.conv.weight", "0.4219": "focus.", "0.5625": "cortex.0.", "0.75": "cortex.1."}
     assert all(groups[scale].startswith(first) for scale, first in {**scales, "10": "head.weight"}.items())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_for_own_videos_starts_from_released_weights(digits, capsys):
+    argv = ["train", "--config", str(ROOT / "configs/finetune/own_videos.yaml"), f"--data.root={digits}/videos"]
+    assert main([*argv, "--data.num_workers=0", "--dry-run"]) == OK
+    assert "0 missing, 0 unexpected" in capsys.readouterr().out
 
 
 def schedule(name, devices, files):

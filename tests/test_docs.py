@@ -170,6 +170,11 @@ def test_every_page_is_in_the_navigation():
     assert sorted(navigation) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+@pytest.mark.parametrize("file", sorted(DOCS.rglob("*.json")), ids=page_name)
+def test_raw_results_name_no_folder_of_a_machine(file):
+    assert re.findall(r'"(?:/|[A-Z]:\\)[^"]*"', read(file)) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_nobody_is_sent_to_the_other_package_on_pypi(page):
     assert not re.findall(r"pip install (?:-\S+ )*['\"]?sparsevideo\b(?!-recognition)", read(page))

@@ -13,6 +13,8 @@ def inflate_weights(
 ) -> list[tuple[str, tuple[int, ...], tuple[int, ...], str]]:
     """Write video weights; return the name, the old and new shape, and the change of each tensor.
 
+    The old shape of a tensor that the image model does not have is ().
+
     Raises:
         ValueError: The file has no image model.
     """

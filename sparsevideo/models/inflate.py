@@ -66,6 +66,6 @@ def inflated(image_state: Mapping[str, Tensor], num_tubes: int, motion: bool) ->
         else:
             yield name, tensor, "copied"
     if motion:
-        channels = len(image_state["stem.conv.weight"])
+        stem = image_state["stem.conv.weight"]  # (C, 3, 7, 7)
         for block in ("focus", "cortex.0"):
-            yield f"{block}.motion.weight", tensor.new_zeros(channels, channels), "new, zero"
+            yield f"{block}.motion.weight", stem.new_zeros(len(stem), len(stem)), "new, zero"

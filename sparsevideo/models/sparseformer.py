@@ -53,8 +53,8 @@ class SparseFormer(nn.Module):
         mlp_ratio: Hidden width of the MLPs over the token width.
         drop_path: Drop path rate of the last step; it grows linearly from 0 over all steps.
         padding: Features outside the frame: "zeros", or "border" for the nearest.
-        motion: In clips, sample the change of the features since the frame before as well. The published network does
-            not.
+        motion: In clips, add a projection of its change since the frame before to each sampled feature. The published
+            network does not. It has no effect for images.
         activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
