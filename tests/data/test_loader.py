@@ -317,11 +317,28 @@ def dangerous(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def end_of(dataset: Dataset) -> OSError:
+class FirstAlone(Dataset):
+    """Its workers wait before any item but the first until the file `gate` exists."""
+
+    def __init__(self, items: Dataset, gate: Path) -> None:
+        self.items, self.gate = items, gate
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        while index > 0 and not self.gate.exists():
+            time.sleep(0.01)
+        return self.items[index]
+
+
+def end_of(items: Dataset, gate: Path) -> OSError:
     """Return the error of a loader after all its workers but the first have ended by themselves."""
+    dataset = FirstAlone(items, gate)
     loader = test_loader(dataset, range(len(dataset)), batch_size=1, num_workers=len(dataset), timeout_s=0.5)
     batches = iter(loader)
     assert next(batches)["video"].shape == (1, 3, 1, 1, 1)
+    gate.touch()  # not earlier: on a busy machine, dead workers may be noticed before the first item has come
     workers = loader._iterator._workers  # type: ignore[union-attr]
     for worker in workers[1:]:
         worker.join(30)
@@ -339,7 +356,7 @@ def test_files_of_hanging_workers_are_named(dangerous: Path) -> None:
     videos = read_records(dangerous / "videos", kind="video")
     views = VideoDataset(videos, num_frames=4, frame_stride=2, transform=TestTransform(32), num_clips=1)
     both = Subset(views, [0]), Subset(training(videos), [1])
-    error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), *both]))
+    error = end_of(ConcatDataset([Dangerous(dangerous / "fine", dangerous / "hang"), *both]), dangerous / "gate")
     assert isinstance(error, TimeoutError)
     reason = "not read within 0.5 s; remove it, or raise data.timeout_s if the disk is slow (`sparsevideo data scan`"
     files = [dangerous / "hang", videos.path(0), videos.path(1)]
@@ -350,7 +367,7 @@ def test_files_of_hanging_workers_are_named(dangerous: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_files_of_dead_workers_are_named(dangerous: Path) -> None:
     ends = ("crash", "killed outside", "killed inside", "hang")
-    error = end_of(Dangerous(dangerous / "fine", *(dangerous / end for end in ends)))
+    error = end_of(Dangerous(dangerous / "fine", *(dangerous / end for end in ends)), dangerous / "gate")
     assert isinstance(error, ChildProcessError)  # not only slow ones
     first, second = str(error).split(" finds such files); ", 1)
     assert first.startswith(
