@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "convert": command_lines.convert,
     "data make-digits": command_lines.make_digits,
     "data scan": command_lines.scan,
+    "data resize": command_lines.resize,
     "models list": command_lines.models_list,
     "config show": command_lines.config_show,
 }

@@ -65,6 +65,7 @@ def test_quickstart_writes_nothing(broken: Path, tmp_path: Path) -> None:
 
 
 def test_kinetics_are_not_prepared(broken: Path, videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\nyoga,notfetched0,0,10,train\n")
     done = command(broken, ROOT / "tools/prepare_kinetics.py", videos, tmp_path / "out", tmp_path / "train.csv")
     (line,) = done.stderr.splitlines()
     assert line.startswith("ValueError: pyav does not decode here (")

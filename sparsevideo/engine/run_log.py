@@ -95,7 +95,7 @@ class RunLog:
             self._warned_of_waiting = True
             logger.warning(
                 "%.0f %% of the time is spent waiting for data; raise data.num_workers, run `sparsevideo data scan`,"
-                " store the videos at a smaller size (tools/prepare_kinetics.py), or raise data.num_repeats",
+                " store the videos at a smaller size (`sparsevideo data resize`), or raise data.num_repeats",
                 100 * data_s / iter_s,
             )
 
