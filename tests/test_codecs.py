@@ -64,11 +64,10 @@ def test_quickstart_writes_nothing(broken: Path, tmp_path: Path) -> None:
     assert done.returncode == FAILED and not (tmp_path / "out").exists()
 
 
-def test_kinetics_are_not_prepared(broken: Path, videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\nyoga,notfetched0,0,10,train\n")
-    done = command(broken, ROOT / "tools/prepare_kinetics.py", videos, tmp_path / "out", tmp_path / "train.csv")
+def test_nothing_is_resized(broken: Path, videos: Path, tmp_path: Path) -> None:
+    done = command(broken, "-m", "sparsevideo", "data", "resize", videos, tmp_path / "out", "--short-side", "32")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ValueError: pyav does not decode here (")
+    assert line.startswith("error: pyav does not decode here (")
     assert done.returncode == FAILED and not (tmp_path / "out").exists()
 
 
