@@ -36,7 +36,7 @@ def resize_all(
         out: Folder of the copies, outside of `root`.
         names: Videos, relative to `root`.
         short_side: Pixels along the shorter side, even. Smaller videos keep their size.
-        description: Label of the progress.
+        description: Name of the work, shown with its progress.
         num_workers: Child processes; None: one for each core.
         timeout_s: Seconds that a video may take.
 
@@ -60,8 +60,14 @@ def resize_all(
             raise ValueError(f"{root}: {first} and {name} have the same copy, {copies[name]}; rename one of them")
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(root / name, out / copy, short_side) for name, copy in copies.items() if _is_old(out / copy, root / name)]
-    kw = {"num_workers": num_workers, "timeout_s": timeout_s, "num_done": len(copies) - len(jobs)}
-    ends = run_all(resize_video, jobs, description=description, **kw)  # type: ignore[arg-type]
+    ends = run_all(
+        resize_video,
+        jobs,
+        description=description,
+        num_workers=num_workers,
+        timeout_s=timeout_s,
+        num_done=len(copies) - len(jobs),
+    )
     lacking = {job[0].relative_to(root).as_posix(): str(end) for job, end in ends if isinstance(end, ChildError)}
     return {name: copy for name, copy in copies.items() if name not in lacking}, lacking
 
