@@ -187,7 +187,7 @@ def localize(parser: Parser, argv: Sequence[str]) -> int:
 
     def add_options(parser: Parser) -> None:
         parser.add_argument("--boxes", required=True, help="csv path,frame,x0,y0,x1,y1, or videos.json of the digits")
-        parser.add_argument("--out", help="folder for localize.json and localize.png; by default in the run folder")
+        parser.add_argument("--out", help="folder for localize.json and its pictures; by default in the run folder")
         parser.add_argument("--limit", type=int | None, help="number of files to compare; by default all with boxes")
 
     path, config, args = parse_test(parser, argv, checkpoint_config, add_options)

@@ -26,7 +26,7 @@ from sparsevideo.models.weights import load_model
 from sparsevideo.reports import localize
 from sparsevideo.reports.analysis import LEVEL
 from sparsevideo.reports.localize import BoxFile
-from sparsevideo.reports.visualize import trace_batch
+from sparsevideo.reports.visualize import frame_densities, trace_batch
 from sparsevideo.utils.files import abbreviate, atomic_path
 from sparsevideo.utils.progress import progress_bar
 
@@ -42,7 +42,7 @@ _SETTINGS = {  # that decide which points of which frames are compared
 def run(
     path: Path, config: Config, boxes_path: Path, out: Path | None = None, *, limit: int | None = None
 ) -> dict[str, Any]:
-    """Compare the sampling points on one view of each listed file with its boxes; write localize.json and .png.
+    """Compare the sampling points on one view of each listed file with its boxes; write localize.json and pictures.
 
     Args:
         path: Checkpoint of a run, or other weights.
@@ -79,7 +79,7 @@ def run(
     if limit is not None and limit < len(with_boxes):
         chosen = [with_boxes[i * len(with_boxes) // limit] for i in range(limit)]
     fabric = launch("32-true")
-    counts, frames, failures = _count(fabric.device, model, config, records, chosen, box_file)
+    counts, around, frames, failures = _count(fabric.device, model, config, records, chosen, box_file)
     summary = {name: localize.summarize(measure, seed=SEED) for name, measure in counts.items()}
     results = {
         "checkpoint": str(path),
@@ -108,6 +108,8 @@ def run(
         unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     with atomic_path(out / "localize.png") as unfinished:
         localize.save_plot(unfinished, summary["points"], summary["peaks"])
+    with atomic_path(out / "around.png") as unfinished:
+        localize.save_around(unfinished, around)
     for reason in list(failures.values())[:5]:
         logger.info("could not be read and is not scored: %s", reason)
     logger.info("see %s", out)
@@ -128,11 +130,16 @@ def _count(
     records: Records,
     chosen: list[int],
     box_file: BoxFile,
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int], dict[str, str]]:
-    """Return parts and wholes of both measures by name, counts of frames, and the reasons of unreadable files."""
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray], dict[str, int], dict[str, str]]:
+    """Compare the points with the boxes.
+
+    Returns:
+        Parts and wholes of both measures by name, densities around the boxes by name (see `localize.sum_around`),
+        counts of frames, and the reasons of unreadable files.
+    """
     networks = {"network": model.float().to(device), "untrained": untrained(model).to(device)}
     normalize = Normalize(config.data.mean, config.data.std).to(device)
-    points, peaks = defaultdict[str, list[np.ndarray]](list), defaultdict[str, list[np.ndarray]](list)
+    points, peaks, around = (defaultdict[str, list[np.ndarray]](list) for _ in range(3))
     frames = {"in_clips": 0, "scored": 0, "without_boxes": 0, "outside_the_crop": 0}
     failures: dict[str, str] = {}
     with progress_bar("localize", len(chosen)) as bar:
@@ -154,9 +161,15 @@ def _count(
                 frames["scored"] += len(boxes)
                 if not boxes:
                     continue
+                cells = localize.grid(tuple(x.shape[-2:]))
                 for name, trace in traces.items():
                     points[name].append(localize.count_points(trace[row], boxes, len(clip)))
-                    peaks[name].append(localize.count_peaks(trace[row], boxes, len(clip), tuple(x.shape[-2:])))
+                    steps = range(len(trace[row].points))
+                    densities = [frame_densities(trace[row], step, cells, len(clip)) for step in steps]
+                    peaks[name].append(np.stack([localize.count_peaks(each, boxes) for each in densities]))
+                    around[name].append(localize.sum_around(densities[-1], boxes))
+                center = np.broadcast_to(localize.center_density(cells), densities[-1].shape)
+                around["center"].append(localize.sum_around(center, boxes))
                 uniform = localize.count_baseline(boxes, localize.uniform_cdf)
                 points["uniform"].append(uniform)
                 peaks["uniform"].append(uniform)  # a random peak is in a box as often as a random point
@@ -167,8 +180,9 @@ def _count(
             f"none of the {frames['in_clips']} frames of {len(chosen)} clips has a box in its crop; check the frame"
             " indices, and whether boxes are pixels of the stored frame or fractions of it"
         )
-    stacked = [{name: np.stack(each) for name, each in measure.items()} for measure in (points, peaks)]
-    return dict(zip(("points", "peaks"), stacked, strict=True)), frames, failures
+    measures = {"points": points, "peaks": peaks}
+    counts = {key: {name: np.stack(each) for name, each in found.items()} for key, found in measures.items()}
+    return counts, {name: np.sum(each, axis=0) for name, each in around.items()}, frames, failures
 
 
 def show(results: dict[str, Any]) -> None:

@@ -21,12 +21,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sparsevideo.reports.analysis import RESAMPLES, Interval, interval
-from sparsevideo.reports.visualize import SamplingTrace, frame_densities, frame_weight
+from sparsevideo.reports.visualize import SamplingTrace, frame_weight
 
 FrameBoxes: TypeAlias = Mapping[int, np.ndarray]  # frame -> (M, 4) boxes
 
 CENTER_STD = 1 / 6  # of the center prior, as a fraction of each side: three standard deviations reach the edge
-PEAK_CELLS = 64  # cells along the frame's short side, among which the peak of the density is found
+PEAK_CELLS = 64  # cells of a density along the frame's short side
 _COLUMNS = ("path", "frame", "x0", "y0", "x1", "y1")
 _PIXELS_MOST = 1e6
 
@@ -161,25 +161,51 @@ def count_points(trace: SamplingTrace, boxes: FrameBoxes, num_frames: int) -> np
     return counts
 
 
-def count_peaks(trace: SamplingTrace, boxes: FrameBoxes, num_frames: int, shape: tuple[int, int]) -> np.ndarray:
-    """Return (S, 2): the frames on which the peak of the density is in a box, and all frames with boxes.
+def grid(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the cells along the height and the width of a frame of this shape; see `PEAK_CELLS`."""
+    height, width = (max(1, round(PEAK_CELLS * side / min(shape))) for side in shape)
+    return height, width
+
+
+def count_peaks(densities: np.ndarray, boxes: FrameBoxes) -> np.ndarray:
+    """Return (2,): the frames on which the peak of the density (T, H, W) is in a box, and all frames with boxes.
+
+    A frame that no point samples has no peak and counts as missed.
+    """
+    count = 0
+    for frame, each in boxes.items():
+        row, column = np.unravel_index(densities[frame].argmax(), densities[frame].shape)
+        peak = np.array([(column + 0.5) / densities.shape[2], (row + 0.5) / densities.shape[1]])
+        count += bool(densities[frame].any() and is_inside(peak, each))
+    return np.array([count, len(boxes)])
+
+
+def sum_around(densities: np.ndarray, boxes: FrameBoxes) -> np.ndarray:
+    """Move the center of each box to the middle of a window as large as the frame's short side, and sum the densities.
 
     Args:
-        trace: RoIs and points of a clip.
+        densities: (T, H, W) densities of a clip.
         boxes: Frame of the clip -> (M, 4) boxes, fractions of the frame.
-        num_frames: T, frames of the clip.
-        shape: Height and width of the frame, which decide the kernel's shape; see `PEAK_CELLS`. A frame that no point
-            samples has no peak and counts as missed.
+
+    Returns:
+        (2, A, A), A odd: the sum of the densities, and the number of boxes for which the cell is on the frame.
     """
-    height, width = (max(1, round(PEAK_CELLS * side / min(shape))) for side in shape)
-    counts = np.zeros((len(trace.points), 2))
-    for step in range(len(trace.points)):
-        densities = frame_densities(trace, step, (height, width), num_frames)
-        for frame, each in boxes.items():
-            row, column = np.unravel_index(densities[frame].argmax(), (height, width))
-            peak = np.array([(column + 0.5) / width, (row + 0.5) / height])
-            counts[step] += bool(densities[frame].any() and is_inside(peak, each)), 1
-    return counts
+    radius = min(densities.shape[1:]) // 2
+    padded = np.pad(densities, ((0, 0), (radius, radius), (radius, radius)), constant_values=np.nan)
+    total = np.zeros((2, 2 * radius + 1, 2 * radius + 1))
+    for frame, each in boxes.items():
+        centers = (each[:, :2] + each[:, 2:]) / 2 * densities.shape[:0:-1]  # (M, 2) in cells, x and y
+        for column, row in centers.astype(int):
+            window = padded[frame, row : row + 2 * radius + 1, column : column + 2 * radius + 1]
+            total += np.nan_to_num(window), ~np.isnan(window)
+    return total
+
+
+def center_density(shape: tuple[int, int]) -> np.ndarray:
+    """Return the density (H, W) of the center prior, with a mean of 1."""
+    y, x = (np.exp(-((((np.arange(size) + 0.5) / size - 0.5) / CENTER_STD) ** 2) / 2) for size in shape)
+    found = np.outer(y, x)
+    return found / found.mean()
 
 
 def uniform_cdf(x: float) -> float:
@@ -295,4 +321,21 @@ def save_plot(path: str | Path, points: Mapping[str, Any], peaks: Mapping[str, A
         axes.grid(color="#e3e8ee", linewidth=0.6)
         axes.set_axisbelow(True)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def save_around(path: str | Path, around: Mapping[str, np.ndarray]) -> None:
+    """Draw the density around the boxes' centers to a PNG file; see `sum_around` for the arrays (2, A, A), by name."""
+    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    with np.errstate(invalid="ignore"):
+        means = {name: total / count for name, (total, count) in around.items()}  # NaN where no box has the cell
+    limit = max(np.nanmax(mean) for mean in means.values())
+    for axes, (name, mean) in zip(figure.subplots(1, len(means)), means.items(), strict=True):
+        image = axes.imshow(mean, vmin=0, vmax=limit, cmap="viridis", extent=(-0.5, 0.5, 0.5, -0.5))
+        axes.plot(0, 0, "+", color="white", markersize=9)
+        axes.set_title(STYLES[name][2], fontsize=10)
+        axes.set_xticks([-0.5, 0, 0.5])
+        axes.set_yticks([-0.5, 0, 0.5])
+    figure.colorbar(image, label="times as dense as uniform points")
+    figure.supxlabel("distance from the center of a true box, in short sides of the frame", fontsize=9)
     figure.savefig(path, format="png")

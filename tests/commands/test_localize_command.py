@@ -66,7 +66,7 @@ def test_localize_scores_all_listed_files_beside_three_baselines(whole, sidecar,
                 assert 0 <= each["low"] <= each["value"] <= each["high"] <= 100
     assert results["peaks"]["center"]["percent"]["value"] == pytest.approx(100 * center)
     assert results["settings"]["data.num_frames"] == 4 and results["environment"]["packages"]
-    assert (out / "localize.png").stat().st_size > 1000
+    assert (out / "localize.png").stat().st_size > 1000 and (out / "around.png").stat().st_size > 1000
 
 
 def test_localize_prints_a_table_with_intervals_and_counts(trained, digits, tmp_path, capsys, monkeypatch):

@@ -2,13 +2,14 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from sparsevideo.reports import localize
 from sparsevideo.reports.localize import center_cdf, crop_boxes, mass_inside, read_boxes, uniform_cdf
-from sparsevideo.reports.visualize import SamplingTrace, density
+from sparsevideo.reports.visualize import SamplingTrace, frame_densities
 
 
 def random_trace(rng, steps=2, tokens=3, points=4):
@@ -36,27 +37,50 @@ def test_count_points_weighs_each_point_on_each_annotated_frame():
     assert (expected[:, 0] > 0).all() and (expected[:, 0] < expected[:, 1]).all()
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (90, 160)])
-def test_count_peaks_counts_frames_whose_densest_pixel_is_in_a_box(shape):
+def test_count_peaks_counts_frames_whose_densest_cell_is_in_a_box():
     rng, num_frames = np.random.default_rng(1), 4
-    trace = random_trace(rng, points=8)
     corners = np.sort(rng.random((4, 2, 2, 2)), axis=2)  # (frames, M, low and high, x and y)
     boxes = {frame: corners[frame].reshape(2, 4) for frame in (0, 1, 3)}
-    height, width = (round(64 * side / min(shape)) for side in shape)
-    expected = np.zeros((2, 2))
-    for step in range(2):
-        for frame, each in boxes.items():
-            found = density(trace, step, (height, width), frame, num_frames)
-            row, column = divmod(int(found.argmax()), width)
-            x, y = (column + 0.5) / width, (row + 0.5) / height
-            expected[step] += any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in each), 1
-    assert localize.count_peaks(trace, boxes, num_frames, shape).tolist() == expected.tolist()
+    height, width = 64, 114
+    densities = frame_densities(random_trace(rng, points=8), 1, (height, width), num_frames)
+    expected = np.zeros(2)
+    for frame, each in boxes.items():
+        row, column = divmod(int(densities[frame].argmax()), width)
+        x, y = (column + 0.5) / width, (row + 0.5) / height
+        expected += any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in each), 1
+    assert localize.count_peaks(densities, boxes).tolist() == expected.tolist()
+    assert 0 < expected[0] < 3
+
+
+def test_grid_has_64_cells_along_the_short_side():
+    assert [localize.grid(shape) for shape in ((224, 224), (90, 160), (720, 406))] == [(64, 64), (64, 114), (113, 64)]
 
 
 def test_count_peaks_of_a_frame_without_points_is_a_miss():
     trace = SamplingTrace(np.zeros((1, 1, 6)), np.full((1, 1, 1, 3), 0.1), num_tubes=1)
     boxes = {frame: np.array([[0.0, 0.0, 1.0, 1.0]]) for frame in range(4)}
-    assert localize.count_peaks(trace, boxes, 4, (64, 64)).tolist() == [[1, 4]]
+    assert localize.count_peaks(frame_densities(trace, 0, (64, 64), 4), boxes).tolist() == [1, 4]
+
+
+def test_sum_around_moves_each_box_center_to_the_middle_and_counts_cells_on_the_frame():
+    rng = np.random.default_rng(3)
+    densities = rng.random((2, 8, 12))  # cells of 1/8 and 1/12 of the frame
+    boxes = {0: np.array([[0.0, 0.0, 0.1, 0.1]]), 1: np.array([[0.2, 0.5, 0.6, 1.0], [0.9, 0.1, 1.0, 0.2]])}
+    expected = np.zeros((2, 9, 9))
+    for frame, row, column in ((0, 0, 0), (1, 6, 4), (1, 1, 11)):  # cell of each center
+        for i in range(9):
+            for j in range(9):
+                y, x = row + i - 4, column + j - 4
+                if 0 <= y < 8 and 0 <= x < 12:
+                    expected[:, i, j] += densities[frame, y, x], 1
+    assert localize.sum_around(densities, boxes) == pytest.approx(expected)
+
+
+def test_center_density_is_that_of_the_center_prior():
+    found = localize.center_density((32, 48))
+    assert found.mean() == pytest.approx(1)
+    box = np.array([[0.25, 0.5, 0.75, 0.75]])
+    assert found[16:24, 12:36].sum() / found.sum() == pytest.approx(mass_inside(box, center_cdf), abs=0.002)
 
 
 def test_mass_inside_is_the_share_of_random_points_in_the_union_of_the_boxes():
@@ -177,3 +201,16 @@ def test_save_plot_draws_both_measures_and_all_baselines(tmp_path):
         rgb = [int(color[index : index + 2], 16) for index in (1, 3, 5)]
         for half in (picture[:-150, : picture.shape[1] // 2], picture[:-150, picture.shape[1] // 2 :]):
             assert (np.abs(half - rgb).max(-1) < 12).sum() > 20
+
+
+def test_save_around_draws_the_mean_density_where_a_box_has_cells(tmp_path):
+    count = np.ones((33, 33))
+    count[:, :16] = 0  # the left half is outside every frame: it stays white
+    names = ("network", "untrained", "center")
+    around = {name: np.stack([count * scale, count]) for name, scale in zip(names, (3.0, 1.5, 0.0), strict=True)}
+    localize.save_around(tmp_path / "around.png", around)
+    picture = imread(tmp_path / "around.png")[..., :3]
+    for level in (1.0, 0.5, 0.0):  # of the common scale
+        color = np.array(matplotlib.colormaps["viridis"](level)[:3])
+        assert (np.abs(picture - color).max(-1) < 0.02).sum() > 10_000
+    assert (picture.min(-1) > 0.99).mean() > 0.4
