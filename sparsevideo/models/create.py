@@ -108,7 +108,8 @@ def load_pretrained(
         tubes = model.num_tubes
         source += f", inflated to {tubes} tubes"
         state = {name: tensor for name, tensor, _ in inflated(content["model"], tubes, model.motion)}
-        hparams = {**content["hparams"], "ndim": 3, "num_tubes": tubes, "motion": model.motion}
+        video_args = {"ndim": 3, "num_tubes": tubes, "motion": model.motion, "appearance": model.appearance}
+        hparams = {**content["hparams"], **video_args}
         content = {**content, "model": state, "hparams": hparams}
     logger.info("weights: %s", source)
     return load_weights(model, content, strict=True, new_head=True, classes=classes, source=content["source"])

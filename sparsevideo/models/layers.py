@@ -226,7 +226,7 @@ class SamplingBlock(Block):
     """Transformer block that also adjusts RoIs, samples features in them and adds the mixed features to the tokens.
 
     With `motion`, the change of each sampled feature since the frame before is projected and added to the feature. The
-    projection is zero at initialization.
+    projection is zero at initialization. Without `appearance`, the change takes the place of the feature.
     """
 
     def __init__(
@@ -239,9 +239,11 @@ class SamplingBlock(Block):
         num_points: int,
         padding: str,
         motion: bool,
+        appearance: bool,
     ):
         super().__init__(dim, num_heads, mlp_ratio)
         self.padding = padding
+        self.appearance = appearance
         self.adjust = RoiAdjust(dim, ndim)
         self.offset = PointOffset(dim, num_points, ndim)
         self.motion = Linear(channels, channels, bias=False, std=0) if motion else None
@@ -265,7 +267,8 @@ class SamplingBlock(Block):
             sampled = sampling.sample_points(feat, at, self.padding, views)
         if self.motion is not None:
             sampled, before = sampled.chunk(2, dim=2)
-            sampled = sampled + self.motion(sampled - before)  # (B, N, P, C)
+            change = sampled - before  # (B, N, P, C)
+            sampled = (sampled if self.appearance else change) + self.motion(change)
         tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
         tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
         return tokens, roi, points

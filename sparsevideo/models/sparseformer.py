@@ -55,6 +55,8 @@ class SparseFormer(nn.Module):
         padding: Features outside the frame: "zeros", or "border" for the nearest.
         motion: In clips, add a projection of its change since the frame before to each sampled feature. The published
             network does not. It has no effect for images.
+        appearance: Sample the features themselves. Without it, the tokens of a clip get nothing but motion, so places
+            and still objects cannot be learned; it needs `motion`, and has no effect for images.
         activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
@@ -79,6 +81,7 @@ class SparseFormer(nn.Module):
         drop_path: float = 0.0,
         padding: str = "zeros",
         motion: bool = True,
+        appearance: bool = True,
         activation_checkpointing: bool = False,
     ):
         self.hparams = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -89,6 +92,7 @@ class SparseFormer(nn.Module):
         self.num_tokens = num_tokens
         self.num_tubes = num_tubes
         self.motion = motion and ndim == 3
+        self.appearance = appearance or ndim == 2
         self.focus_repeats = focus_repeats
         self.activation_checkpointing = activation_checkpointing
         steps = focus_repeats + cortex_depth
@@ -107,6 +111,7 @@ class SparseFormer(nn.Module):
             num_points=num_points,
             padding=padding,
             motion=self.motion,
+            appearance=self.appearance,
         )
         self.focus = sampling_block(focus_dim)
         self.transition = Transition(focus_dim, cortex_dim)
@@ -229,6 +234,8 @@ def _check_hparams(args: dict) -> None:
         raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
     if args["ndim"] == 2 and args["num_tubes"] != 1:
         raise ValueError(f"num_tubes must be 1 with ndim=2 (an image has no time), got {args['num_tubes']}")
+    if not args["motion"] and not args["appearance"]:
+        raise ValueError("motion and appearance are both False, so nothing would be sampled; set one to True")
     for name in _COUNTS:
         least = 2 if name == "num_points" else 1  # offsets are divided by their deviation over the points
         if not isinstance(args[name], int) or args[name] < least:

@@ -37,6 +37,15 @@ def test_motion_is_zero_in_a_still_clip_and_in_the_first_frame():
     assert changes[0] > 1e-2 and max(changes[1:]) < 1e-5, changes
 
 
+def test_without_appearance_all_still_clips_have_one_score():
+    video = toy(3, appearance=False)
+    still = clip(3, frames=6)[:, :, :1].expand(-1, -1, 6, -1, -1)  # two clips
+    with torch.no_grad():
+        scores, other = video(still), video(clip(3, frames=6))
+    assert off_by(scores[0], scores[1]) < 1e-6
+    assert off_by(other[0], other[1]) > 1e-3
+
+
 @pytest.mark.parametrize("num_tubes", [1, 3])
 def test_inflate_maps_each_image_tensor(num_tubes):
     image = toy(2)

@@ -15,6 +15,7 @@ CASES = [
     pytest.param(3, {}, {}, id="clip-5-frames"),
     pytest.param(3, {"num_tubes": 3}, {"frames": 7, "height": 24}, id="clip-7-frames-3-tubes"),
     pytest.param(3, {"num_tubes": 1}, {"frames": 1}, id="clip-1-frame"),
+    pytest.param(3, {"num_tubes": 2, "appearance": False}, {"frames": 6}, id="clip-motion-alone"),
 ]
 
 

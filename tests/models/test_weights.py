@@ -59,6 +59,11 @@ def test_create_model_names_arguments_out_of_range(argument, value):
         create_model("sparseformer_nano", **{argument: value})
 
 
+def test_a_network_samples_features_or_motion():
+    with pytest.raises(ValueError, match="motion and appearance are both False"):
+        create_model("video_sparseformer_nano", motion=False, appearance=False)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", None])
 def test_load_weights_takes_files_and_dicts(source, target, tmp_path, suffix):
     state = source.state_dict()
