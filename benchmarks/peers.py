@@ -77,19 +77,21 @@ class Peer(nn.Module):
         ndim: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
         num_classes: Outputs of the head.
         architecture: Name in `ARCHITECTURES`.
+        differences: Replace each frame of a clip by its change since the frame before, as our `appearance=False` does.
         args: Arguments of the architecture.
     """
 
-    def __init__(self, *, ndim: int, num_classes: int, architecture: str, **args: Any):
+    def __init__(self, *, ndim: int, num_classes: int, architecture: str, differences: bool = False, **args: Any):
         super().__init__()
-        self.ndim, self.num_classes = ndim, num_classes
+        self.ndim, self.num_classes, self.differences = ndim, num_classes, differences
         self.hparams = {"ndim": ndim, "num_classes": num_classes, "architecture": architecture, **args}
+        self.hparams |= {"differences": True} if differences else {}
         self.network = ARCHITECTURES[architecture](num_classes=num_classes, **args)
         self.stem = nn.Identity()  # a test calls stem, `forward_tokens` and `forward_head` in this order
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, K)."""
-        return self.network(x)
+        return self.network(x.diff(dim=2, prepend=x[:, :, :1]) if self.differences else x)
 
     def forward_tokens(self, x: Tensor, views: Views | None = None) -> Features:
         """Return the logits (B, K) as tokens.
@@ -99,7 +101,7 @@ class Peer(nn.Module):
         """
         if views is not None:
             raise ValueError(f"test.share_stem is not possible with {self.hparams['architecture']}; set it to false")
-        return Features(self.network(x), [], [])
+        return Features(self(x), [], [])
 
     def forward_head(self, logits: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return the logits (B, K).

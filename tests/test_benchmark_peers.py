@@ -41,6 +41,20 @@ def test_frame_average_is_the_mean_of_the_logits_of_an_image_network():
         load_weights(create_model("video_sparseformer_nano"), average.state_dict())
 
 
+def test_a_peer_of_differences_scores_all_still_clips_alike():
+    torch.manual_seed(0)
+    args = {"num_classes": 5, "differences": True, **peers.PEERS["r2plus1d"]}
+    peer = peers.build_network(**args).eval()
+    assert peer.hparams == args
+    still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+    moving = torch.randn(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(*peer(still), atol=1e-6)
+        assert not torch.allclose(*peer(moving), atol=1e-6)
+        assert torch.allclose(peer(moving), peer(moving + still), atol=1e-4)
+        assert torch.equal(peer.forward_head(peer.forward_tokens(moving).tokens), peer(moving))
+
+
 def test_peer_is_trained_resumed_and_tested(digits, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     settings = [*SETTINGS, f"--data.root={digits}"]
