@@ -7,8 +7,7 @@ import pytest
 import torch
 from toy_runs import NANO_ARGS, one_thread
 
-from benchmarks import peers, transfer
-from benchmarks.motion_boxes import motion_boxes
+from benchmarks import motion_boxes, peers, transfer
 from benchmarks.pretraining import Run, train_and_test
 from sparsevideo.cli import OK, main
 from sparsevideo.io import write_video
@@ -97,6 +96,20 @@ def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_
     assert "| fresh |" in (tmp_path / "table.md").read_text()
     assert str(tmp_path) not in (tmp_path / "table.json").read_text()
 
+    for fold in ("0", "2"):
+        (work / "fresh" / f"fold{fold}-seed3").rename(work / "fresh" / f"fold{fold}-seed0")
+    motion_boxes.main(["make", str(data), str(tmp_path / "boxes.csv")])
+    motion_boxes.main(["compare", str(work / "fresh"), str(tmp_path / "boxes.csv"), str(tmp_path / "motion")])
+    compared = json.loads((tmp_path / "motion.json").read_text())
+    assert compared.keys() == {"0", "2"} and compared["2"]["files"]["scored"] == 8
+    assert str(tmp_path) not in (tmp_path / "motion.json").read_text()
+    table = (tmp_path / "motion.md").read_text().splitlines()
+    shares = compared["2"]["points"]["center"]
+    cell = f"{shares['percent']['value']:.1f} ({shares['times_uniform']['value']:.2f})"
+    assert table[0] == "| points in the box, % (times uniform) | fold 0 | fold 2 |"
+    assert table[4].startswith("| center prior |") and table[4].endswith(f"| {cell} |")
+    assert (tmp_path / "motion.png").stat().st_size > 1000
+
 
 def test_motion_boxes_follow_a_moving_square(tmp_path):
     """A square of 48 pixels moves to the right by 8 pixels a frame; 0.1 s are two frames."""
@@ -105,7 +118,7 @@ def test_motion_boxes_follow_a_moving_square(tmp_path):
         frame[36:84, 8 * index : 8 * index + 48] = 255
     still = np.zeros_like(frames)
     write_video(tmp_path / "square.mp4", np.concatenate((frames, still)), fps=20)
-    boxes = motion_boxes(tmp_path / "square.mp4")
+    boxes = motion_boxes.motion_boxes(tmp_path / "square.mp4")
     assert set(boxes) == {*range(2, 12)}  # the square disappears, then nothing moves
     for index in range(2, 10):
         x0, y0, x1, y1 = boxes[index]
