@@ -336,6 +336,6 @@ def save_around(path: str | Path, around: Mapping[str, np.ndarray]) -> None:
         axes.set_title(STYLES[name][2], fontsize=10)
         axes.set_xticks([-0.5, 0, 0.5])
         axes.set_yticks([-0.5, 0, 0.5])
-    figure.colorbar(image, label="times as dense as uniform points")
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="times as dense as uniform points")
     figure.supxlabel("distance from the center of a true box, in short sides of the frame", fontsize=9)
     figure.savefig(path, format="png")
