@@ -54,7 +54,10 @@ def motion_boxes(path: Path) -> dict[int, tuple[float, float, float, float]]:
 def compare(folder: Path, boxes: Path, out: Path) -> None:
     """Compare the points of the network of each fold with the boxes; write all shares, a table and a picture."""
     results: dict[str, Any] = {}
-    for run in sorted(folder.glob("fold*-seed0")):
+    runs = sorted(folder.glob("fold*-seed0"))
+    if not runs:
+        raise FileNotFoundError(f"{folder}: has no folder fold*-seed0; run `python -m benchmarks.transfer train`")
+    for run in runs:
         checkpoint = run / "checkpoints" / "last.pt"
         config = checkpoint_config(checkpoint)
         assert config is not None  # checkpoints of a run have one
@@ -64,7 +67,7 @@ def compare(folder: Path, boxes: Path, out: Path) -> None:
         results[fold] = {key: found[key] for key in ("checkpoint_sha256", "files", "frames", "points", "peaks", "seed")}
         results[fold]["environment"] = about
     write_results(out.parent, out.name, results, table(results))
-    shutil.copy(folder / f"fold{next(iter(results))}-seed0" / "localized" / "around.png", f"{out}.png")
+    shutil.copy(runs[0] / "localized" / "around.png", f"{out}.png")
 
 
 def table(results: dict[str, Any]) -> str:

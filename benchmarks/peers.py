@@ -77,12 +77,17 @@ class Peer(nn.Module):
         ndim: 2 for images (B, 3, H, W), 3 for clips (B, 3, T, H, W).
         num_classes: Outputs of the head.
         architecture: Name in `ARCHITECTURES`.
-        differences: Replace each frame of a clip by its change since the frame before, as our `appearance=False` does.
+        differences: Replace the pixels of each frame of a clip by their change since the frame before.
         args: Arguments of the architecture.
+
+    Raises:
+        ValueError: An image network cannot have differences.
     """
 
     def __init__(self, *, ndim: int, num_classes: int, architecture: str, differences: bool = False, **args: Any):
         super().__init__()
+        if differences and ndim == 2:
+            raise ValueError("differences: an image has one frame; set it to false")
         self.ndim, self.num_classes, self.differences = ndim, num_classes, differences
         self.hparams = {"ndim": ndim, "num_classes": num_classes, "architecture": architecture, **args}
         self.hparams |= {"differences": True} if differences else {}

@@ -52,6 +52,8 @@ def test_a_peer_of_differences_scores_all_still_clips_alike():
         assert not torch.allclose(*peer(moving), atol=1e-6)
         assert torch.allclose(peer(moving), peer(moving + still), atol=1e-4)
         assert torch.equal(peer.forward_head(peer.forward_tokens(moving).tokens), peer(moving))
+    with pytest.raises(ValueError, match="differences: an image has one frame"):
+        peers.build_network(num_classes=5, differences=True, **peers.PEERS["resnet"])
 
 
 def test_peer_is_trained_resumed_and_tested(digits, tmp_path):
@@ -98,6 +100,8 @@ def test_transfer_trains_on_the_other_folds_and_gathers_the_results(digits, tmp_
 
     for fold in ("0", "2"):
         (work / "fresh" / f"fold{fold}-seed3").rename(work / "fresh" / f"fold{fold}-seed0")
+    with pytest.raises(FileNotFoundError, match="work: has no folder fold"):
+        motion_boxes.main(["compare", str(work), "boxes.csv", str(tmp_path / "motion")])
     motion_boxes.main(["make", str(data), str(tmp_path / "boxes.csv")])
     motion_boxes.main(["compare", str(work / "fresh"), str(tmp_path / "boxes.csv"), str(tmp_path / "motion")])
     compared = json.loads((tmp_path / "motion.json").read_text())

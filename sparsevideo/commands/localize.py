@@ -134,8 +134,8 @@ def _count(
     """Compare the points with the boxes.
 
     Returns:
-        Parts and wholes of both measures by name, densities around the boxes by name (see `localize.sum_around`),
-        counts of frames, and the reasons of unreadable files.
+        Parts and wholes of both measures by name, densities around the boxes at the last sampling step by name (see
+        `localize.sum_around`), counts of frames, and the reasons of unreadable files.
     """
     networks = {"network": model.float().to(device), "untrained": untrained(model).to(device)}
     normalize = Normalize(config.data.mean, config.data.std).to(device)

@@ -55,8 +55,8 @@ class SparseFormer(nn.Module):
         padding: Features outside the frame: "zeros", or "border" for the nearest.
         motion: In clips, add a projection of its change since the frame before to each sampled feature. The published
             network does not. It has no effect for images.
-        appearance: Sample the features themselves. Without it, the tokens of a clip get nothing but motion, so places
-            and still objects cannot be learned; it needs `motion`, and has no effect for images.
+        appearance: Sample the features themselves. Without it, the tokens of a clip get nothing but motion, so what
+            stands still in the frame cannot be learned; it needs `motion`, and has no effect for images.
         activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
@@ -234,7 +234,7 @@ def _check_hparams(args: dict) -> None:
         raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
     if args["ndim"] == 2 and args["num_tubes"] != 1:
         raise ValueError(f"num_tubes must be 1 with ndim=2 (an image has no time), got {args['num_tubes']}")
-    if not args["motion"] and not args["appearance"]:
+    if args["ndim"] == 3 and not args["motion"] and not args["appearance"]:
         raise ValueError("motion and appearance are both False, so nothing would be sampled; set one to True")
     for name in _COUNTS:
         least = 2 if name == "num_points" else 1  # offsets are divided by their deviation over the points

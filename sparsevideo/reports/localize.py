@@ -195,7 +195,7 @@ def sum_around(densities: np.ndarray, boxes: FrameBoxes) -> np.ndarray:
     total = np.zeros((2, 2 * radius + 1, 2 * radius + 1))
     for frame, each in boxes.items():
         centers = (each[:, :2] + each[:, 2:]) / 2 * densities.shape[:0:-1]  # (M, 2) in cells, x and y
-        for column, row in centers.astype(int):
+        for column, row in np.minimum(centers.astype(int), np.array(densities.shape[:0:-1]) - 1):
             window = padded[frame, row : row + 2 * radius + 1, column : column + 2 * radius + 1]
             total += np.nan_to_num(window), ~np.isnan(window)
     return total
@@ -325,7 +325,12 @@ def save_plot(path: str | Path, points: Mapping[str, Any], peaks: Mapping[str, A
 
 
 def save_around(path: str | Path, around: Mapping[str, np.ndarray]) -> None:
-    """Draw the density around the boxes' centers to a PNG file; see `sum_around` for the arrays (2, A, A), by name."""
+    """Draw the density around the boxes' centers at the last sampling step to a PNG file.
+
+    Args:
+        path: File to write.
+        around: Name -> (2, A, A) sums; see `sum_around`.
+    """
     figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
     with np.errstate(invalid="ignore"):
         means = {name: total / count for name, (total, count) in around.items()}  # NaN where no box has the cell

@@ -62,6 +62,7 @@ def test_create_model_names_arguments_out_of_range(argument, value):
 def test_a_network_samples_features_or_motion():
     with pytest.raises(ValueError, match="motion and appearance are both False"):
         create_model("video_sparseformer_nano", motion=False, appearance=False)
+    assert create_model("sparseformer_nano", motion=False, appearance=False).motion is False  # no effect for images
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", None])

@@ -76,6 +76,12 @@ def test_sum_around_moves_each_box_center_to_the_middle_and_counts_cells_on_the_
     assert localize.sum_around(densities, boxes) == pytest.approx(expected)
 
 
+def test_sum_around_a_box_at_the_very_edge():
+    boxes = {0: np.array([[np.nextafter(1, 0), 0.0, 1.0, 1.0]])}  # its center is rounded to 1
+    _, count = localize.sum_around(np.ones((1, 8, 8)), boxes)
+    assert count[:, 4].tolist() == [1.0] * 8 + [0.0] and not count[:, 5:].any()
+
+
 def test_center_density_is_that_of_the_center_prior():
     found = localize.center_density((32, 48))
     assert found.mean() == pytest.approx(1)
