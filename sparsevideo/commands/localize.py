@@ -139,7 +139,8 @@ def _count(
     """
     networks = {"network": model.float().to(device), "untrained": untrained(model).to(device)}
     normalize = Normalize(config.data.mean, config.data.std).to(device)
-    points, peaks, around = (defaultdict[str, list[np.ndarray]](list) for _ in range(3))
+    points, peaks = defaultdict[str, list[np.ndarray]](list), defaultdict[str, list[np.ndarray]](list)
+    around = {name: np.zeros(()) for name in (*networks, "center")}  # sums over all files
     frames = {"in_clips": 0, "scored": 0, "without_boxes": 0, "outside_the_crop": 0}
     failures: dict[str, str] = {}
     with progress_bar("localize", len(chosen)) as bar:
@@ -161,15 +162,15 @@ def _count(
                 frames["scored"] += len(boxes)
                 if not boxes:
                     continue
-                cells = localize.grid(tuple(x.shape[-2:]))
+                cells = localize.density_shape(tuple(x.shape[-2:]))
                 for name, trace in traces.items():
                     points[name].append(localize.count_points(trace[row], boxes, len(clip)))
                     steps = range(len(trace[row].points))
                     densities = [frame_densities(trace[row], step, cells, len(clip)) for step in steps]
                     peaks[name].append(np.stack([localize.count_peaks(each, boxes) for each in densities]))
-                    around[name].append(localize.sum_around(densities[-1], boxes))
+                    around[name] = around[name] + localize.sum_around(densities[-1], boxes)
                 center = np.broadcast_to(localize.center_density(cells), densities[-1].shape)
-                around["center"].append(localize.sum_around(center, boxes))
+                around["center"] = around["center"] + localize.sum_around(center, boxes)
                 uniform = localize.count_baseline(boxes, localize.uniform_cdf)
                 points["uniform"].append(uniform)
                 peaks["uniform"].append(uniform)  # a random peak is in a box as often as a random point
@@ -182,7 +183,7 @@ def _count(
         )
     measures = {"points": points, "peaks": peaks}
     counts = {key: {name: np.stack(each) for name, each in found.items()} for key, found in measures.items()}
-    return counts, {name: np.sum(each, axis=0) for name, each in around.items()}, frames, failures
+    return counts, around, frames, failures
 
 
 def show(results: dict[str, Any]) -> None:

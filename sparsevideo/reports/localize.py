@@ -26,7 +26,7 @@ from sparsevideo.reports.visualize import SamplingTrace, frame_weight
 FrameBoxes: TypeAlias = Mapping[int, np.ndarray]  # frame -> (M, 4) boxes
 
 CENTER_STD = 1 / 6  # of the center prior, as a fraction of each side: three standard deviations reach the edge
-PEAK_CELLS = 64  # cells of a density along the frame's short side
+DENSITY_CELLS = 64  # cells of a density along the frame's short side
 _COLUMNS = ("path", "frame", "x0", "y0", "x1", "y1")
 _PIXELS_MOST = 1e6
 
@@ -161,9 +161,9 @@ def count_points(trace: SamplingTrace, boxes: FrameBoxes, num_frames: int) -> np
     return counts
 
 
-def grid(shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the cells along the height and the width of a frame of this shape; see `PEAK_CELLS`."""
-    height, width = (max(1, round(PEAK_CELLS * side / min(shape))) for side in shape)
+def density_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the cells along the height and the width of the densities on a frame of this height and width."""
+    height, width = (max(1, round(DENSITY_CELLS * side / min(shape))) for side in shape)
     return height, width
 
 
@@ -202,10 +202,9 @@ def sum_around(densities: np.ndarray, boxes: FrameBoxes) -> np.ndarray:
 
 
 def center_density(shape: tuple[int, int]) -> np.ndarray:
-    """Return the density (H, W) of the center prior, with a mean of 1."""
-    y, x = (np.exp(-((((np.arange(size) + 0.5) / size - 0.5) / CENTER_STD) ** 2) / 2) for size in shape)
-    found = np.outer(y, x)
-    return found / found.mean()
+    """Return the density (H, W) of the center prior: the mean over each cell, 1 over the frame."""
+    y, x = (size * np.diff([center_cdf(edge / size) for edge in range(size + 1)]) for size in shape)
+    return np.outer(y, x)
 
 
 def uniform_cdf(x: float) -> float:
