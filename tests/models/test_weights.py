@@ -52,6 +52,7 @@ def test_create_model_offers_the_nearest_name():
     [
         *[("num_heads", 7), ("num_tokens", 0), ("num_tokens", 9.0), ("num_points", 1), ("num_tubes", 2)],
         *[("focus_dim", 0), ("mlp_ratio", 0), ("mlp_ratio", -1.0), ("drop_path", 1.0), ("padding", "zero")],
+        ("appearance", 1.5),
     ],
 )
 def test_create_model_names_arguments_out_of_range(argument, value):
@@ -60,9 +61,9 @@ def test_create_model_names_arguments_out_of_range(argument, value):
 
 
 def test_a_network_samples_features_or_motion():
-    with pytest.raises(ValueError, match="motion and appearance are both False"):
-        create_model("video_sparseformer_nano", motion=False, appearance=False)
-    assert create_model("sparseformer_nano", motion=False, appearance=False).motion is False  # no effect for images
+    with pytest.raises(ValueError, match="appearance=0.5 needs motion; set motion to True"):
+        create_model("video_sparseformer_nano", motion=False, appearance=0.5)
+    assert create_model("sparseformer_nano", motion=False, appearance=0.5).motion is False  # no effect for images
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", None])
