@@ -32,7 +32,8 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
         pretrained: Tag of released weights, see `list_pretrained`. A video network takes image weights too, inflated.
             None: fresh weights.
         overrides: Keyword arguments of `SparseFormer`, such as `num_classes`; they replace those of the preset. With
-            `pretrained`, the number of classes is that of the weights. If `num_classes` differs, the head is new.
+            `pretrained`, the number of classes is that of the weights, and so is `appearance` if they are of a video
+            network. If `num_classes` differs, the head is new.
 
     Raises:
         ValueError: A name is unknown, an argument is out of range or not that of the weights.
@@ -52,7 +53,8 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
     if pretrained is None:
         return SparseFormer(**{**arguments, **overrides})
     content = read_pretrained(name, pretrained)
-    model = SparseFormer(**{**arguments, "num_classes": content["hparams"]["num_classes"], **overrides})
+    trained = {key: content["hparams"].get(key, 1.0) for key in ("num_classes", "appearance")}
+    model = SparseFormer(**{**arguments, **trained, **overrides})
     report = load_pretrained(model, content)
     if report.replaced:
         logger.warning("the head is new: the weights have %(num_classes)d classes", content["hparams"])
@@ -108,8 +110,7 @@ def load_pretrained(
         tubes = model.num_tubes
         source += f", inflated to {tubes} tubes"
         state = {name: tensor for name, tensor, _ in inflated(content["model"], tubes, model.motion)}
-        video_args = {"ndim": 3, "num_tubes": tubes, "motion": model.motion, "appearance": model.appearance}
-        hparams = {**content["hparams"], **video_args}
+        hparams = {**content["hparams"], "ndim": 3, "num_tubes": tubes, "motion": model.motion}
         content = {**content, "model": state, "hparams": hparams}
     logger.info("weights: %s", source)
     return load_weights(model, content, strict=True, new_head=True, classes=classes, source=content["source"])

@@ -75,7 +75,8 @@ def load_weights(
         weights: A `.safetensors` or torch file (read with `weights_only`), the folder of a sharded checkpoint (its
             index is a pickle), a state dict, or a checkpoint that holds one, see `unwrap`.
         strict: Refuse missing and unexpected names instead of reporting them.
-        new_head: Keep the model's fresh head if its number of classes differs.
+        new_head: Start a training: the model keeps its fresh head if its number of classes differs, and `appearance`
+            may differ from that of the weights.
         classes: Names of the model's classes: its fresh head is also kept if the weights are for other names. None, or
             weights without names: only the numbers are compared.
         source: Name of the weights in error messages; None takes the file's path.
@@ -88,9 +89,10 @@ def load_weights(
     content = weights if isinstance(weights, Mapping) else read_weights(weights)
     source = source or ("these weights" if content is weights else str(weights))
     hparams = content["hparams"] if isinstance(content.get("hparams"), dict) else {}
+    free = (*_FREE, "appearance") if new_head else _FREE
     if hparams.get("ndim", model.ndim) == model.ndim:
         for name, value in model.hparams.items():
-            if name not in _FREE and (trained := hparams.get(name, value)) != value:
+            if name not in free and (trained := hparams.get(name, value)) != value:
                 raise ValueError(f"{source}: trained with {name}={trained}, but the model has {value}")
     names = content.get("classes")
     same_classes = classes is None or names is None or list(names) == list(classes)

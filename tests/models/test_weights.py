@@ -61,7 +61,7 @@ def test_create_model_names_arguments_out_of_range(argument, value):
 
 
 def test_a_network_samples_features_or_motion():
-    with pytest.raises(ValueError, match="appearance=0.5 needs motion; set motion to True"):
+    with pytest.raises(ValueError, match=r"appearance=0\.5 needs motion; set motion to True"):
         create_model("video_sparseformer_nano", motion=False, appearance=0.5)
     assert create_model("sparseformer_nano", motion=False, appearance=0.5).motion is False  # no effect for images
 
@@ -152,6 +152,15 @@ def test_load_weights_refuses_other_arguments_before_it_changes_the_model(source
     with pytest.raises(ValueError, match="these weights: trained with padding=border, but the model has zeros"):
         load_weights(target, checkpoint)
     assert torch.equal(target.head.weight, before)
+
+
+def test_a_training_may_start_with_another_appearance_than_that_of_the_weights():
+    source, target = toy(3), toy(3, appearance=0.5, seed=5)
+    checkpoint = {"hparams": source.hparams, "model": source.state_dict()}
+    with pytest.raises(ValueError, match=r"trained with appearance=1\.0, but the model has 0\.5"):
+        load_weights(target, checkpoint)
+    load_weights(target, checkpoint, new_head=True)
+    assert torch.equal(target.token_embedding, source.token_embedding)
 
 
 def test_load_weights_refuses_other_classes_or_keeps_a_new_head(source):
