@@ -332,7 +332,7 @@ def test_models_list_and_help_and_version(capsys):
     assert main(["models", "list", "--json"]) == OK
     assert [model["name"] for model in json.loads(capsys.readouterr().out)] == sparsevideo.list_models()
     assert main(["models", "list"]) == OK
-    assert "video_sparseformer_nano        1.1 M  pretrained: tiny_imagenet\n" in capsys.readouterr().out
+    assert "video_sparseformer_nano        1.1 M  pretrained: scfd, tiny_imagenet\n" in capsys.readouterr().out
     assert main(["--help"]) == OK
     assert "quickstart" in capsys.readouterr().out
     assert main(["train", "--help"]) == OK

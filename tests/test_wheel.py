@@ -26,7 +26,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     command = tmp_path / "clean" / "bin" / "sparsevideo"
     assert "quickstart" in run(command, "--help", cwd=tmp_path)
     models = {model["name"]: model for model in json.loads(run(command, "models", "list", "--json", cwd=tmp_path))}
-    assert len(models) == 8 and models["video_sparseformer_nano"]["pretrained"] == ["tiny_imagenet"]
+    assert len(models) == 8 and models["video_sparseformer_nano"]["pretrained"] == ["scfd", "tiny_imagenet"]
     released = "import sparsevideo; sparsevideo.create_model('video_sparseformer_nano', pretrained='tiny_imagenet')"
     run(python, "-c", released, cwd=tmp_path)
     assert "images/{split}" in run(command, "config", "show", "--config", "quickstart/image_nano.yaml", cwd=tmp_path)

@@ -41,7 +41,7 @@ def release(checkpoint: Path, name: str) -> None:
     text = card.read_text(encoding="utf-8")
     model, content = load_model(checkpoint)
     config = config_from_dict(content["config"])
-    config.data.root = "."
+    config.data.root, config.data.list = ".", Path(config.data.list).name
     config.model.weights = config.model.weights and Path(config.model.weights).name
     save_weights(file, model.half(), classes=content["classes"], config=config_to_dict(config))
     digest = sha256(file)

@@ -66,7 +66,7 @@ def list_pretrained() -> dict[str, list[str]]:
 
     Example:
         >>> list_pretrained()["video_sparseformer_nano"]
-        ['tiny_imagenet']
+        ['scfd', 'tiny_imagenet']
     """
     return {name: sorted(files) for name in list_models() if (files := _released(name))}
 

@@ -51,7 +51,7 @@ def test_released_weights_are_half_precision_and_name_no_folder(file):
     model, content = load_model(file)
     assert len(content["classes"]) == model.num_classes
     config = config_from_dict(content["config"])
-    assert config.data.root == "." and "/" not in str(config.model.weights)
+    assert config.data.root == "." and "/" not in f"{config.data.list} {config.model.weights}"
     assert front_matter(file)["model-index"][0]["name"] == file.stem
 
 
@@ -65,6 +65,15 @@ def test_create_model_loads_released_weights_and_their_number_of_classes():
     stored = load_file(create.WEIGHTS / "sparseformer_nano.tiny_imagenet.safetensors")
     assert model.num_classes == 200
     assert all(torch.equal(tensor, stored[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_released_weights_of_motion_alone_make_a_network_of_motion_alone():
+    model = create_model("video_sparseformer_nano", pretrained="scfd").eval()
+    assert model.num_classes == 2 and model.appearance == 0
+    still = clip(3, frames=6, height=64, width=64)[:, :, :1].expand(-1, -1, 6, -1, -1)  # two clips
+    with torch.no_grad():
+        scores = model(still)
+    torch.testing.assert_close(scores[0], scores[1])
 
 
 def test_a_video_network_inflates_released_image_weights():
