@@ -53,11 +53,12 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
     if pretrained is None:
         return SparseFormer(**{**arguments, **overrides})
     content = read_pretrained(name, pretrained)
-    trained = {key: content["hparams"].get(key, 1.0) for key in ("num_classes", "appearance")}
+    hparams = content["hparams"]
+    trained = {"num_classes": hparams["num_classes"], "appearance": hparams.get("appearance", True)}
     model = SparseFormer(**{**arguments, **trained, **overrides})
     report = load_pretrained(model, content)
     if report.replaced:
-        logger.warning("the head is new: the weights have %(num_classes)d classes", content["hparams"])
+        logger.warning("the head is new: the weights have %(num_classes)d classes", hparams)
     return model
 
 

@@ -226,7 +226,7 @@ class SamplingBlock(Block):
     """Transformer block that also adjusts RoIs, samples features in them and adds the mixed features to the tokens.
 
     With `motion`, the change of each sampled feature since the frame before is projected and added to the feature. The
-    projection is zero at initialization.
+    projection is zero at initialization. Without `appearance`, the change takes the place of the feature.
     """
 
     def __init__(
@@ -239,27 +239,22 @@ class SamplingBlock(Block):
         num_points: int,
         padding: str,
         motion: bool,
+        appearance: bool,
     ):
         super().__init__(dim, num_heads, mlp_ratio)
         self.padding = padding
+        self.appearance = appearance
         self.adjust = RoiAdjust(dim, ndim)
         self.offset = PointOffset(dim, num_points, ndim)
         self.motion = Linear(channels, channels, bias=False, std=0) if motion else None
         self.mixing = AdaptiveMixing(dim, channels, num_points)
 
     def forward(  # type: ignore[override]  # a sampling block takes and returns RoIs
-        self,
-        tokens: Tensor,
-        roi: Tensor,
-        feat: Tensor,
-        views: Views | None,
-        appearance: float | Tensor,
-        drop: float,
+        self, tokens: Tensor, roi: Tensor, feat: Tensor, views: Views | None, drop: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Update tokens (B, N, D) and RoIs (B, N, 2*ndim); return them and the sampling points (B, N, P, ndim).
 
-        Features are sampled from `feat` (B, C, *S), or from views of it. `appearance` weighs them, and the rest of 1
-        weighs their change; it is a number or (B, 1, 1, 1). `drop` is the drop path rate of this step.
+        Features are sampled from `feat` (B, C, *S), or from views of it; `drop` is the drop path rate of this step.
         """
         tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)), drop)
         with geometry.autocast_disabled(tokens):
@@ -272,10 +267,8 @@ class SamplingBlock(Block):
             sampled = sampling.sample_points(feat, at, self.padding, views)
         if self.motion is not None:
             sampled, before = sampled.chunk(2, dim=2)
-            projected = self.motion(sampled - before)  # (B, N, P, C)
-            if isinstance(appearance, Tensor) or appearance < 1:
-                sampled = sampled - (1 - appearance) * before
-            sampled = sampled + projected
+            change = sampled - before  # (B, N, P, C)
+            sampled = (sampled if self.appearance else change) + self.motion(change)
         tokens = tokens + self._drop_path(self.mixing(sampled, tokens), drop)
         tokens = tokens + self._drop_path(self.mlp(self.norm2(tokens)), drop)
         return tokens, roi, points

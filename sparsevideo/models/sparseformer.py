@@ -55,9 +55,8 @@ class SparseFormer(nn.Module):
         padding: Features outside the frame: "zeros", or "border" for the nearest.
         motion: In clips, add a projection of its change since the frame before to each sampled feature. The published
             network does not. It has no effect for images.
-        appearance: Probability that the tokens of a training clip get the sampled features; those of the other clips
-            get nothing but motion, from which no still background can be learned. Otherwise they get the mean of both.
-            In [0, 1]; less than 1 needs `motion`, and has no effect for images.
+        appearance: Sample the features themselves. Without it, the tokens of a clip get nothing but motion, so what
+            stands still in the frame cannot be learned; it needs `motion`, and has no effect for images.
         activation_checkpointing: Recompute each block in the backward pass: slower, but needs less memory.
 
     Raises:
@@ -82,7 +81,7 @@ class SparseFormer(nn.Module):
         drop_path: float = 0.0,
         padding: str = "zeros",
         motion: bool = True,
-        appearance: float = 1.0,
+        appearance: bool = True,
         activation_checkpointing: bool = False,
     ):
         self.hparams = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -93,7 +92,7 @@ class SparseFormer(nn.Module):
         self.num_tokens = num_tokens
         self.num_tubes = num_tubes
         self.motion = motion and ndim == 3
-        self.appearance = appearance if ndim == 3 else 1.0
+        self.appearance = appearance or ndim == 2
         self.focus_repeats = focus_repeats
         self.activation_checkpointing = activation_checkpointing
         steps = focus_repeats + cortex_depth
@@ -112,6 +111,7 @@ class SparseFormer(nn.Module):
             num_points=num_points,
             padding=padding,
             motion=self.motion,
+            appearance=self.appearance,
         )
         self.focus = sampling_block(focus_dim)
         self.transition = Transition(focus_dim, cortex_dim)
@@ -183,20 +183,19 @@ class SparseFormer(nn.Module):
         batch = len(feat if views is None else views)
         tokens = self.token_embedding.expand(batch, -1, -1)  # (B, N, focus_dim)
         roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)  # (B, N, 2*ndim)
-        appearance = self._choose_appearance(feat, batch)
         rois, points = [], []  # of each sampling step
         focus_rates, cortex_rates = self.drop_rates[: self.focus_repeats], self.drop_rates[self.focus_repeats :]
 
         # Focusing transformer (section 3.3): one block with shared weights moves the RoIs step by step.
         for drop in focus_rates:
-            tokens, roi, sampled_at = self._run(self.focus, tokens, roi, feat, views, appearance, drop)
+            tokens, roi, sampled_at = self._run(self.focus, tokens, roi, feat, views, drop)
             rois.append(roi)
             points.append(sampled_at)
 
         # Cortex transformer (section 3.3): only its first block samples features.
         tokens = self.transition(tokens)  # (B, N, cortex_dim)
         sampling_block, *blocks = self.cortex
-        tokens, roi, sampled_at = self._run(sampling_block, tokens, roi, feat, views, appearance, cortex_rates[0])
+        tokens, roi, sampled_at = self._run(sampling_block, tokens, roi, feat, views, cortex_rates[0])
         for block, drop in zip(blocks, cortex_rates[1:], strict=True):
             tokens = self._run(block, tokens, drop)
         return Features(tokens, [*rois, roi], [*points, sampled_at])
@@ -209,12 +208,6 @@ class SparseFormer(nn.Module):
         """Return logits (B, K) of tokens (B, N, D), or with `pre_logits` the classifier's inputs (B, D)."""
         pooled = self.norm(tokens.mean(dim=1))
         return pooled if pre_logits else self.head(pooled)
-
-    def _choose_appearance(self, feat: Tensor, batch: int) -> float | Tensor:
-        """Return the weight of the sampled features; in training (B, 1, 1, 1), 0 or 1 for each clip."""
-        if not self.training or self.appearance in (0, 1):
-            return self.appearance
-        return torch.bernoulli(feat.new_full((batch, 1, 1, 1), self.appearance))
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -241,6 +234,8 @@ def _check_hparams(args: dict) -> None:
         raise ValueError(f"ndim must be 2 (images) or 3 (clips), got {args['ndim']}")
     if args["ndim"] == 2 and args["num_tubes"] != 1:
         raise ValueError(f"num_tubes must be 1 with ndim=2 (an image has no time), got {args['num_tubes']}")
+    if args["ndim"] == 3 and not args["motion"] and not args["appearance"]:
+        raise ValueError("motion and appearance are both False, so nothing would be sampled; set one to True")
     for name in _COUNTS:
         least = 2 if name == "num_points" else 1  # offsets are divided by their deviation over the points
         if not isinstance(args[name], int) or args[name] < least:
@@ -252,9 +247,5 @@ def _check_hparams(args: dict) -> None:
             raise ValueError(f"mlp_ratio must leave {name} at least one hidden value, got {args['mlp_ratio']}")
     if not 0 <= args["drop_path"] < 1:
         raise ValueError(f"drop_path must be in [0, 1), got {args['drop_path']}")
-    if not 0 <= args["appearance"] <= 1:
-        raise ValueError(f"appearance must be in [0, 1], got {args['appearance']}")
-    if args["ndim"] == 3 and args["appearance"] < 1 and not args["motion"]:
-        raise ValueError(f"appearance={args['appearance']} needs motion; set motion to True, or appearance to 1")
     if args["padding"] not in sampling.PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(sampling.PADDINGS)}, got {args['padding']!r}")

@@ -18,7 +18,7 @@ from torch import Tensor
 @dataclass
 class Trace:
     stem: Tensor  # (B, C, H/4, W/4) or (B, C, T, H/4, W/4)
-    appearance: float = 1.0  # weight of the sampled features; the rest weighs their change
+    appearance: bool = True
     rois: list[Tensor] = field(default_factory=list)  # one (B, N, 2*ndim) for each sampling step
     points: list[Tensor] = field(default_factory=list)  # one (B, N, P, ndim) for each sampling step
     tokens: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, N, D) before the head's norm
@@ -27,7 +27,7 @@ class Trace:
 
 def run(state: Mapping[str, Tensor], x: Tensor, hparams: Mapping[str, Any]) -> Trace:
     ndim, heads = hparams["ndim"], hparams["num_heads"]
-    trace = Trace(stem(state, x, ndim), hparams.get("appearance", 1.0))
+    trace = Trace(stem(state, x, ndim), hparams.get("appearance", True))
     tokens = state["token_embedding"].expand(len(x), -1, -1)
     roi = state["token_roi"].expand(len(x), -1, -1)
     for _ in range(hparams["focus_repeats"]):
@@ -51,8 +51,7 @@ def unit(state, name, tokens, roi, trace, ndim, heads):
     if f"{name}.motion.weight" in state:
         before = points - points.new_tensor([0, 0, 1 / trace.stem.shape[2]])
         change = sampled - sample(trace.stem, before)
-        mean = trace.appearance * sampled + (1 - trace.appearance) * change
-        sampled = mean + linear(state, f"{name}.motion", change)
+        sampled = (sampled if trace.appearance else change) + linear(state, f"{name}.motion", change)
     tokens = tokens + mix(state, f"{name}.mixing", sampled, tokens)
     tokens = tokens + mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", tokens))
     trace.rois.append(roi)

@@ -69,7 +69,7 @@ def test_create_model_loads_released_weights_and_their_number_of_classes():
 
 def test_released_weights_of_motion_alone_make_a_network_of_motion_alone():
     model = create_model("video_sparseformer_nano", pretrained="scfd").eval()
-    assert model.num_classes == 2 and model.appearance == 0
+    assert model.num_classes == 2 and not model.appearance
     still = clip(3, frames=6, height=64, width=64)[:, :, :1].expand(-1, -1, 6, -1, -1)  # two clips
     with torch.no_grad():
         scores = model(still)

@@ -38,7 +38,7 @@ def test_motion_is_zero_in_a_still_clip_and_in_the_first_frame():
 
 
 def test_without_appearance_all_still_clips_have_one_score():
-    video = toy(3, appearance=0.0)
+    video = toy(3, appearance=False)
     still = clip(3, frames=6)[:, :, :1].expand(-1, -1, 6, -1, -1)  # two clips
     with torch.no_grad():
         scores, other = video(still), video(clip(3, frames=6))

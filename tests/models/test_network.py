@@ -15,8 +15,7 @@ CASES = [
     pytest.param(3, {}, {}, id="clip-5-frames"),
     pytest.param(3, {"num_tubes": 3}, {"frames": 7, "height": 24}, id="clip-7-frames-3-tubes"),
     pytest.param(3, {"num_tubes": 1}, {"frames": 1}, id="clip-1-frame"),
-    pytest.param(3, {"num_tubes": 2, "appearance": 0.0}, {"frames": 6}, id="clip-motion-alone"),
-    pytest.param(3, {"num_tubes": 2, "appearance": 0.3}, {"frames": 6}, id="clip-appearance-of-some"),
+    pytest.param(3, {"num_tubes": 2, "appearance": False}, {"frames": 6}, id="clip-motion-alone"),
 ]
 
 
@@ -37,21 +36,6 @@ def test_network_agrees_with_the_reference(ndim, hparams, size):
         assert off_by(model(x), slow.logits) < 1e-9
     points = torch.cat(slow.points).flatten(0, -2)  # (all points, ndim)
     assert (points < 0).any(0).all() and (points > 1).any(0).all()
-
-
-def test_each_training_clip_gets_features_or_motion_alone():
-    """With the probability `appearance`; the network is otherwise that of 1 or 0."""
-    torch.manual_seed(0)
-    model, x = toy(3, appearance=0.25).train(), clip(3, frames=6)[:1]
-    kinds = []
-    for appearance in (0.0, 1.0):
-        other = toy(3, appearance=appearance)
-        other.load_state_dict(model.state_dict())
-        kinds.append(other(x))
-    scores = model(x.expand(400, -1, -1, -1, -1))
-    is_kind = torch.stack([(scores - kind).abs().amax(1) < 1e-5 for kind in kinds])
-    assert (is_kind.sum(0) == 1).all()
-    assert 0.18 < is_kind[1].float().mean() < 0.32
 
 
 def test_network_in_float32_is_float64_rounded():

@@ -52,7 +52,6 @@ def test_create_model_offers_the_nearest_name():
     [
         *[("num_heads", 7), ("num_tokens", 0), ("num_tokens", 9.0), ("num_points", 1), ("num_tubes", 2)],
         *[("focus_dim", 0), ("mlp_ratio", 0), ("mlp_ratio", -1.0), ("drop_path", 1.0), ("padding", "zero")],
-        ("appearance", 1.5),
     ],
 )
 def test_create_model_names_arguments_out_of_range(argument, value):
@@ -61,9 +60,9 @@ def test_create_model_names_arguments_out_of_range(argument, value):
 
 
 def test_a_network_samples_features_or_motion():
-    with pytest.raises(ValueError, match=r"appearance=0\.5 needs motion; set motion to True"):
-        create_model("video_sparseformer_nano", motion=False, appearance=0.5)
-    assert create_model("sparseformer_nano", motion=False, appearance=0.5).motion is False  # no effect for images
+    with pytest.raises(ValueError, match="motion and appearance are both False"):
+        create_model("video_sparseformer_nano", motion=False, appearance=False)
+    assert create_model("sparseformer_nano", motion=False, appearance=False).motion is False  # no effect for images
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors", None])
@@ -155,9 +154,9 @@ def test_load_weights_refuses_other_arguments_before_it_changes_the_model(source
 
 
 def test_a_training_may_start_with_another_appearance_than_that_of_the_weights():
-    source, target = toy(3), toy(3, appearance=0.5, seed=5)
+    source, target = toy(3), toy(3, appearance=False, seed=5)
     checkpoint = {"hparams": source.hparams, "model": source.state_dict()}
-    with pytest.raises(ValueError, match=r"trained with appearance=1\.0, but the model has 0\.5"):
+    with pytest.raises(ValueError, match="trained with appearance=True, but the model has False"):
         load_weights(target, checkpoint)
     load_weights(target, checkpoint, new_head=True)
     assert torch.equal(target.token_embedding, source.token_embedding)
