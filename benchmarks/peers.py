@@ -32,6 +32,7 @@ from sparsevideo.reports.profile import count_parameters
 NUM_CLASSES = 200  # of Tiny-ImageNet; the costs below include the head
 OURS = {2: "sparseformer_nano", 3: "video_sparseformer_nano"}
 INPUTS = {2: (1, 3, 64, 64), 3: (1, 3, 16, 64, 64)}
+R2PLUS1D = {"ndim": 3, "architecture": "r2plus1d", "layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]}
 # Name of a network -> its axes, its architecture and the arguments of that. Channels and widths are those at which the
 # cost is that of our network with 200 classes.
 PEERS: dict[str, dict[str, Any]] = {
@@ -50,11 +51,8 @@ PEERS: dict[str, dict[str, Any]] = {
         "architecture": "resnet",
         **{"layers": [2, 2, 2, 2], "channels": [20, 40, 80, 160], "stem_type": "deep", "stem_width": 10},
     },
-    "r2plus1d": {
-        "ndim": 3,
-        "architecture": "r2plus1d",
-        **{"layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]},
-    },
+    "r2plus1d": R2PLUS1D,
+    "r2plus1d_differences": {**R2PLUS1D, "differences": True},
     "x3d": {
         "ndim": 3,
         "architecture": "x3d",

@@ -42,9 +42,8 @@ def test_frame_average_is_the_mean_of_the_logits_of_an_image_network():
 
 def test_a_peer_of_differences_scores_all_still_clips_alike():
     torch.manual_seed(0)
-    args = {"num_classes": 5, "differences": True, **peers.PEERS["r2plus1d"]}
-    peer = peers.build_network(**args).eval()
-    assert peer.hparams == args
+    peer = peers.create_network("r2plus1d_differences", num_classes=5).eval()
+    assert peer.hparams == {"num_classes": 5, "differences": True, **peers.PEERS["r2plus1d"]}
     still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
     moving = torch.randn(2, 3, 4, 32, 32)
     with torch.no_grad():
