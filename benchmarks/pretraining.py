@@ -84,6 +84,9 @@ class Run:
     def row(self) -> dict[str, Any]:
         """Return what the run reports, and the cost of its network that needs no measurement."""
         *_, last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        config["data"]["root"] = Path(config["data"]["root"]).name  # no folders of the machine
+        recorded = read_json(self.folder / "environment.json")
         return {
             "network": self.config.model.name,
             "hparams": self.results["hparams"],
@@ -92,8 +95,8 @@ class Run:
             **{name: self.results[name] for name in ("top1", "top5", "scored", "listed", "list", "split")},
             "epochs": json.loads(last)["epoch"],
             "seed": self.config.train.seed,
-            "config": yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")),
-            "environment": read_json(self.folder / "environment.json"),
+            "config": config,
+            "environment": {key: value for key, value in recorded.items() if key != "command"},
         }
 
 
