@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks.data import environment, interleaved, memory_kib, write_results
 from benchmarks.peers import build_network, count_gmac, peers_allowed
 from sparsevideo import build, cli
-from sparsevideo.config import Config, config_from_dict
+from sparsevideo.config import Config, config_from_dict, config_to_dict
 from sparsevideo.reports.profile import count_parameters
 
 BATCH = 64
@@ -84,7 +84,7 @@ class Run:
     def row(self) -> dict[str, Any]:
         """Return what the run reports, and the cost of its network that needs no measurement."""
         *_, last = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        config = config_to_dict(self.config)
         config["data"]["root"] = Path(config["data"]["root"]).name  # no folders of the machine
         recorded = read_json(self.folder / "environment.json")
         return {
