@@ -290,9 +290,10 @@ def save_weights(path: str | Path, model: SparseFormer, **info: Any) -> None:
     info = {"hparams": model.hparams, **info}
     with atomic_path(path) as unfinished:
         if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+            from safetensors.torch import save  # its save_file writes files that only their owner can read
 
-            save_file(state, unfinished, metadata={key: json.dumps(value) for key, value in info.items()})
+            metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in info.items()}
+            unfinished.write_bytes(save(state, metadata=metadata))
         else:
             torch.save({"model": state, **info}, unfinished)
 

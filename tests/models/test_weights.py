@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import clip, perturbed, toy
 
@@ -229,6 +230,15 @@ def test_load_weights_refuses_a_truncated_file(source, target, tmp_path, suffix)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="truncated"):
         load_weights(target, path)
+
+
+def test_saved_safetensors_have_the_mode_of_other_files_and_a_format(source, tmp_path):
+    path, other = tmp_path / "a.safetensors", tmp_path / "other"
+    save_weights(path, source, classes=["x"])
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"  # other libraries refuse files without it
 
 
 def test_load_weights_names_a_missing_or_foreign_file(target, tmp_path):
