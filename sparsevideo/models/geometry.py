@@ -17,7 +17,8 @@ from torch import Tensor
 def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: bfloat16 moves in steps of 1/256 near 1, a quarter of a cell on a map of 56 cells."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_on else nullcontext()  # a block that torch.export cannot save
 
 
 def at_least_float32(x: Tensor) -> Tensor:

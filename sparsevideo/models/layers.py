@@ -71,12 +71,13 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, C, [T,] ceil(H/4), ceil(W/4)) of images (B, 3, H, W) or clips (B, 3, T, H, W)."""
-        batch = len(x)
+        batch = x.shape[0]  # len(x) would be a constant of an exported network
         # Conv3d and a 3-D pool give the same result, but they are several times slower.
         frames = x if x.ndim == 4 else rearrange(x, "b c t h w -> (b t) c h w")  # (B*T, 3, H, W)
         frames = frames.to(self.conv.weight.dtype)
-        if frames.is_cpu and not torch.is_grad_enabled():
-            # A few frames at a time fit into the caches, which halves the time and needs little memory.
+        if frames.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A few frames at a time fit into the caches, which halves the time and needs little memory. A compiled or
+            # exported network would hold one copy of the stem for each part, and accept no other number of frames.
             feat = torch.cat([self._features(part) for part in frames.split(_FRAMES_AT_ONCE)])
         else:
             feat = self._features(frames)

@@ -88,16 +88,19 @@ def sample_points(feat: Tensor, points: Tensor, padding: str = "zeros", views: V
         index = (index.unsqueeze(-1) * size + cell.unsqueeze(-2)).flatten(-2)
         weight = (weight.unsqueeze(-1) * share.unsqueeze(-2)).flatten(-2)
     corners = index.shape[-1]
-    sampled = F.embedding_bag(
-        index.view(-1, corners), rows, mode="sum", per_sample_weights=weight.view(-1, corners).to(rows.dtype)
-    )  # (B*N*P, C)
+    index, weight = index.view(-1, corners), weight.view(-1, corners).to(rows.dtype)
+    if torch.compiler.is_exporting():  # in ONNX, embedding_bag is a slow loop
+        sampled = (weight.unsqueeze(1) @ rows[index]).squeeze(1)
+    else:
+        sampled = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)  # (B*N*P, C)
     return sampled.view(*points.shape[:-1], channels)
 
 
 def one_frame_earlier(points: Tensor, feat: Tensor, views: Views | None = None) -> Tensor:
     """Return points (B, N, P, 3) in clips (B, C, T, H, W) or in their views, moved back by one frame of these."""
     frames = feat.shape[2] if views is None or views.frames is None else views.frames.shape[1]
-    return points - points.new_tensor([0, 0, 1 / frames])
+    x, y, t = points.unbind(-1)
+    return torch.stack((x, y, t - 1 / frames), dim=-1)
 
 
 class _ClampGradient(torch.autograd.Function):
@@ -120,7 +123,7 @@ def clamp_gradient(points: Tensor, feat: Tensor, views: Views | None = None) -> 
     be clamped too: train in float32 or bfloat16.
     """
     if views is None:
-        limit = torch.tensor([1 / size for size in reversed(feat.shape[2:])], dtype=points.dtype, device=points.device)
+        limit = 1 / torch.tensor(feat.shape[:1:-1], dtype=points.dtype, device=points.device)
     else:
         limit = 1 / torch.stack([size for _, size in views.spans(tuple(feat.shape[2:]))], dim=-1)[:, None, None]
     return _ClampGradient.apply(points, limit)

@@ -180,7 +180,7 @@ class SparseFormer(nn.Module):
         """
         if views is not None and (views.frames is None) != (self.ndim == 2):
             raise ValueError("views must have frames for clips (ndim=3) and no frames for images (ndim=2)")
-        batch = len(feat if views is None else views)
+        batch = feat.shape[0] if views is None else len(views)
         tokens = self.token_embedding.expand(batch, -1, -1)  # (B, N, focus_dim)
         roi = geometry.at_least_float32(self.token_roi).expand(batch, -1, -1)  # (B, N, 2*ndim)
         rois, points = [], []  # of each sampling step
