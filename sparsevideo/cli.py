@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "localize": inference_command_lines.localize,
     "inflate": command_lines.inflate,
     "convert": command_lines.convert,
+    "export": inference_command_lines.export,
     "data make-digits": command_lines.make_digits,
     "data scan": command_lines.scan,
     "data resize": command_lines.resize,

@@ -228,3 +228,31 @@ def serve(parser: Parser, argv: Sequence[str]) -> int:
         keep_s=args.keep,
     )
     return OK
+
+
+def export(parser: Parser, argv: Sequence[str]) -> int:
+    """Write a network to a file that runs without this package: ONNX, torch.export, or compiled by AOTInductor."""
+    from sparsevideo.commands.runs import checkpoint_config
+
+    def add_options(parser: Parser) -> None:
+        parser.add_argument("--out", required=True, help="folder for the file, export.json and predict.py")
+        formats = "onnx; pt2: torch.export; aoti: compiled for this kind of CPU, takes minutes"
+        parser.add_argument("--format", default="onnx", help=formats)
+        pixels = "input: normalized float32 (B, 3, T, H, W), or uint8 RGB (B, T, H, W, 3), normalized inside"
+        parser.add_argument("--pixels", default="normalized", help=pixels)
+        fixed = "axes of one size, of batch, frames, height and width; by default all accept any size"
+        parser.add_argument("--fixed", nargs="+", default=[], help=fixed)
+        add_classes(parser)
+
+    path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    from sparsevideo.commands.export import export_run
+
+    options = {"format": args.format, "pixels": args.pixels, "fixed": args.fixed, "classes": _class_names(args)}
+    results = export_run(path, config, Path(args.out), **options)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in results["compared"])
+        difference = f"largest difference {results['largest_difference']:.1e} of the largest logit"
+        print(f"{Path(args.out) / results['file']}: {difference}, at {shapes}")
+    return OK

@@ -1,0 +1,81 @@
+"""Classify videos or images with the network in `model.onnx`: python predict.py FILE ...
+
+Needs onnxruntime, numpy and PyAV. The view of a file is that of `sparsevideo predict --views 1x1`: the middle clip and
+its center crop.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
+about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+settings, classes = about["preprocessing"], np.array(about["classes"])
+
+
+def choose_frames(times_s: np.ndarray) -> np.ndarray:
+    """Return the (T,) indices of the middle clip, of frames that are shown at these times."""
+    count, stride, fps = settings["num_frames"], settings["frame_stride"], settings["target_fps"]
+    line = np.arange(len(times_s))  # the frames that clips are taken from
+    if fps:
+        end_s = times_s[-1] + (np.median(np.diff(times_s)) if len(line) > 1 else 1 / fps)
+        ticks_s = times_s[0] + np.arange(0, end_s - times_s[0] - 1e-3, 1 / fps) + 1e-3
+        line = np.searchsorted(times_s, ticks_s, side="right") - 1
+    if settings["sampling"] == "uniform":
+        return line[(2 * np.arange(count) + 1) * len(line) // (2 * count)]
+    start = max(0, len(line) - (count - 1) * stride - 1) // 2
+    return line[np.minimum(start + np.arange(count) * stride, len(line) - 1)]
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) pixels bilinearly, with antialiasing."""
+    for axis, size in ((1, width), (0, height)):
+        scale = image.shape[axis] / size
+        centers = (np.arange(size) + 0.5) * scale
+        away = np.abs(np.arange(image.shape[axis]) + 0.5 - centers[:, None]) / max(scale, 1)
+        weights = np.clip(1 - away, 0, None)
+        image = np.moveaxis(np.tensordot(weights / weights.sum(1, keepdims=True), image, (1, axis)), 0, axis).round()
+    return image
+
+
+def prepare(image: np.ndarray) -> np.ndarray:
+    """Cut the center crop out of a frame (H, W, 3) and resize it."""
+    height, width = image.shape[:2]
+    if short_side := settings["short_side"]:
+        scale = short_side / min(height, width)
+        height, width = round(height * scale), round(width * scale)
+        image = resize(image, height, width)
+    side = round(min(height, width) * settings["size"] / (settings["test_short_side"] or settings["size"]))
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], settings["size"], settings["size"])
+
+
+def predict(path: str) -> np.ndarray:
+    """Return the (K,) probabilities of a file."""
+    with av.open(path) as video:
+        times_s = np.array([frame.time or 0.0 for frame in video.decode(video=0)])
+    chosen = choose_frames(times_s) if settings["num_frames"] else np.array([0])
+    pixels = {}
+    with av.open(path) as video:
+        for index, frame in enumerate(video.decode(video=0)):
+            if index in chosen:
+                pixels[index] = prepare(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+    clip = np.stack([pixels[index] for index in chosen.tolist()])  # (T, H, W, 3)
+    clip = clip if settings["num_frames"] else clip[0]
+    if session.get_inputs()[0].type == "tensor(uint8)":
+        batch = clip[None].astype(np.uint8)
+    else:
+        batch = np.moveaxis((clip / 255 - settings["mean"]) / settings["std"], -1, 0)[None].astype(np.float32)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: batch})
+    scores = np.exp(logits[0] - logits[0].max())
+    return scores / scores.sum()
+
+
+for name in sys.argv[1:]:
+    found = predict(name)
+    best = found.argsort()[::-1][:5]
+    print(f"{name}: " + ", ".join(f"{classes[index]} {found[index]:.3f}" for index in best))

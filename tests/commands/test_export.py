@@ -1,0 +1,113 @@
+"""`sparsevideo export`: the file answers as the network does, in a process without torch and without this package."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sparsevideo.cli import FAILED, OK, USAGE, main
+from sparsevideo.commands import export as export_command
+
+ALONE = "import runpy, sys; sys.modules |= dict(torch=None, sparsevideo=None); runpy.run_path({path!r}, run_name='')"
+
+
+def checkpoint(run):
+    return str(run / "checkpoints" / "best.pt")
+
+
+def error(capsys):
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def predictions(text):
+    """Return label -> score for each line `path: label score, ...`."""
+    lines = (line.partition(": ")[2].split(", ") for line in text.splitlines())
+    return [{label: float(score) for label, score in (each.rsplit(" ", 1) for each in line)} for line in lines]
+
+
+@pytest.mark.parametrize(("kind", "pixels"), [("video", "normalized"), ("image", "uint8")])
+def test_the_script_beside_an_onnx_file_scores_files_as_predict_does(
+    kind, pixels, trained, image_run, digits, tmp_path, capsys
+):
+    run, pattern = (trained, "videos/test/up/*.mp4") if kind == "video" else (image_run, "images/test/7/*")
+    files = [str(path) for path in sorted(digits.glob(pattern))]
+    assert main(["export", checkpoint(run), f"--out={tmp_path / 'out'}", f"--pixels={pixels}"]) == OK
+    assert "largest difference" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert len(results["compared"]) == 3 and results["largest_difference"] < 1e-4
+    assert results["input"]["height"] == "free" and results["preprocessing"]["pixels"] == pixels
+    assert main(["predict", checkpoint(run), *files, "--views=1x1"]) == OK
+    wanted = predictions(capsys.readouterr().out)
+    script = ALONE.format(path=str(tmp_path / "out" / "predict.py"))
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    got = predictions(done.stdout)
+    assert len(got) == len(files) and [max(each, key=each.get) for each in got] == [
+        max(each, key=each.get) for each in wanted
+    ]
+    for one, other in zip(got, wanted, strict=True):
+        assert all(abs(one[label] - other[label]) < 0.01 for label in one.keys() & other.keys())
+
+
+def test_a_file_holds_classes_and_settings_and_accepts_other_shapes(trained, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    args = [f"--out={tmp_path}", "--num-tubes=2", "--num-frames=2", "--fixed", "batch", "width"]
+    assert main(["export", checkpoint(trained), *args]) == OK
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert "up" in about["classes"] and about["preprocessing"]["num_frames"] == 2
+    assert session.get_inputs()[0].shape == [1, 3, "frames", "height", 32]
+    for frames, height in ((1, 32), (7, 50)):
+        (logits,) = session.run(None, {"pixels": np.zeros((1, 3, frames, height, 32), np.float32)})
+        assert logits.shape == (1, 8)
+
+
+def test_torch_export_keeps_classes_beside_the_network(trained, tmp_path):
+    assert main(["export", checkpoint(trained), f"--out={tmp_path}", "--format=pt2"]) == OK
+    about = {"classes": ""}
+    network = torch.export.load(tmp_path / "model.pt2", extra_files=about).module()
+    assert "up" in json.loads(about["classes"])
+    assert network(torch.zeros(5, 3, 1, 40, 32)).shape == (5, 8)
+    assert {path.name for path in tmp_path.iterdir()} == {"export.json", "model.pt2"}
+
+
+@pytest.mark.slow
+def test_a_compiled_file_accepts_other_shapes(trained, tmp_path):
+    assert main(["export", checkpoint(trained), f"--out={tmp_path}", "--format=aoti"]) == OK
+    network = torch._inductor.aoti_load_package(tmp_path / "model.pt2")
+    assert "up" in json.loads(network.get_metadata()["classes"])
+    assert network(torch.zeros(5, 3, 1, 40, 32)).shape == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--format=tflite", "format is 'tflite'; it must be one of onnx, pt2, aoti"),
+        ("--pixels=float", "pixels is 'float'; it must be one of normalized, uint8"),
+        ("--test.precision=bf16-true", "test.precision is bf16-true; an exported network has float32"),
+        ("--fixed=depth", "'depth' cannot be fixed; the axes of this network are batch, frames, height, width"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_the_work(option, message, trained, tmp_path, capsys):
+    assert main(["export", checkpoint(trained), f"--out={tmp_path / 'out'}", option]) == FAILED
+    assert message in error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_differs_is_not_written(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export_command, "TOLERANCE", 0.0)
+    assert main(["export", checkpoint(trained), f"--out={tmp_path}", "--format=pt2"]) == FAILED
+    assert re.search(r"the logits of the exported network differ by \S+ of the largest", error(capsys))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages_names_the_extra(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", checkpoint(trained), f"--out={tmp_path / 'out'}"]) == FAILED
+    assert "pip install '.[export]'" in error(capsys)
+    assert main(["export", checkpoint(trained)]) == USAGE
