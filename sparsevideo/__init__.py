@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsevideo.models.weights import load_model as load_model
     from sparsevideo.models.weights import load_weights as load_weights
     from sparsevideo.models.weights import save_weights as save_weights
+    from sparsevideo.release import push_to_hub as push_to_hub
 
 # Public name -> module that defines it; the module is imported when the name is first used.
 _PUBLIC = {
@@ -39,6 +40,7 @@ _PUBLIC = {
     "load_model": "sparsevideo.models.weights",
     "load_weights": "sparsevideo.models.weights",
     "open_video": "sparsevideo.io.backends",
+    "push_to_hub": "sparsevideo.release",
     "read_records": "sparsevideo.data.records",
     "save_weights": "sparsevideo.models.weights",
     "with_budget": "sparsevideo.models.elastic",

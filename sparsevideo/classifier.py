@@ -26,10 +26,9 @@ from sparsevideo.io.errors import DecodeError
 from sparsevideo.io.sources import is_url
 from sparsevideo.io.stream import FrameStream
 from sparsevideo.models.elastic import with_budget
-from sparsevideo.models.presets import list_models
-from sparsevideo.models.published import WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
+from sparsevideo.release import find_weights
 from sparsevideo.reports.timeline import ScoredWindow, Segment, SegmentMerger
 
 logger = logging.getLogger(__name__)
@@ -313,8 +312,10 @@ def load(
     """Load a trained network with its class names and preprocessing.
 
     Args:
-        source: A checkpoint, the folder of a run, which stands for its `checkpoints/best.pt`, or a file that
-            `save_weights` or `sparsevideo convert` wrote, or published weights.
+        source: A checkpoint, the folder of a run, which stands for its `checkpoints/best.pt`, a file that
+            `save_weights` or `sparsevideo convert` wrote, or published weights; a release folder; released weights such
+            as `video_sparseformer_nano.scfd`; or a repository of the Hugging Face Hub that holds a release,
+            `owner/name` or `owner/name@revision`.
         classes: Class names in label order, for files without; None takes those in the file.
         config: Settings, for files without; None takes those in the file, or the defaults.
         name: Name of the network, for files that do not say how it is built.
@@ -322,17 +323,10 @@ def load(
 
     Raises:
         FileNotFoundError: There is no such file or folder, or the folder holds no weights.
-        ValueError: The file does not say which network it holds, or what its classes are called.
+        ValueError: The file does not say which network it holds, or what its classes are called; or the files of a
+            release are not those that it describes.
     """
-    path = Path(source)
-    if path.is_dir() and not (path / ".metadata").exists():
-        folder, path = path, path / "checkpoints" / "best.pt"
-        if not path.exists():
-            found = ", ".join(str(file) for file in sorted(folder.rglob("*.pt"))[:3])
-            raise FileNotFoundError(f"{folder}: has no checkpoints/best.pt; pass {found or 'a checkpoint'}")
-    elif not path.exists():
-        advice = f"; for a network of this name, pass your checkpoint, or published image weights from {WEIGHTS_URL}"
-        raise FileNotFoundError(f"{source}: no such checkpoint{advice if str(source) in list_models() else ''}")
+    path = find_weights(source)
     model, content = load_model(path, name)
     if isinstance(classes, str):
         raise ValueError(f"classes is {classes!r}; pass a list of names")

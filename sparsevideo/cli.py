@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[[Parser, Sequence[str]], int]] = {
     "inflate": command_lines.inflate,
     "convert": command_lines.convert,
     "export": inference_command_lines.export,
+    "release": command_lines.release,
     "data make-digits": command_lines.make_digits,
     "data scan": command_lines.scan,
     "data resize": command_lines.resize,

@@ -176,6 +176,29 @@ def convert(parser: Parser, argv: Sequence[str]) -> int:
     return OK
 
 
+def release(parser: Parser, argv: Sequence[str]) -> int:
+    """Write a release of a checkpoint: weights, settings, scores and a model card; also to the Hugging Face Hub."""
+    parser.add_argument("checkpoint", help="checkpoint of a run, or its folder")
+    parser.add_argument("out", type=Path, help="folder to write")
+    results = "results.json of tests of this checkpoint, for the scores"
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help=results)
+    parser.add_argument("--training-data", help="name of the training data, for the card")
+    parser.add_argument("--license", help="license of the weights, such as apache-2.0")
+    parser.add_argument("--half", action="store_true", help="store half precision")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    args = parser.parse(argv)
+    from sparsevideo.release import find_weights, push_to_hub
+    from sparsevideo.release import release as run
+
+    checkpoint, names = find_weights(args.checkpoint), ("results", "training_data", "license", "half")
+    about = run(checkpoint, args.out, **{name: getattr(args, name) for name in names})
+    print(f"{args.out}: SHA-256 of the weights {about['sha256']}, test results: {len(about['results'])}")
+    if args.push_to_hub:
+        print(push_to_hub(args.out, args.push_to_hub, private=args.private))
+    return OK
+
+
 def make_digits(parser: Parser, argv: Sequence[str]) -> int:
     """Make the embedded data set: moving digits as mp4 files, still digits as JPEG files."""
     parser.add_argument("root", help="folder for the data set")

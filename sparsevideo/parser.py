@@ -185,7 +185,6 @@ def parse_test(
     """
     _add_test_options(parser, None, add_options)
     config, args = parse_run(parser, argv)
-    path = Path(args.checkpoint)
     views = getattr(args, "views", None)
     try:
         clips, crops = parse_views(views or "1x1")
@@ -193,6 +192,9 @@ def parse_test(
         raise UsageError(f"--{error}") from error
     if unused := [arg for arg in argv if arg.removeprefix("--").startswith(parser.unused)]:
         raise UsageError(f"{unused[0]}: a test uses only the settings of data and test")
+    from sparsevideo.release import find_weights
+
+    path = find_weights(args.checkpoint)
     saved = read_config(path)
     if saved is not None:  # parse again, with the settings of the checkpoint as defaults
         parser = Parser(prog=parser.prog)
@@ -238,7 +240,8 @@ def add_segments(parser: Parser) -> None:
 
 
 def _add_test_options(parser: Parser, config: Config | None, add_options: Callable[[Parser], object]) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a run, whose settings are the defaults below; or weights")
+    checkpoint = "checkpoint or folder of a run, whose settings are the defaults below; release, or weights"
+    parser.add_argument("checkpoint", help=checkpoint)
     add_options(parser)
     for name, kind in _SHORT_OPTIONS.items():
         kwargs: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind | None}

@@ -20,6 +20,7 @@ from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.models.create import WEIGHTS
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model, save_weights
+from sparsevideo.release import without_paths
 from sparsevideo.reports.predictions import load_predictions
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "models" / "released"
@@ -40,10 +41,8 @@ def release(checkpoint: Path, name: str) -> None:
     card, file = WEIGHTS / f"{name}.md", WEIGHTS / f"{name}.safetensors"
     text = card.read_text(encoding="utf-8")
     model, content = load_model(checkpoint)
-    config = config_from_dict(content["config"])
-    config.data.root, config.data.list = ".", Path(config.data.list).name
-    config.model.weights = config.model.weights and Path(config.model.weights).name
-    save_weights(file, model.half(), classes=content["classes"], config=config_to_dict(config))
+    config = config_to_dict(without_paths(config_from_dict(content["config"])))
+    save_weights(file, model.half(), classes=content["classes"], config=config)
     digest = sha256(file)
     text, lines = re.subn(r"^sha256: .*$", f"sha256: {digest}", text, flags=re.MULTILINE)
     if lines != 1:

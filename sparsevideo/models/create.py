@@ -82,15 +82,25 @@ def read_pretrained(name: str, tag: str) -> dict[str, Any]:
     Raises:
         ValueError: There are no such weights, or the file is not the one that its card describes.
     """
+    file, digest = find_pretrained(name, tag)
+    content = read_weights(file)
+    content["model"] = {tensor_name: tensor.float() for tensor_name, tensor in content["model"].items()}
+    return {**content, "source": f"{file.name} (SHA-256 {digest[:12]})"}
+
+
+def find_pretrained(name: str, tag: str) -> tuple[Path, str]:
+    """Return the file of released weights and its SHA-256, which must be that in its card; see `read_pretrained`."""
     files = _released(name)
     if tag not in files:
         known = "; ".join(f"{network}: {', '.join(tags)}" for network, tags in list_pretrained().items())
         hint = did_you_mean(tag, files, cutoff=0.4) if isinstance(tag, str) else ""
         raise ValueError(f"there are no released weights {tag!r} for {name}{hint}; released are {known}")
-    digest = check_pretrained(files[tag])
-    content = read_weights(files[tag])
-    content["model"] = {tensor_name: tensor.float() for tensor_name, tensor in content["model"].items()}
-    return {**content, "source": f"{files[tag].name} (SHA-256 {digest[:12]})"}
+    file = files[tag]
+    expected = re.findall(r"^sha256: (\w+)$", file.with_suffix(".md").read_text(encoding="utf-8"), re.MULTILINE)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if expected != [digest]:
+        raise ValueError(f"{file}: has the SHA-256 {digest}, but its card says {' '.join(expected)}; install it again")
+    return file, digest
 
 
 def load_pretrained(
@@ -115,20 +125,6 @@ def load_pretrained(
         content = {**content, "model": state, "hparams": hparams}
     logger.info("weights: %s", source)
     return load_weights(model, content, strict=True, new_head=True, classes=classes, source=content["source"])
-
-
-def check_pretrained(file: Path) -> str:
-    """Return the SHA-256 of released weights, which must be the one in their card.
-
-    Raises:
-        ValueError: They differ.
-    """
-    card = file.with_suffix(".md").read_text(encoding="utf-8")
-    expected = re.findall(r"^sha256: (\w+)$", card, re.MULTILINE)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if expected != [digest]:
-        raise ValueError(f"{file}: has the SHA-256 {digest}, but its card says {' '.join(expected)}; install it again")
-    return digest
 
 
 def _released(name: str) -> dict[str, Path]:
