@@ -76,7 +76,8 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     network, _, tag = name.partition(".")
-    if network in list_models() and tag in list_pretrained().get(network, ()):
+    tags, image_network = list_pretrained(), network.removeprefix("video_")
+    if tag in tags.get(network, ()) and (network == image_network or tag not in tags.get(image_network, ())):
         return find_pretrained(network, tag)[0]
     if network in list_models():
         raise FileNotFoundError(

@@ -1,25 +1,32 @@
 """Networks by name, with fresh weights or with the released ones.
 
-The released weights are the files `NETWORK.TAG.safetensors` in the folder `weights` of the package, in half precision.
-The card beside each, `NETWORK.TAG.md`, has its SHA-256, data, recipe, scores and limits. The tag names the data.
+The tag of released weights names their data. Ours are the files `NETWORK.TAG.safetensors` in the folder `weights` of
+the package, in half precision. The card beside each, `NETWORK.TAG.md`, has its SHA-256, data, recipe, scores and
+limits. The weights of the paper, with the tag `in1k`, are downloaded once.
 """
 
 import hashlib
 import inspect
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsevideo.models.inflate import inflated
 from sparsevideo.models.presets import list_models, preset
+from sparsevideo.models.published import WEIGHTS_FILES, WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
-from sparsevideo.models.weights import LoadReport, load_weights, read_weights
+from sparsevideo.models.weights import LoadReport, load_model, load_weights
+from sparsevideo.utils.download import download_once
 from sparsevideo.utils.hints import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+PAPER = "in1k"  # tag of the weights of the paper
 WEIGHTS = Path(__file__).parents[1] / "weights"
 _ARGUMENTS = [name for name in inspect.signature(SparseFormer).parameters if name != "ndim"]
 
@@ -37,6 +44,7 @@ def create_model(name: str, *, pretrained: str | None = None, **overrides: Any) 
 
     Raises:
         ValueError: A name is unknown, an argument is out of range or not that of the weights.
+        OSError: The weights of the paper cannot be downloaded.
         TypeError: `SparseFormer` has no such argument; the message offers the nearest.
 
     Example:
@@ -69,7 +77,11 @@ def list_pretrained() -> dict[str, list[str]]:
         >>> list_pretrained()["video_sparseformer_nano"]
         ['scfd', 'tiny_imagenet']
     """
-    return {name: sorted(files) for name in list_models() if (files := _released(name))}
+    tags = {
+        name: sorted([*_released(name), *([PAPER] if name.removeprefix("video_") in WEIGHTS_FILES else [])])
+        for name in list_models()
+    }
+    return {name: known for name, known in tags.items() if known}
 
 
 def read_pretrained(name: str, tag: str) -> dict[str, Any]:
@@ -80,20 +92,31 @@ def read_pretrained(name: str, tag: str) -> dict[str, Any]:
         tag: One of its tags in `list_pretrained()`.
 
     Raises:
-        ValueError: There are no such weights, or the file is not the one that its card describes.
+        ValueError: There are no such weights, or the file is not the one that its card describes, or that was
+            downloaded.
+        OSError: The weights of the paper cannot be downloaded; see `download_once`.
     """
     file, digest = find_pretrained(name, tag)
-    content = read_weights(file)
-    content["model"] = {tensor_name: tensor.float() for tensor_name, tensor in content["model"].items()}
-    return {**content, "source": f"{file.name} (SHA-256 {digest[:12]})"}
+    model, content = load_model(file)  # in float32
+    known: dict[str, Any] = {key: content[key] for key in ("hparams", "classes", "config") if key in content}
+    return {
+        "hparams": model.hparams,
+        **known,
+        "model": model.state_dict(),
+        "source": f"{file.name} (SHA-256 {digest[:12]})",
+    }
 
 
 def find_pretrained(name: str, tag: str) -> tuple[Path, str]:
-    """Return the file of released weights and its SHA-256, which must be that in its card; see `read_pretrained`."""
+    """Return the file of released weights and its SHA-256; see `read_pretrained`."""
+    image_name = name.removeprefix("video_")
+    if tag == PAPER and image_name in WEIGHTS_FILES:
+        return _published_file(WEIGHTS_FILES[image_name])
     files = _released(name)
     if tag not in files:
         known = "; ".join(f"{network}: {', '.join(tags)}" for network, tags in list_pretrained().items())
-        hint = did_you_mean(tag, files, cutoff=0.4) if isinstance(tag, str) else ""
+        tags = list_pretrained().get(name, [])
+        hint = did_you_mean(tag, tags, cutoff=0.4) if isinstance(tag, str) else ""
         raise ValueError(f"there are no released weights {tag!r} for {name}{hint}; released are {known}")
     file = files[tag]
     expected = re.findall(r"^sha256: (\w+)$", file.with_suffix(".md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -101,6 +124,21 @@ def find_pretrained(name: str, tag: str) -> tuple[Path, str]:
     if expected != [digest]:
         raise ValueError(f"{file}: has the SHA-256 {digest}, but its card says {' '.join(expected)}; install it again")
     return file, digest
+
+
+def _published_file(name: str) -> tuple[Path, str]:
+    """Return a file of the paper's weights: from the folder or the address in SPARSEVIDEO_WEIGHTS, or from its authors.
+
+    Downloads are kept in the folder `checkpoints` of `torch.hub.get_dir()`.
+    """
+    mirror = os.environ.get("SPARSEVIDEO_WEIGHTS") or WEIGHTS_URL
+    if "://" in mirror:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / name
+        return file, download_once(f"{mirror.rstrip('/')}/{name}", file)
+    file = Path(mirror) / name
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file in the folder SPARSEVIDEO_WEIGHTS; it is {WEIGHTS_URL}/{name}")
+    return file, hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def load_pretrained(

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-WEIGHTS_URL = "https://github.com/showlab/sparseformer/releases/tag/v2.0.0-refactor"
+WEIGHTS_URL = "https://github.com/showlab/sparseformer/releases/download/v2.0.0-refactor"
+# The networks of the paper, trained on ImageNet-1K -> their files there.
+WEIGHTS_FILES = {f"sparseformer_{size}": f"sparseformer_v1_{size}_converted.pth" for size in ("tiny", "small", "base")}
 
 # First generation -> second. All patterns are applied in order.
 _FIRST_GENERATION = [

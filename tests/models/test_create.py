@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from file_server import serving
 from safetensors.torch import load_file
-from tiny_models import clip
+from tiny_models import TOY, clip, perturbed
 
 from sparsevideo import create_model, list_models, list_pretrained
 from sparsevideo.build import build_model
 from sparsevideo.config import ModelConfig, config_from_dict
-from sparsevideo.models import create
-from sparsevideo.models.weights import load_model
+from sparsevideo.models import create, presets
+from sparsevideo.models.weights import load_model, save_weights
 from tools.release_weights import synthetic_logits
 
 FILES = sorted(create.WEIGHTS.glob("*.safetensors"))
@@ -127,6 +128,43 @@ def test_other_sizes_than_those_of_the_weights_are_an_error_that_names_the_argum
             name="video_sparseformer_nano", args={"cortex_depth": 2}, weights="pretrained:tiny_imagenet"
         )
         build_model(settings, range(10))
+
+
+@pytest.fixture
+def paper(tmp_path, monkeypatch):
+    """A folder with a small file in the place and with the names of the paper's weights."""
+    model = perturbed(create_model("sparseformer_tiny", **TOY), 0.02)
+    path = tmp_path / "mirror" / "sparseformer_v1_tiny_converted.pth"
+    save_weights(path, model)
+    monkeypatch.setitem(presets._PRESETS, "sparseformer_tiny", {"ndim": 2, **TOY})
+    monkeypatch.setitem(presets._PRESETS, "video_sparseformer_tiny", {"ndim": 3, "num_tubes": 2, **TOY})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return model.eval(), path.parent
+
+
+def test_weights_of_the_paper_are_downloaded_once(paper, tmp_path, monkeypatch):
+    model, mirror = paper
+    with serving(mirror) as address:
+        monkeypatch.setenv("SPARSEVIDEO_WEIGHTS", f"{address.replace('anna:pass@', '')}/ranges")
+        image = create_model("sparseformer_tiny", pretrained="in1k").eval()
+    video = create_model("video_sparseformer_tiny", pretrained="in1k", num_classes=4)  # the server is gone
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in image.state_dict().items())
+    assert torch.equal(video.token_embedding, model.token_embedding.repeat(2, 1)) and video.num_classes == 4
+    (file,) = (tmp_path / "torch" / "hub" / "checkpoints").glob("*.pth")
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(ValueError, match=r"converted\.pth: has the SHA-256 \w+, but had"):
+        create_model("sparseformer_tiny", pretrained="in1k")
+
+
+def test_weights_of_the_paper_may_be_in_a_folder(paper, monkeypatch):
+    model, mirror = paper
+    monkeypatch.setenv("SPARSEVIDEO_WEIGHTS", str(mirror))
+    settings = ModelConfig(name="sparseformer_tiny", weights="pretrained:in1k")
+    assert torch.equal(build_model(settings, range(10))[0].token_roi, model.token_roi)
+    with pytest.raises(
+        FileNotFoundError, match=r"base_converted\.pth: no such file in the folder SPARSEVIDEO_WEIGHTS; it is"
+    ):
+        create_model("sparseformer_base", pretrained="in1k")
 
 
 def test_weights_that_are_not_those_of_their_card_are_refused(tmp_path, monkeypatch):
