@@ -242,17 +242,24 @@ def export(parser: Parser, argv: Sequence[str]) -> int:
         parser.add_argument("--pixels", default="normalized", help=pixels)
         fixed = "axes of one size, of batch, frames, height and width; by default all accept any size"
         parser.add_argument("--fixed", nargs="+", default=[], help=fixed)
+        quantize = "int8 linear layers (onnx only); measures the top-1 before and after on the list of a test"
+        parser.add_argument("--quantize", action="store_true", help=quantize)
+        max_loss = "largest loss of top-1 by --quantize, in points; a larger one is refused"
+        parser.add_argument("--max-loss", type=float, default=1.0, help=max_loss)
         add_classes(parser)
 
     path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
     from sparsevideo.commands.export import export_run
 
-    options = {"format": args.format, "pixels": args.pixels, "fixed": args.fixed, "classes": _class_names(args)}
-    results = export_run(path, config, Path(args.out), **options)
+    options = {name: getattr(args, name) for name in ("format", "pixels", "fixed", "quantize", "max_loss")}
+    results = export_run(path, config, Path(args.out), **options, classes=_class_names(args))
     if args.json:
         print(json.dumps(results, indent=2))
     else:
         shapes = ", ".join("x".join(map(str, shape)) for shape in results["compared"])
         difference = f"largest difference {results['largest_difference']:.1e} of the largest logit"
         print(f"{Path(args.out) / results['file']}: {difference}, at {shapes}")
+        if int8 := results["quantized"]:
+            sizes = f"{int8['bytes'] / 1e6:.2f} MB instead of {int8['float_bytes'] / 1e6:.2f}"
+            print(f"int8: top-1 {int8['top1']:.2f} % instead of {int8['float_top1']:.2f} %, {sizes}")
     return OK

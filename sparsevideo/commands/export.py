@@ -7,23 +7,26 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sparsevideo import __version__
-from sparsevideo.classifier import load
-from sparsevideo.commands.evaluation import resolve_test_config
+from sparsevideo import __version__, build
+from sparsevideo.classifier import Classifier, load
+from sparsevideo.commands.evaluation import check_any_read, resolve_test_config, score_files, summarize
 from sparsevideo.commands.runs import check_folder
 from sparsevideo.config import Config
+from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import Normalize
 from sparsevideo.engine.checkpoint import sha256
-from sparsevideo.models.sparseformer import SparseFormer
+from sparsevideo.models.sampling import Views
+from sparsevideo.models.sparseformer import Features, SparseFormer
 from sparsevideo.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class ExportResults(TypedDict):
     input: dict[str, int | str]  # each axis -> its size; "free" if it accepts any
     classes: list[str]
     preprocessing: dict[str, Any]
+    quantized: dict[str, Any] | None  # top-1 in percent of both networks on how many files, and bytes of both
     compared: list[list[int]]  # shapes of the inputs at which the file was compared with the network
     largest_difference: float  # of two logits, over the largest logit
     checkpoint_sha256: str
@@ -69,6 +73,8 @@ def export_run(
     format: str = "onnx",
     pixels: str = "normalized",
     fixed: Sequence[str] = (),
+    quantize: bool = False,
+    max_loss: float = 1.0,
     classes: Sequence[str] | None = None,
 ) -> ExportResults:
     """Write a network to a file that runs without this package, and `export.json`; for ONNX also `predict.py`.
@@ -82,11 +88,15 @@ def export_run(
         format: "onnx", "pt2" (torch.export), or "aoti" (compiled by AOTInductor, for the kind of CPU of this machine).
         pixels: "normalized" for inputs (B, 3, [T,] H, W) float32, "uint8" for RGB pixels (B, [T,] H, W, 3).
         fixed: Axes of one size: batch 1, and the frames, height and width of the settings. The others accept any size.
+        quantize: Multiply by the weights of the linear layers in int8. The top-1 of both networks is measured on the
+            list of a test.
+        max_loss: Largest loss of top-1 by `quantize`, in points.
         classes: Class names, for files without.
 
     Raises:
         ImportError: The extra `[export]` is not installed.
-        ValueError: An argument is impossible, the settings are not those of float32, or the logits differ.
+        ValueError: An argument is impossible, the settings are not those of float32, the logits differ, or `quantize`
+            loses more than `max_loss`.
     """
     if format not in _WRITERS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(_WRITERS)}")
@@ -94,6 +104,8 @@ def export_run(
         raise ValueError(f"pixels is {pixels!r}; it must be one of {', '.join(PIXELS)}")
     if config.test.precision != "32-true":
         raise ValueError(f"test.precision is {config.test.precision}; an exported network has float32, 32-true")
+    if quantize and format != "onnx":
+        raise ValueError(f"quantize is for onnx, but format is {format}")
     if format == "onnx":
         _check_onnx()
     check_folder(out)
@@ -103,6 +115,7 @@ def export_run(
     axes = [axis for axis in AXES if axis != "frames" or model.ndim == 3]
     if unknown := [axis for axis in fixed if axis not in axes]:
         raise ValueError(f"{unknown[0]!r} cannot be fixed; the axes of this network are {', '.join(axes)}")
+    records = build.build_records(data, config.test.split, model.ndim, classifier.classes) if quantize else None
     free = [axis for axis in axes if axis not in fixed]
     layout = [*axes, "channels"] if pixels == "uint8" else ["batch", "channels", *axes[1:]]
     # A free axis is traced with at least two entries, because one entry would be taken for a constant.
@@ -123,6 +136,8 @@ def export_run(
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".export") as folder, torch.no_grad():
         program = torch.export.export(network, (example({}),), dynamic_shapes=(dict.fromkeys(free_axes, Dim.DYNAMIC),))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of source files on this machine
         file = Path(folder) / f"model.{'onnx' if format == 'onnx' else 'pt2'}"
         exported = _WRITERS[format](program, file, free_axes, about)
         inputs = [
@@ -136,6 +151,14 @@ def export_run(
                 f"{path}: the logits of the exported network differ by {difference:.1e} of the largest, more than"
                 f" {TOLERANCE}; nothing was written"
             )
+        quantized = None
+        if records is not None:
+            quantized = _quantize(file, lambda file: _top1(file, classifier, config, records, pixels))
+            if (loss := quantized["float_top1"] - quantized["top1"]) > max_loss:
+                raise ValueError(
+                    f"{path}: int8 loses {loss:.2f} points of top-1, more than the allowed {max_loss:g}; nothing was"
+                    " written"
+                )
         file.replace(out / file.name)
     if format == "onnx":
         shutil.copyfile(_PREDICT, out / _PREDICT.name)
@@ -145,6 +168,7 @@ def export_run(
         "input": {axis: "free" if axis in free else sizes[axis] for axis in layout},
         "classes": names,
         "preprocessing": preprocessing,
+        "quantized": quantized,
         "compared": [list(each.shape) for each in inputs],
         "largest_difference": difference,
         "checkpoint_sha256": sha256(path),
@@ -153,6 +177,46 @@ def export_run(
     with atomic_path(out / "export.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
+
+
+class _Scorer(nn.Module):
+    """An exported network with the interface of SparseFormer that a test uses; its features are logits."""
+
+    def __init__(self, exported: Network, model: SparseFormer, pixels: str) -> None:
+        super().__init__()
+        self.exported, self.pixels = exported, pixels
+        self.ndim, self.num_classes, self.stem = model.ndim, model.num_classes, nn.Identity()
+
+    def forward_tokens(self, pixels: Tensor, views: Views | None = None) -> Features:
+        if self.pixels == "uint8":
+            pixels = pixels.round().byte().movedim(1, -1).contiguous()
+        return Features(self.exported(pixels), [], [])
+
+    def forward_head(self, logits: Tensor, *, pre_logits: bool = False) -> Tensor:
+        return logits
+
+
+def _top1(file: Path, classifier: Classifier, config: Config, records: Records, pixels: str) -> float:
+    """Return the top-1 of an ONNX file in percent."""
+    scorer = cast(SparseFormer, _Scorer(_open_onnx(file), classifier.model, pixels))
+    if pixels == "uint8":  # no normalization
+        config = replace(config, data=replace(config.data, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)))
+    scores = score_files(classifier.fabric, scorer, config, records)
+    check_any_read(scores)
+    return summarize(scores, records, config.test.scores)["top1"]
+
+
+def _quantize(file: Path, scorer: Callable[[Path], float]) -> dict[str, Any]:
+    """Replace an ONNX file by one with int8 linear layers; return the top-1 in percent and the bytes of both."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    before = {"float_top1": scorer(file), "float_bytes": file.stat().st_size}
+    simple = file.with_name("simple.onnx")
+    # Only constants are quantized: this makes constants of transposed weights.
+    quant_pre_process(file, simple, skip_onnx_shape=True, skip_symbolic_shape=True)
+    quantize_dynamic(simple, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    return {**before, "top1": scorer(file), "bytes": file.stat().st_size}
 
 
 def _preprocessing(config: Config, ndim: int, pixels: str) -> dict[str, Any]:
@@ -183,14 +247,20 @@ def _check_onnx() -> None:
 
 
 def _write_onnx(program: ExportedProgram, file: Path, free: Mapping[int, str], about: Mapping[str, str]) -> Network:
-    import onnxruntime
-
     model = torch.onnx.export(
         program, input_names=["pixels"], output_names=["logits"], dynamic_shapes=(free,), verbose=False
     )
     assert model is not None  # it is without a path
     model.model.metadata_props.update(about)
+    for node in model.model.graph:
+        node.metadata_props.clear()  # names of modules and of source files
     model.save(file, external_data=False)
+    return _open_onnx(file)
+
+
+def _open_onnx(file: Path) -> Network:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(file)
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 

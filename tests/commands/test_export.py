@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.commands import export as export_command
 
@@ -22,6 +25,15 @@ def checkpoint(run):
 def error(capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     return line
+
+
+def holds_paths(file):
+    """Return whether a file, or one in a zip file, names the folder of the package on this machine."""
+    folder = str(Path(sparsevideo.__file__).parent).encode()
+    if not zipfile.is_zipfile(file):
+        return folder in file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        return any(folder in archive.read(name) for name in archive.namelist())
 
 
 def predictions(text):
@@ -58,6 +70,7 @@ def test_a_file_holds_classes_and_settings_and_accepts_other_shapes(trained, tmp
     onnxruntime = pytest.importorskip("onnxruntime")
     args = [f"--out={tmp_path}", "--num-tubes=2", "--num-frames=2", "--fixed", "batch", "width"]
     assert main(["export", checkpoint(trained), *args]) == OK
+    assert not holds_paths(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
     assert "up" in about["classes"] and about["preprocessing"]["num_frames"] == 2
@@ -67,6 +80,25 @@ def test_a_file_holds_classes_and_settings_and_accepts_other_shapes(trained, tmp
         assert logits.shape == (1, 8)
 
 
+def test_int8_is_smaller_and_measured(trained, digits, tmp_path, capsys):
+    args = ["--quantize", f"--data.root={digits}", "--pixels=uint8"]
+    assert main(["export", checkpoint(trained), f"--out={tmp_path / 'out'}", "--max-loss=100", *args]) == OK
+    assert re.search(r"^int8: top-1 [\d.]+ % instead of [\d.]+ %, [\d.]+ MB", capsys.readouterr().out, re.MULTILINE)
+    int8 = json.loads((tmp_path / "out" / "export.json").read_text())["quantized"]
+    assert int8["bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size < int8["float_bytes"]
+    assert main(["test", checkpoint(trained), f"--data.root={digits}", f"--out={tmp_path / 'test'}"]) == OK
+    assert int8["float_top1"] == json.loads((tmp_path / "test" / "results.json").read_text())["top1"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"export.json", "model.onnx", "predict.py"}
+
+
+@pytest.mark.slow
+def test_int8_that_loses_too_much_is_not_written(trained, digits, tmp_path, capsys):
+    args = ["--quantize", f"--data.root={digits}", "--max-loss=-101"]
+    assert main(["export", checkpoint(trained), f"--out={tmp_path}", *args]) == FAILED
+    assert re.search(r"int8 loses \S+ points of top-1, more than the allowed -101; nothing was written", error(capsys))
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_export_keeps_classes_beside_the_network(trained, tmp_path):
     assert main(["export", checkpoint(trained), f"--out={tmp_path}", "--format=pt2"]) == OK
     about = {"classes": ""}
@@ -74,6 +106,7 @@ def test_torch_export_keeps_classes_beside_the_network(trained, tmp_path):
     assert "up" in json.loads(about["classes"])
     assert network(torch.zeros(5, 3, 1, 40, 32)).shape == (5, 8)
     assert {path.name for path in tmp_path.iterdir()} == {"export.json", "model.pt2"}
+    assert not holds_paths(tmp_path / "model.pt2")
 
 
 @pytest.mark.slow
