@@ -33,6 +33,7 @@ from sparsevideo.models.create import create_model, load_pretrained, read_pretra
 from sparsevideo.models.elastic import ElasticSparseFormer
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, load_weights
+from sparsevideo.release import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def build_model(config: ModelConfig, classes: Sequence[str]) -> tuple[SparseForm
     if config.weights.startswith(PRETRAINED):
         content = read_pretrained(config.name, config.weights.removeprefix(PRETRAINED))
         return model, load_pretrained(model, content, classes=classes)
-    return model, load_weights(model, config.weights, strict=True, new_head=True, classes=classes)
+    return model, load_weights(model, find_weights(config.weights), strict=True, new_head=True, classes=classes)
 
 
 def build_records(

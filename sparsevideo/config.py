@@ -55,9 +55,9 @@ class ModelConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of SparseFormer that replace those of the preset, such as `num_tubes`."""
     weights: str | None = None
-    """Initial weights of the same architecture: a file, or `pretrained:TAG` for released weights, whose tags are in the
-    output of `sparsevideo models list`. A video model takes released image weights too, inflated. A head for other
-    classes is left out."""
+    """Initial weights of the same architecture: a file, the folder of a run or of a release, a repository of the
+    Hugging Face Hub, or `pretrained:TAG` for released weights, whose tags are in the output of `sparsevideo models
+    list`. A video model takes released image weights too, inflated. A head for other classes is left out."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from hub_server import hub
+from toy_runs import VIDEO
 
 import sparsevideo
 from sparsevideo.cli import FAILED, OK, main
@@ -56,6 +57,12 @@ def test_commands_take_a_release_as_they_take_a_checkpoint(released, trained, di
         assert main(["predict", str(source), video]) == OK
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
+
+
+def test_a_training_starts_from_a_release(released, digits, capsys):
+    args = [*VIDEO, f"--data.root={digits}", f"--model.weights={released}", "--dry-run"]
+    assert main(["train", *args]) == OK
+    assert "0 missing, 0 unexpected" in capsys.readouterr().out
 
 
 def test_a_half_precision_release_of_images(image_run, tmp_path):
