@@ -25,6 +25,7 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from sparsevideo.commands import train
 from sparsevideo.models import create, presets, weights
+from sparsevideo.models.layers import Stem
 from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import Features, SparseFormer
 from sparsevideo.reports.profile import count_parameters
@@ -32,9 +33,9 @@ from sparsevideo.reports.profile import count_parameters
 NUM_CLASSES = 200  # of Tiny-ImageNet; the costs below include the head
 OURS = {2: "sparseformer_nano", 3: "video_sparseformer_nano"}
 INPUTS = {2: (1, 3, 64, 64), 3: (1, 3, 16, 64, 64)}
-R2PLUS1D = {"ndim": 3, "architecture": "r2plus1d", "layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]}
 # Name of a network -> its axes, its architecture and the arguments of that. Channels and widths are those at which the
 # cost is that of our network with 200 classes.
+R2PLUS1D = {"ndim": 3, "architecture": "r2plus1d", "layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]}
 PEERS: dict[str, dict[str, Any]] = {
     "vit_patch8": {
         "ndim": 2,
@@ -63,6 +64,10 @@ PEERS: dict[str, dict[str, Any]] = {
         "architecture": "swin3d",
         **{"patch_size": [2, 4, 4], "window_size": [4, 4, 4]},
         **{"embed_dim": 24, "depths": [2, 2, 3], "num_heads": [1, 2, 4]},
+    },
+    "sparseformer_differences": {
+        **presets.preset("video_sparseformer_nano"),
+        **{"architecture": "sparseformer_differences", "motion": False},
     },
     "frame_average": {**presets.preset("sparseformer_nano"), "ndim": 3, "architecture": "frame_average"},
 }
@@ -120,6 +125,22 @@ class Peer(nn.Module):
         """Return the names of the position embeddings."""
         embeddings = ("pos_embed", "relative_position_bias_table")
         return {name for name, _ in self.named_parameters() if name.endswith(embeddings)}
+
+
+class _DifferenceStem(Stem):
+    """Stem of the change of each pixel since the frame before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.diff(dim=2, prepend=x[:, :, :1]))
+
+
+class OnDifferences(SparseFormer):
+    """Video network whose stem gets the change of each pixel since the frame before."""
+
+    def __init__(self, *, architecture: str, **hparams: Any):
+        super().__init__(**hparams)
+        self.stem = _DifferenceStem(self.hparams["stem_channels"], self.ndim)
+        self.hparams["architecture"] = architecture
 
 
 class FrameAverage(SparseFormer):
@@ -212,7 +233,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 def build_network(**hparams: Any) -> nn.Module:
     """Build a SparseFormer or a peer from its arguments."""
-    kinds = {None: SparseFormer, "frame_average": FrameAverage}
+    kinds = {None: SparseFormer, "frame_average": FrameAverage, "sparseformer_differences": OnDifferences}
     return kinds.get(hparams.get("architecture"), Peer)(**hparams)
 
 

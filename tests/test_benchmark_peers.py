@@ -51,6 +51,8 @@ def test_a_peer_of_differences_scores_all_still_clips_alike():
         assert not torch.allclose(*peer(moving), atol=1e-6)
         assert torch.allclose(peer(moving), peer(moving + still), atol=1e-4)
         assert torch.equal(peer.forward_head(peer.forward_tokens(moving).tokens), peer(moving))
+        ours = peers.create_network("sparseformer_differences", num_classes=5).eval()
+        assert torch.allclose(*ours(still), atol=1e-6) and not torch.allclose(*ours(moving), atol=1e-6)
     with pytest.raises(ValueError, match="differences: an image has one frame"):
         peers.build_network(num_classes=5, differences=True, **peers.PEERS["resnet"])
 
