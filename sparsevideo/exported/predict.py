@@ -7,17 +7,14 @@ its center crop.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
-about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
-settings, classes = about["preprocessing"], np.array(about["classes"])
 
-
-def choose_frames(times_s: np.ndarray) -> np.ndarray:
+def choose_frames(times_s: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """Return the (T,) indices of the middle clip, of frames that are shown at these times."""
     count, stride, fps = settings["num_frames"], settings["frame_stride"], settings["target_fps"]
     line = np.arange(len(times_s))  # the frames that clips are taken from
@@ -42,7 +39,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image
 
 
-def prepare(image: np.ndarray) -> np.ndarray:
+def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """Cut the center crop out of a frame (H, W, 3) and resize it."""
     height, width = image.shape[:2]
     if short_side := settings["short_side"]:
@@ -54,28 +51,36 @@ def prepare(image: np.ndarray) -> np.ndarray:
     return resize(image[top : top + side, left : left + side], settings["size"], settings["size"])
 
 
-def predict(path: str) -> np.ndarray:
-    """Return the (K,) probabilities of a file."""
+def read(path: str, settings: dict[str, Any]) -> np.ndarray:
+    """Return the network's input of a file: a batch of one clip or image."""
     with av.open(path) as video:
         times_s = np.array([frame.time or 0.0 for frame in video.decode(video=0)])
-    chosen = choose_frames(times_s) if settings["num_frames"] else np.array([0])
+    is_image = settings["num_frames"] is None
+    chosen = np.array([0]) if is_image else choose_frames(times_s, settings)
     pixels = {}
     with av.open(path) as video:
         for index, frame in enumerate(video.decode(video=0)):
             if index in chosen:
-                pixels[index] = prepare(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
-    clip = np.stack([pixels[index] for index in chosen.tolist()])  # (T, H, W, 3)
-    clip = clip if settings["num_frames"] else clip[0]
-    if session.get_inputs()[0].type == "tensor(uint8)":
-        batch = clip[None].astype(np.uint8)
-    else:
-        batch = np.moveaxis((clip / 255 - settings["mean"]) / settings["std"], -1, 0)[None].astype(np.float32)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: batch})
-    scores = np.exp(logits[0] - logits[0].max())
-    return scores / scores.sum()
+                image = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                pixels[index] = prepare(image, settings)
+    clip = pixels[0] if is_image else np.stack([pixels[index] for index in chosen.tolist()])  # ([T,] H, W, 3)
+    if settings["pixels"] == "uint8":
+        return clip[None].astype(np.uint8)
+    return np.moveaxis((clip / 255 - settings["mean"]) / settings["std"], -1, 0)[None].astype(np.float32)
 
 
-for name in sys.argv[1:]:
-    found = predict(name)
-    best = found.argsort()[::-1][:5]
-    print(f"{name}: " + ", ".join(f"{classes[index]} {found[index]:.3f}" for index in best))
+def main() -> None:
+    """Print the best classes of each file."""
+    session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
+    about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    for path in sys.argv[1:]:
+        (logits,) = session.run(["logits"], {"pixels": read(path, about["preprocessing"])})
+        scores = np.exp(logits[0] - logits[0].max())
+        best = scores.argsort()[::-1][:5]
+        print(
+            f"{path}: " + ", ".join(f"{about['classes'][index]} {scores[index] / scores.sum():.3f}" for index in best)
+        )
+
+
+if __name__ == "__main__":
+    main()

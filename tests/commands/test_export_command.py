@@ -15,7 +15,9 @@ import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.commands import export as export_command
 
-ALONE = "import runpy, sys; sys.modules |= dict(torch=None, sparsevideo=None); runpy.run_path({path!r}, run_name='')"
+ALONE = (
+    "import runpy, sys; sys.modules |= dict(torch=None, sparsevideo=None); runpy.run_path({path!r}, None, '__main__')"
+)
 
 
 def checkpoint(run):

@@ -20,7 +20,7 @@ def test_an_exported_network_has_free_axes_after_a_round_trip(ndim, options):
     model, x = toy(ndim, **options), clip(ndim)
     free = {axis: torch.export.Dim.DYNAMIC for axis in range(x.ndim) if axis != 1}
     with torch.no_grad():
-        program = torch.export.export(model, (x,), dynamic_shapes=(free,))
+        program = torch.export.export(model, (x,), dynamic_shapes=(free,), strict=False)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
