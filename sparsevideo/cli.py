@@ -113,7 +113,8 @@ def _error_message(error: Exception, command: str) -> str | None:
             return f"out of memory ({reason or lines[-1]}); {advice}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in lines if "compiler" in line.lower() and "raised:" not in line), lines[0])
-        return f"torch.compile failed ({reason}); install a C++ compiler such as g++, or set train.compile false"
+        alternative = "choose another --format" if command == "export" else "set train.compile false"
+        return f"torch.compile failed ({reason}); install a C++ compiler such as g++, or {alternative}"
     # The message of an error in a loader worker is a traceback; its last line is the error.
     return lines[-1] if isinstance(error, UsageError | ValueError | TypeError | OSError | ImportError) else None
 

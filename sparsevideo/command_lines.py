@@ -156,8 +156,11 @@ def inflate(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="name of the image model, for files that hold only tensors")
     args = parser.parse(argv)
     from sparsevideo.commands.convert import inflate_weights
+    from sparsevideo.release import find_weights
 
-    changes = inflate_weights(Path(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model)
+    changes = inflate_weights(
+        find_weights(args.image_weights), Path(args.out), num_tubes=args.num_tubes, name=args.model
+    )
     for name, before, after, change in changes:
         print(f"{name:32s} {before or '-'!s:18s} -> {after!s:22s} {change}")
     print(f"wrote {args.out}")
@@ -171,8 +174,9 @@ def convert(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="name of the model, for files that hold only tensors")
     args = parser.parse(argv)
     from sparsevideo.commands.convert import convert_weights
+    from sparsevideo.release import find_weights
 
-    print(convert_weights(Path(args.weights), Path(args.out), name=args.model))
+    print(convert_weights(find_weights(args.weights), Path(args.out), name=args.model))
     return OK
 
 
@@ -188,9 +192,13 @@ def release(parser: Parser, argv: Sequence[str]) -> int:
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     args = parser.parse(argv)
-    from sparsevideo.release import find_weights, push_to_hub
+    from sparsevideo.release import check_repository, find_weights, push_to_hub
     from sparsevideo.release import release as run
 
+    if args.push_to_hub:
+        check_repository(args.push_to_hub)
+    elif args.private:
+        raise UsageError("--private is for --push-to-hub")
     checkpoint, names = find_weights(args.checkpoint), ("results", "training_data", "license", "half")
     about = run(checkpoint, args.out, **{name: getattr(args, name) for name in names})
     print(f"{args.out}: SHA-256 of the weights {about['sha256']}, test results: {len(about['results'])}")

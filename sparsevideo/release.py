@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import yaml
@@ -20,15 +21,13 @@ from sparsevideo.config import Config, config_from_dict, config_to_dict
 from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.models.create import find_pretrained, list_pretrained
 from sparsevideo.models.presets import list_models
-from sparsevideo.models.published import WEIGHTS_URL
 from sparsevideo.models.weights import load_model, read_weights, save_weights
 from sparsevideo.reports.profile import count_macs, count_parameters
-from sparsevideo.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, ABOUT, CARD = "model.safetensors", "config.json", "README.md"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Entries of `results.json` that say how its scores were measured.
 _PROTOCOL = (
     *("split", "clips", "crops", "num_frames", "frame_stride", "sampling", "target_fps", "size", "resized_short_side"),
@@ -49,6 +48,7 @@ class About(TypedDict):
     parameters: int
     gmac: float  # of one view
     results: list[dict[str, Any]]  # data, scores in percent and protocol of each test
+    half: bool  # stored in half precision; the scores are of the checkpoint
     sha256: str  # of the weights
 
 
@@ -80,12 +80,14 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     if tag in tags.get(network, ()) and (network == image_network or tag not in tags.get(image_network, ())):
         return find_pretrained(network, tag)[0]
     if network in list_models():
+        known = ", ".join(f"{image_network}.{tag}" for tag in tags.get(image_network, ())) or "none"
         raise FileNotFoundError(
-            f"{name}: no such checkpoint; for a network of this name, pass your checkpoint, or published image weights"
-            f" from {WEIGHTS_URL}"
+            f"{name}: no such checkpoint; for a network of this name, pass your checkpoint; released image weights:"
+            f" {known}"
         )
     repository, _, revision = name.partition("@")
-    if _REPOSITORY.fullmatch(repository) and path.suffix not in (".pt", ".pth", ".safetensors"):
+    is_file = path.parent.exists() or path.suffix in (".pt", ".pth", ".safetensors")
+    if _REPOSITORY.fullmatch(repository) and not is_file:
         return _checked(download(repository, revision or None))
     raise FileNotFoundError(f"{name}: no such checkpoint")
 
@@ -103,57 +105,61 @@ def release(
 
     Args:
         checkpoint: Checkpoint of a run.
-        out: Folder to write; the files of an older release in it are replaced.
+        out: Folder to write, which must not exist.
         results: `results.json` of tests of this checkpoint.
         training_data: Name of the training data, for the card.
         license: License of the weights, an identifier such as "apache-2.0".
         half: Store half precision.
 
     Raises:
-        ValueError: The checkpoint has no classes or settings, a test is of another checkpoint, or the folder holds
-            other files.
+        ValueError: The checkpoint has no classes or settings, a test is of another checkpoint, or the folder exists.
     """
     model, content = load_model(checkpoint)
     if absent := {"classes", "config"} - content.keys():
         raise ValueError(f"{checkpoint}: has no {' and no '.join(sorted(absent))}; release a checkpoint of a run")
-    if out.exists() and any(out.iterdir()) and not (out / ABOUT).exists():
-        raise ValueError(f"{out}: holds files that are not of a release; choose another folder")
+    if out.exists():
+        raise ValueError(f"{out}: exists; choose another folder, so that no release or edited card is lost")
     digest = sha256(checkpoint)
     roots = {content["config"]["data"]["root"]: training_data} if training_data else {}
     scores = [_scores(path, digest, checkpoint, roots) for path in results]
     settings = without_paths(config_from_dict(content["config"]))
     data = settings.data
     clip = (data.num_frames,) if model.ndim == 3 else ()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / ABOUT).unlink(missing_ok=True)  # an interrupted release is none
     classes, config = list(content["classes"]), config_to_dict(settings)
-    save_weights(out / WEIGHTS, model.half() if half else model, classes=classes, config=config)
-    about: About = {
-        "library_name": "sparsevideo",
-        "version": __version__,
-        "architecture": model.hparams,
-        "classes": classes,
-        "settings": config,
-        "training_data": training_data,
-        "license": license,
-        "parameters": count_parameters(model),
-        "gmac": count_macs(model, (1, 3, *clip, data.size, data.size)).all_ops / 1e9,
-        "results": scores,
-        "sha256": sha256(out / WEIGHTS),
-    }
-    for name, text in ((CARD, model_card(about)), (ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")):
-        with atomic_path(out / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        folder = Path(temporary) / out.name
+        save_weights(folder / WEIGHTS, model.half() if half else model, classes=classes, config=config)
+        about: About = {
+            "library_name": "sparsevideo",
+            "version": __version__,
+            "architecture": model.hparams,
+            "classes": classes,
+            "settings": config,
+            "training_data": training_data,
+            "license": license,
+            "parameters": count_parameters(model),
+            "gmac": count_macs(model, (1, 3, *clip, data.size, data.size)).all_ops / 1e9,
+            "results": scores,
+            "half": half,
+            "sha256": sha256(folder / WEIGHTS),
+        }
+        for name, text in ((CARD, model_card(about)), (ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")):
+            (folder / name).write_text(text, encoding="utf-8")
+        folder.rename(out)
     return about
 
 
 def without_paths(settings: Config) -> Config:
-    """Return settings without names of folders, which say nothing on another machine."""
+    """Return settings without names of folders and projects, which say nothing on another machine."""
     data, weights = settings.data, settings.model.weights
+    if weights and not weights.startswith("pretrained:"):
+        weights = Path(weights).name
     return replace(
         settings,
-        model=replace(settings.model, weights=weights and Path(weights).name),
-        data=replace(data, root=".", list=Path(data.list).name, index=None),
+        model=replace(settings.model, weights=weights),
+        data=replace(data, root=".", list=Path(data.list).name, index=None, classes=None),
+        train=replace(settings.train, wandb=None),
     )
 
 
@@ -207,22 +213,25 @@ def model_card(about: About) -> str:
             scores = f"{each['top1']:.2f} | {each['top5']:.2f}"
             lines.append(f"| {each['data']} | {each['split']} | {each['files']} | {views} | {scores} |")
         lines += ["", "All settings of each test are in `config.json`. A file that could not be read counts as wrong."]
+        lines += (
+            ["The scores were measured before the weights were rounded to half precision."] if about["half"] else []
+        )
     else:
-        lines += ["No test results were given."]
+        lines += ["No test results are known."]
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n" + "\n".join(lines) + "\n"
 
 
-def push_to_hub(folder: Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a release folder to the Hugging Face Hub, and return its address; the login is that of huggingface_hub.
 
     Raises:
-        ValueError: The files are not those that `config.json` describes.
+        ValueError: The files are not those that `config.json` describes, or the repository is not `owner/name`.
         OSError: The hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    _checked(folder)
+    check_repository(repository)
+    _checked(Path(folder))
     api = HfApi(library_name="sparsevideo", library_version=__version__)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -233,8 +242,14 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False, revisio
             revision=revision,
             commit_message=f"Release written by sparsevideo {__version__}",
         ).commit_url
-    except HfHubHTTPError as error:
-        raise OSError(f"{repository}: the Hugging Face Hub refuses ({_first_line(error)})") from error
+    except Exception as error:  # errors of its HTTP library, of other types in each release
+        raise OSError(f"{repository}: not uploaded to the Hugging Face Hub ({_first_line(error)})") from error
+
+
+def check_repository(repository: str) -> None:
+    """Raise ValueError if a name is not `owner/name`."""
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f"{repository}: a repository of the Hugging Face Hub is called owner/name")
 
 
 def download(repository: str, revision: str | None = None) -> Path:
@@ -245,7 +260,7 @@ def download(repository: str, revision: str | None = None) -> Path:
             in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[WEIGHTS, ABOUT, CARD]))
@@ -254,7 +269,7 @@ def download(repository: str, revision: str | None = None) -> Path:
             f"{repository}: no such file or folder, and the Hugging Face Hub cannot be reached; to use it offline, pass"
             f" a folder with {WEIGHTS} and {ABOUT} of the release"
         ) from error
-    except HfHubHTTPError as error:
+    except Exception as error:  # errors of its HTTP library, of other types in each release
         name = f"{repository}@{revision}" if revision else repository
         raise FileNotFoundError(
             f"{name}: no such file or folder, and not at the Hugging Face Hub ({_first_line(error)})"
@@ -273,10 +288,11 @@ def _scores(path: Path, digest: str, checkpoint: Path, names: Mapping[str, str])
             "unreadable": test["listed"] - test["scored"],
             "packages": test["environment"]["packages"],
         }
+        tested = test["checkpoint_sha256"], test["checkpoint"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the results.json of `sparsevideo test` ({error!r})") from error
-    if test["checkpoint_sha256"] != digest:
-        raise ValueError(f"{path}: is a test of other weights ({test['checkpoint']}) than {checkpoint}")
+    if tested[0] != digest:
+        raise ValueError(f"{path}: is a test of other weights ({tested[1]}) than {checkpoint}")
     return entry
 
 

@@ -198,7 +198,7 @@ def test_load_says_what_is_missing(tmp_path):
         sparsevideo.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such checkpoint$"):
         sparsevideo.load("nowhere.pt")
-    with pytest.raises(FileNotFoundError, match=r"sparseformer_tiny: .* published image weights from https://"):
+    with pytest.raises(FileNotFoundError, match=r"released image weights: sparseformer_tiny\.in1k$"):
         sparsevideo.load("sparseformer_tiny")
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"bad\.pt: holds more than tensors"):

@@ -110,9 +110,10 @@ def test_a_release_with_other_files_than_it_describes_is_refused(released, tmp_p
 
 
 def test_what_cannot_be_released_is_refused(released, trained, image_run, tmp_path, capsys):
-    (tmp_path / "thesis.pdf").touch()
     assert main(["release", str(trained), str(tmp_path)]) == FAILED
-    assert "holds files that are not of a release" in error(capsys)
+    assert "exists; choose another folder, so that no release or edited card is lost" in error(capsys)
+    assert main(["release", str(trained), str(tmp_path / "out"), "--push-to-hub=digits"]) == FAILED
+    assert "digits: a repository of the Hugging Face Hub is called owner/name" in error(capsys)
     about = json.loads((released / "config.json").read_text())
     results = tmp_path / "results.json"
     results.write_text(json.dumps(about["results"][0]))

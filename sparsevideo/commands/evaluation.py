@@ -21,6 +21,7 @@ from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
 from sparsevideo.engine.run_log import Metrics
+from sparsevideo.models.create import WEIGHTS
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
@@ -322,8 +323,10 @@ def fingerprint(config: Config, records: Records, sha256: str, features: bool | 
 
 
 def default_output_path(checkpoint_path: Path, name: str) -> Path:
-    """Return a path in the run folder, or beside weights that are not in a run folder."""
+    """Return a path in the run folder, beside other weights, or in the current folder for weights from elsewhere."""
     folder = checkpoint_path.parent
+    if folder == WEIGHTS or "hub" in folder.parts:  # the caches of torch and of huggingface_hub
+        return Path(f"{checkpoint_path.stem}-{name}")
     return (folder.parent if folder.name == "checkpoints" else folder) / name
 
 

@@ -48,7 +48,7 @@ class ExportResults(TypedDict):
     classes: list[str]
     preprocessing: dict[str, Any]
     quantized: dict[str, Any] | None  # top-1 in percent of both networks on how many files, and bytes of both
-    compared: list[list[int]]  # shapes of the inputs at which the file was compared with the network
+    compared: list[list[int]]  # before `quantize`: shapes of the inputs at which the file was compared with the network
     largest_difference: float  # of two logits, over the largest logit
     checkpoint_sha256: str
     packages: dict[str, str]  # name -> version
@@ -106,6 +106,8 @@ def export_run(
         raise ValueError(f"test.precision is {config.test.precision}; an exported network has float32, 32-true")
     if quantize and format != "onnx":
         raise ValueError(f"quantize is for onnx, but format is {format}")
+    if quantize and (config.test.share_stem or config.test.full_frame):
+        raise ValueError("quantize tests crops; set test.share_stem and test.full_frame to false")
     if format == "onnx":
         _check_onnx()
     check_folder(out)
@@ -155,7 +157,7 @@ def export_run(
             )
         quantized = None
         if records is not None:
-            quantized = _quantize(file, lambda file: _top1(file, classifier, config, records, pixels))
+            quantized = _quantize(file, lambda file: _top1(file, classifier, config, records, pixels, fixed))
             if (loss := quantized["float_top1"] - quantized["top1"]) > max_loss:
                 raise ValueError(
                     f"{path}: int8 loses {loss:.2f} points of top-1, more than the allowed {max_loss:g}; nothing was"
@@ -198,9 +200,13 @@ class _Scorer(nn.Module):
         return logits
 
 
-def _top1(file: Path, classifier: Classifier, config: Config, records: Records, pixels: str) -> float:
+def _top1(
+    file: Path, classifier: Classifier, config: Config, records: Records, pixels: str, fixed: Sequence[str]
+) -> float:
     """Return the top-1 of an ONNX file in percent."""
     scorer = cast(SparseFormer, _Scorer(_open_onnx(file), classifier.model, pixels))
+    if "batch" in fixed:
+        config = replace(config, test=replace(config.test, batch_size=1))
     if pixels == "uint8":  # no normalization
         config = replace(config, data=replace(config.data, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)))
     scores = score_files(classifier.fabric, scorer, config, records)
@@ -221,7 +227,7 @@ def _quantize(file: Path, scorer: Callable[[Path], float]) -> dict[str, Any]:
     InferenceSession(file, options)  # makes constants of transposed weights; only constants are quantized
     model = onnx.load(simple)
     del model.graph.value_info[:]  # shapes within the network, some of them wrong with torch 2.7
-    logging.disable(logging.WARNING)  # it advises what the last line did
+    logging.disable(logging.WARNING)  # quantize_dynamic advises a preparation like this one
     try:
         quantize_dynamic(model, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
     finally:
@@ -260,7 +266,7 @@ def _write_onnx(program: ExportedProgram, file: Path, free: Mapping[int, str], a
     model = torch.onnx.export(
         program, input_names=["pixels"], output_names=["logits"], dynamic_shapes=(free,), verbose=False
     )
-    assert model is not None  # it is without a path
+    assert model is not None  # only with a path is nothing returned
     model.model.metadata_props.update(about)
     for node in model.model.graph:
         node.metadata_props.clear()  # names of modules and of source files

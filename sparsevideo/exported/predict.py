@@ -69,18 +69,26 @@ def read(path: str, settings: dict[str, Any]) -> np.ndarray:
     return np.moveaxis((clip / 255 - settings["mean"]) / settings["std"], -1, 0)[None].astype(np.float32)
 
 
-def main() -> None:
-    """Print the best classes of each file."""
+def main() -> int:
+    """Print the best classes of each file; return 1 if a file could not be read."""
+    failed = 0
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
     about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
     for path in sys.argv[1:]:
-        (logits,) = session.run(["logits"], {"pixels": read(path, about["preprocessing"])})
+        try:
+            pixels = read(path, about["preprocessing"])
+        except (OSError, ValueError, IndexError, KeyError) as error:  # av.FFmpegError is an OSError or a ValueError
+            print(f"{path}: cannot be read ({error})", file=sys.stderr)
+            failed = 1
+            continue
+        (logits,) = session.run(["logits"], {"pixels": pixels})
         scores = np.exp(logits[0] - logits[0].max())
         best = scores.argsort()[::-1][:5]
         print(
             f"{path}: " + ", ".join(f"{about['classes'][index]} {scores[index] / scores.sum():.3f}" for index in best)
         )
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,8 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: bfloat16 moves in steps of 1/256 near 1, a quarter of a cell on a map of 56 cells."""
     device = x.device.type
     is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if is_on else nullcontext()  # a block that torch.export cannot save
+    # A block that changes nothing is left out, because torch.export cannot save it.
+    return torch.autocast(device, enabled=False) if is_on else nullcontext()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Download a file once, with retries and a progress bar; a part from before is continued."""
 
+import errno
 import hashlib
 import http.client
-import re
 import time
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
@@ -24,7 +25,7 @@ def download_once(url: str, file: Path) -> str:
     The SHA-256 is written to `FILE.sha256` and checked from then on. A file without it, put there by hand, gets it.
 
     Raises:
-        ValueError: The file has changed since then.
+        ValueError: The file has changed since then, or the address has a user and a password.
         FileNotFoundError: The server does not have the file.
         ConnectionError: The server cannot be reached, or the download ended early several times in a row.
     """
@@ -48,8 +49,9 @@ def download_once(url: str, file: Path) -> str:
 
 def _download(url: str, part: Path, file: Path) -> None:
     """Write a file to `part`; wait longer after each failure in a row."""
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("an address with a user and a password is not supported; use one without")
     failures = 0
-    shown = re.sub("//[^/@]*@", "//", url)  # without user and password
     while True:
         size = part.stat().st_size if part.exists() else 0
         try:
@@ -57,15 +59,17 @@ def _download(url: str, part: Path, file: Path) -> None:
         except HTTPError as error:
             if error.code == 416:  # there is nothing after the part: it is of another file
                 part.unlink(missing_ok=True)
-            elif error.code < 500:
-                raise FileNotFoundError(f"{shown}: the server answers {error.code} {error.reason}") from error
+            elif error.code < 500 and error.code not in (408, 429):
+                raise FileNotFoundError(f"{url}: the server answers {error.code} {error.reason}") from error
             reason = f"{error.code} {error.reason}"
-        except (URLError, http.client.HTTPException, OSError) as error:
+        except (http.client.HTTPException, OSError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if part.exists() and part.stat().st_size > size else failures + 1
         if failures == _ATTEMPTS:
             raise ConnectionError(
-                f"{shown}: cannot be downloaded ({reason}); without network, put the file at {file}, or set"
+                f"{url}: cannot be downloaded ({reason}); without network, put the file at {file}, or set"
                 " SPARSEVIDEO_WEIGHTS to a folder or an address that has it"
             )
         time.sleep(2**failures / 2)

@@ -58,8 +58,10 @@ def test_the_script_beside_an_onnx_file_scores_files_as_predict_does(
     assert main(["predict", checkpoint(run), *files, "--views=1x1"]) == OK
     wanted = predictions(capsys.readouterr().out)
     script = ALONE.format(path=str(tmp_path / "out" / "predict.py"))
-    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "bad").write_bytes(b"no video")
+    bad = [str(tmp_path / "bad"), str(tmp_path / "missing")]
+    done = subprocess.run([sys.executable, "-c", script, *bad, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 2, done.stderr  # for the two files that are bad
     got = predictions(done.stdout)
     assert len(got) == len(files) and [max(each, key=each.get) for each in got] == [
         max(each, key=each.get) for each in wanted

@@ -156,6 +156,12 @@ def test_weights_of_the_paper_are_downloaded_once(paper, tmp_path, monkeypatch):
         create_model("sparseformer_tiny", pretrained="in1k")
 
 
+def test_an_address_with_a_password_is_refused_and_not_shown(paper, monkeypatch):
+    monkeypatch.setenv("SPARSEVIDEO_WEIGHTS", "http://anna:pass@127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"^an address with a user and a password is not supported"):
+        create_model("sparseformer_tiny", pretrained="in1k")
+
+
 def test_weights_of_the_paper_may_be_in_a_folder(paper, monkeypatch):
     model, mirror = paper
     monkeypatch.setenv("SPARSEVIDEO_WEIGHTS", str(mirror))
