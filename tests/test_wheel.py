@@ -1,6 +1,7 @@
 """The wheel works in an environment without this repository."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     # These are the steps of the Dockerfile.
-    run("sh", ROOT / "tools" / "install_container.sh", wheel, tmp_path / "clean", "export", cwd=tmp_path)
+    search = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    run("env", search, "sh", ROOT / "tools" / "install_container.sh", wheel, tmp_path / "clean", "export", cwd=tmp_path)
     python = tmp_path / "clean" / "bin" / "python"
     command = tmp_path / "clean" / "bin" / "sparsevideo"
     assert "quickstart" in run(command, "--help", cwd=tmp_path)
