@@ -382,11 +382,12 @@ def test_settings_that_the_network_does_not_allow_are_refused(options, message, 
     assert message in error(capsys)
 
 
-def test_a_run_folder_is_refused_as_a_checkpoint(trained, tmp_path, capsys):
-    assert main(["test", str(trained)]) == FAILED
-    assert error(capsys).endswith(f"is a folder, but not a sharded checkpoint; use {checkpoint(trained)}")
-    assert main(["test", str(tmp_path)]) == FAILED
-    assert error(capsys).endswith("is a folder, but not a sharded checkpoint")
+def test_a_run_folder_stands_for_its_best_checkpoint(trained, tmp_path, capsys):
+    assert main(["test", str(trained), f"--out={tmp_path / 'out'}"]) == OK
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["checkpoint"] == checkpoint(trained)
+    (tmp_path / "empty").mkdir()
+    assert main(["test", str(tmp_path / "empty")]) == FAILED
+    assert error(capsys).endswith("empty: has no checkpoints/best.pt; pass a checkpoint")
 
 
 def test_results_are_replaced_only_by_the_same_test(trained, wide, classes, tmp_path, capsys):
