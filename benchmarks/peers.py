@@ -33,9 +33,9 @@ from sparsevideo.reports.profile import count_parameters
 NUM_CLASSES = 200  # of Tiny-ImageNet; the costs below include the head
 OURS = {2: "sparseformer_nano", 3: "video_sparseformer_nano"}
 INPUTS = {2: (1, 3, 64, 64), 3: (1, 3, 16, 64, 64)}
+R2PLUS1D = {"ndim": 3, "architecture": "r2plus1d", "layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]}
 # Name of a network -> its axes, its architecture and the arguments of that. Channels and widths are those at which the
 # cost is that of our network with 200 classes.
-R2PLUS1D = {"ndim": 3, "architecture": "r2plus1d", "layers": [2, 2, 2, 2], "channels": [12, 22, 44, 88]}
 PEERS: dict[str, dict[str, Any]] = {
     "vit_patch8": {
         "ndim": 2,

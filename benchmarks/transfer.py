@@ -27,8 +27,8 @@ from benchmarks.peers import build_network, count_gmac, peers_allowed
 from benchmarks.pretraining import read_json
 from sparsevideo import cli
 from sparsevideo.config import FrameOrder
-from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.reports.profile import count_parameters
+from sparsevideo.utils.files import sha256
 
 ORDERS = get_args(FrameOrder)
 

@@ -18,11 +18,11 @@ import yaml
 
 from sparsevideo import __version__
 from sparsevideo.config import Config, config_from_dict, config_to_dict
-from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.models.create import find_pretrained, list_pretrained
 from sparsevideo.models.presets import list_models
 from sparsevideo.models.weights import load_model, read_weights, save_weights
 from sparsevideo.reports.profile import count_macs, count_parameters
+from sparsevideo.utils.files import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -213,9 +213,8 @@ def model_card(about: About) -> str:
             scores = f"{each['top1']:.2f} | {each['top5']:.2f}"
             lines.append(f"| {each['data']} | {each['split']} | {each['files']} | {views} | {scores} |")
         lines += ["", "All settings of each test are in `config.json`. A file that could not be read counts as wrong."]
-        lines += (
-            ["The scores were measured before the weights were rounded to half precision."] if about["half"] else []
-        )
+        if about["half"]:
+            lines.append("The scores were measured before the weights were rounded to half precision.")
     else:
         lines += ["No test results are known."]
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n" + "\n".join(lines) + "\n"

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from sparsevideo.config import config_from_dict, config_to_dict
-from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.models.create import WEIGHTS
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model, save_weights
 from sparsevideo.release import without_paths
 from sparsevideo.reports.predictions import load_predictions
+from sparsevideo.utils.files import sha256
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "models" / "released"
 

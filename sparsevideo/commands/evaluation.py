@@ -17,7 +17,6 @@ from sparsevideo.commands.runs import check_folder
 from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
 from sparsevideo.data.records import Records
 from sparsevideo.data.samplers import shard
-from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch
 from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
 from sparsevideo.engine.run_log import Metrics
@@ -25,6 +24,7 @@ from sparsevideo.models.create import WEIGHTS
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import load_model
+from sparsevideo.utils.files import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +213,8 @@ def evaluate_records(
     """
     fabric, model, config = network.fabric, network.model, network.config
     fabric.setup_module(model)  # moves and converts it in place
-    sha256 = checkpoint.sha256(network.path)
-    current = fingerprint(config, records, sha256, "per clip" if per_clip else features)
+    digest = sha256(network.path)
+    current = fingerprint(config, records, digest, "per clip" if per_clip else features)
     if results is not None:
         _check_old_results(results, current)
     journal = None
@@ -235,7 +235,7 @@ def evaluate_records(
         use_index=use_index,
         progress=progress,
     )
-    return Evaluation(network, records, scores, current, journal, sha256)
+    return Evaluation(network, records, scores, current, journal, digest)
 
 
 def _check_no_duplicates(listing: str, records: Records) -> None:

@@ -24,10 +24,9 @@ from sparsevideo.commands.runs import check_folder
 from sparsevideo.config import Config
 from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import Normalize
-from sparsevideo.engine.checkpoint import sha256
 from sparsevideo.models.sampling import Views
 from sparsevideo.models.sparseformer import Features, SparseFormer
-from sparsevideo.utils.files import atomic_path
+from sparsevideo.utils.files import atomic_path, sha256
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from sparsevideo.commands.visualize import one_clip
 from sparsevideo.config import Config, config_to_dict
 from sparsevideo.data.records import Records
 from sparsevideo.data.transforms import Normalize
-from sparsevideo.engine import checkpoint
 from sparsevideo.engine.distributed import launch
 from sparsevideo.models.elastic import with_budget
 from sparsevideo.models.sparseformer import SparseFormer
@@ -27,7 +26,7 @@ from sparsevideo.reports import localize
 from sparsevideo.reports.analysis import LEVEL
 from sparsevideo.reports.localize import BoxFile
 from sparsevideo.reports.visualize import frame_densities, trace_batch
-from sparsevideo.utils.files import abbreviate, atomic_path
+from sparsevideo.utils.files import abbreviate, atomic_path, sha256
 from sparsevideo.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def run(
     summary = {name: localize.summarize(measure, seed=SEED) for name, measure in counts.items()}
     results = {
         "checkpoint": str(path),
-        "checkpoint_sha256": checkpoint.sha256(path),
+        "checkpoint_sha256": sha256(path),
         "boxes": str(boxes_path),
         "settings": {
             f"{section}.{name}": config_to_dict(config)[section][name]

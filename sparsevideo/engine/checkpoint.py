@@ -1,6 +1,5 @@
 """Reading and writing of checkpoints by one or several processes. A checkpoint is complete or absent."""
 
-import hashlib
 import logging
 import os
 import shutil
@@ -154,13 +153,3 @@ def load_first_valid(paths: Iterable[Path], read: Callable[[Path], Content]) -> 
     if reasons:
         raise ValueError("; ".join(reasons))
     return None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files in a folder, in hex."""
-    digest = hashlib.sha256()
-    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with part.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

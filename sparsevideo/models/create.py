@@ -5,7 +5,6 @@ the package, in half precision. The card beside each, `NETWORK.TAG.md`, has its 
 limits. The weights of the paper, with the tag `in1k`, are downloaded once.
 """
 
-import hashlib
 import inspect
 import logging
 import os
@@ -22,6 +21,7 @@ from sparsevideo.models.published import WEIGHTS_FILES, WEIGHTS_URL
 from sparsevideo.models.sparseformer import SparseFormer
 from sparsevideo.models.weights import LoadReport, load_model, load_weights
 from sparsevideo.utils.download import download_once
+from sparsevideo.utils.files import sha256
 from sparsevideo.utils.hints import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def find_pretrained(name: str, tag: str) -> tuple[Path, str]:
         raise ValueError(f"there are no released weights {tag!r} for {name}{hint}; released are {known}")
     file = files[tag]
     expected = re.findall(r"^sha256: (\w+)$", file.with_suffix(".md").read_text(encoding="utf-8"), re.MULTILINE)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = sha256(file)
     if expected != [digest]:
         raise ValueError(f"{file}: has the SHA-256 {digest}, but its card says {' '.join(expected)}; install it again")
     return file, digest
@@ -138,7 +138,7 @@ def _published_file(name: str) -> tuple[Path, str]:
     file = Path(mirror) / name
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file in the folder SPARSEVIDEO_WEIGHTS; it is {WEIGHTS_URL}/{name}")
-    return file, hashlib.sha256(file.read_bytes()).hexdigest()
+    return file, sha256(file)
 
 
 def load_pretrained(

@@ -1,7 +1,6 @@
 """Download a file once, with retries and a progress bar; a part from before is continued."""
 
 import errno
-import hashlib
 import http.client
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from sparsevideo.utils.files import sha256
 from sparsevideo.utils.progress import progress_bar
 
 _ATTEMPTS = 5  # in a row without a new byte
@@ -37,7 +37,7 @@ def download_once(url: str, file: Path) -> str:
             _download(url, part, file)
             record.unlink(missing_ok=True)  # of an older file
             part.replace(file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = sha256(file)
         if not record.exists():
             record.write_text(f"{digest}\n", encoding="utf-8")
         if (before := record.read_text(encoding="utf-8").strip()) != digest:

@@ -1,5 +1,6 @@
-"""Write files atomically, and print file names."""
+"""Write files atomically, hash them, and print file names."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,16 @@ def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files in a folder, in hex."""
+    digest = hashlib.sha256()
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def printable_path(name: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sparsevideo.engine import checkpoint
+from sparsevideo.utils.files import sha256
 
 
 def test_round_trip_is_weights_only(tmp_path):
@@ -30,4 +31,4 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert checkpoint.sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+    assert sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
