@@ -3,8 +3,8 @@
 #   docker build -t sparsevideo .
 #   docker run --rm -v "$PWD:/data" sparsevideo predict runs/own_videos video.mp4
 #
-# The installed PyTorch has CUDA libraries, so an NVIDIA driver on the machine is enough (docker run --gpus all). Another
-# base, also without Python: --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04. Extras: --build-arg EXTRAS=export,web
+# The installed PyTorch has CUDA libraries, so an NVIDIA driver on the machine is enough (docker run --gpus all). BASE is
+# another Debian or Ubuntu image, such as one of nvidia/cuda, also without Python; EXTRAS is a list such as export,web.
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 ARG EXTRAS=export
