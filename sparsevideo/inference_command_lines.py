@@ -37,8 +37,20 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         add_classes(parser)
         workers = "processes that decode; by default data.num_workers, but fewer for a few files"
         parser.add_argument("--num-workers", type=int | None, help=workers)
+        parser.add_argument("--part", default="1/1", metavar="I/N", help="predict every Nth file, from the Ith on")
+        ray = "score on a Ray cluster: HOST:PORT, auto for that of this machine, or local to start one here"
+        parser.add_argument("--ray", metavar="ADDRESS", help=f"{ray}; --out also gets predictions.parquet")
+        ray_workers = (
+            "workers on the cluster, each with --num-workers CPUs and a GPU, if any; by default as many as fit"
+        )
+        parser.add_argument("--ray-workers", type=int | None, help=ray_workers)
 
     path, config, args = parse_test(parser, argv, checkpoint_config, add_options)
+    part, parts = (int(text) if text.isdecimal() else 0 for text in args.part.partition("/")[::2])
+    if not 1 <= part <= parts:
+        raise UsageError(f"--part is {args.part!r}; it must be I/N, with I from 1 to N")
+    if args.ray_workers is not None and args.ray is None:
+        raise UsageError("--ray-workers is for a Ray cluster; add --ray ADDRESS")
     from sparsevideo.commands.predict import predict_run, show
 
     results, predictions = predict_run(
@@ -51,6 +63,9 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         classes_path=Path(args.classes) if args.classes else None,
         topk=args.topk,
         num_workers=args.num_workers,
+        part=(part, parts),
+        ray=args.ray,
+        ray_workers=args.ray_workers,
     )
     if not is_first_process():
         return OK

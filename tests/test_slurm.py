@@ -1,4 +1,4 @@
-"""Slurm: the tasks of srun are one run, and the job script requeues a saved run."""
+"""Slurm: the tasks of srun are one run, the job script requeues a saved run, and the tasks of an array are parts."""
 
 import os
 import re
@@ -20,6 +20,7 @@ from sparsevideo.data.loader import train_loader
 from sparsevideo.data.samplers import EpochSampler
 from sparsevideo.engine.distributed import StopSignal
 from sparsevideo.models.weights import read_weights
+from sparsevideo.reports.predictions import load_predictions
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "slurm_train.sh"
 STEPS = 12
@@ -226,3 +227,18 @@ def test_the_script_parses_and_sbatch_reads_all_its_options():
     options = re.findall(r"^#SBATCH (.*)$", head, re.MULTILINE)
     assert {"--requeue", "--open-mode=append", "--signal=USR1@120"} <= set(options)
     assert SCRIPT.read_text().count("\n#SBATCH") == len(options)
+
+
+def test_the_tasks_of_an_array_predict_each_file_once(trained, digits, tmp_path):
+    script, folder = SCRIPT.with_name("slurm_predict.sh"), digits / "videos/test"
+    arguments = ["3", tmp_path / "out", trained / "checkpoints/best.pt", folder, "--views=1x1", "--topk=1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = []
+    for task in ("1", "2", "3"):
+        environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_ID": task, "SLURM_CPUS_PER_TASK": "1"}
+        subprocess.run([script, *arguments], env=environment, check=True, capture_output=True)
+        found.append(load_predictions(tmp_path / "out" / task).names)
+    names = sorted(map(str, folder.glob("*/*.mp4")))
+    assert found == [names[0::3], names[1::3], names[2::3]]
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, env={"PATH": path})
+    assert done.returncode == 2 and done.stderr.startswith("usage: sbatch --array 1-PARTS")

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -18,7 +19,7 @@ from sparsevideo.config import Config, DataConfig, TestConfig, config_to_dict
 from sparsevideo.data.records import Records
 from sparsevideo.data.samplers import shard
 from sparsevideo.engine.distributed import launch
-from sparsevideo.engine.evaluate import Journal, Scores, differences, evaluate, row_width
+from sparsevideo.engine.evaluate import Journal, Scores, ViewBatch, differences, evaluate, row_width
 from sparsevideo.engine.run_log import Metrics
 from sparsevideo.models.create import WEIGHTS
 from sparsevideo.models.elastic import with_budget
@@ -27,6 +28,9 @@ from sparsevideo.models.weights import load_model
 from sparsevideo.utils.files import sha256
 
 logger = logging.getLogger(__name__)
+
+# Indices of the files without scores -> batches with the scores of all views, each file once, in any order.
+Elsewhere: TypeAlias = Callable[[list[int]], Iterable[ViewBatch]]
 
 # Settings on which no score depends.
 _HARMLESS = {"data": ("root", "num_workers", "timeout_s", "index", "max_bad_fraction"), "test": ("batch_size",)}
@@ -51,12 +55,13 @@ def score_files(
     journal: Journal | None = None,
     use_index: bool = True,
     progress: str | None = "test",
+    elsewhere: Elsewhere | None = None,
 ) -> Scores:
     """Score all views of all files, and average over the views; leave the model in evaluation mode.
 
     With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
     each clip only. With `use_index`, the index that a scan of `data.root` wrote is used. `progress` is the label of the
-    progress bar; None shows none.
+    progress bar; None shows none. With `elsewhere`, the scores of all views come from there.
     """
     model.eval()
 
@@ -66,10 +71,11 @@ def score_files(
             config, records, model.ndim, indices, with_clip_spans=per_clip, use_index=use_index
         )
 
+    predictor = build.build_predictor(config, model, fabric, output="features" if features else None)
     return evaluate(
         fabric,
-        load,
-        score=build.build_predictor(config, model, fabric, output="features" if features else None),
+        elsewhere or load,
+        score=itemgetter("scores") if elsewhere else predictor,
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
         num_views=config.test.clips * config.test.crops,
@@ -195,6 +201,7 @@ def evaluate_records(
     per_clip: bool = False,
     use_index: bool = True,
     progress: str = "test",
+    elsewhere: Elsewhere | None = None,
 ) -> Evaluation:
     """Score all files, or compute their features.
 
@@ -207,6 +214,7 @@ def evaluate_records(
         per_clip: See `score_files`.
         use_index: See `score_files`.
         progress: See `score_files`.
+        elsewhere: See `score_files`.
 
     Raises:
         ValueError: The journal or the results belong to other settings.
@@ -234,6 +242,7 @@ def evaluate_records(
         journal=journal,
         use_index=use_index,
         progress=progress,
+        elsewhere=elsewhere,
     )
     return Evaluation(network, records, scores, current, journal, digest)
 

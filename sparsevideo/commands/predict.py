@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -20,12 +21,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from sparsevideo.classifier import Prediction, make_predictions
+from sparsevideo.commands import cluster
 from sparsevideo.commands.evaluation import Evaluation, Network, check_any_read, evaluate_records, load_network
 from sparsevideo.commands.runs import check_folder
 from sparsevideo.config import Config
 from sparsevideo.data.classes import read_class_names
 from sparsevideo.data.clip_sampling import within
 from sparsevideo.data.inputs import Inputs, find_inputs
+from sparsevideo.data.records import Records
 from sparsevideo.data.samplers import shard
 from sparsevideo.data.segments import COLUMNS, WHOLE, frame_range, segment_columns
 from sparsevideo.io.errors import DecodeError
@@ -65,6 +68,9 @@ def predict_run(
     classes_path: Path | None = None,
     topk: int = 5,
     num_workers: int | None = None,
+    part: tuple[int, int] = (1, 1),
+    ray: str | None = None,
+    ray_workers: int | None = None,
 ) -> tuple[PredictResults, list[Prediction]]:
     """Predict files; with `out`, write `predictions.json`, `predictions.npz` and `predictions.csv`.
 
@@ -80,6 +86,10 @@ def predict_run(
         classes_path: File of class names, see `read_class_names`; None takes those of the checkpoint.
         topk: Number of classes of a file in the results, at most K.
         num_workers: Processes that decode; None takes `data.num_workers`, but fewer for a few files.
+        part: See `find_inputs`.
+        ray: Address of the Ray cluster that scores the files, see `cluster.connected`; None scores them here. With it
+            `out` also gets `predictions.parquet`.
+        ray_workers: See `cluster.ClusterScorer`.
 
     Raises:
         FileNotFoundError: See `find_inputs`.
@@ -100,15 +110,26 @@ def predict_run(
             _class_names(network, classes_path),
             split=config.test.split,
             label_column=config.data.label_column,
+            part=part,
         )
     targets = [] if video_folder is None else copy_paths(files, video_folder)
+    decoders = num_workers
     if num_workers is None:
         num_workers = min(config.data.num_workers, len(files) // _FILES_PER_WORKER)
     network = replace(
         network, config=replace(network.config, data=replace(network.config.data, num_workers=num_workers))
     )
     journal, results_path = (None, None) if out is None else (out / "unfinished", out / "predictions.json")
-    evaluation = evaluate_records(network, files, journal, results_path, use_index=False, progress="predict")
+    with ExitStack() as stack:
+        elsewhere = None
+        if ray is not None:
+            if network.fabric.world_size > 1:
+                raise ValueError("--ray starts its own workers; start one process, without torchrun or srun")
+            stack.enter_context(cluster.connected(ray))
+            elsewhere = cluster.ClusterScorer(network, files, ray_workers, decoders)
+        evaluation = evaluate_records(
+            network, files, journal, results_path, use_index=False, progress="predict", elsewhere=elsewhere
+        )
     if len(files) > 1 and network.fabric.is_global_zero:
         for reason in evaluation.scores.failures.values():
             logger.warning("could not be read: %s", reason)
@@ -124,6 +145,8 @@ def predict_run(
         if out is not None:
             scored = Predictions(scores=evaluation.scores.means, kind=test.scores, **evaluation.listing)
             save_predictions(out, scored)
+            if ray is not None:
+                _save_table(out / "predictions.parquet", files, ranked, failures)
             with atomic_path(out / "predictions.json") as unfinished:
                 unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             logger.info("predictions of %d files; see %s", len(results["predictions"]), out / "predictions.json")
@@ -156,10 +179,7 @@ def _class_names(network: Network, classes_path: Path | None) -> Sequence[str]:
 def _results(evaluation: Evaluation, ranked: Sequence[Prediction]) -> PredictResults:
     network, files, failures = evaluation.network, evaluation.records, evaluation.scores.failures
     test = network.config.test
-    origins = [
-        {"path": files.name(index), **segment_columns(files.spans, index, files.spans_unit)}
-        for index in range(len(files))
-    ]
+    origins = _origins(files)
     return {
         "checkpoint": str(network.path),
         "checkpoint_sha256": evaluation.sha256,
@@ -175,6 +195,30 @@ def _results(evaluation: Evaluation, ranked: Sequence[Prediction]) -> PredictRes
         "settings": evaluation.fingerprint,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _origins(files: Records) -> list[dict[str, Any]]:
+    """Return the path of each file, and its segment, if the list has segments."""
+    return [
+        {"path": files.name(index), **segment_columns(files.spans, index, files.spans_unit)}
+        for index in range(len(files))
+    ]
+
+
+def _save_table(path: Path, files: Records, ranked: Sequence[Prediction], failures: Mapping[int, str]) -> None:
+    """Write a Parquet table with a row for each file: its best classes and their scores, or its error."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([{**each, "path": printable_path(each["path"])} for each in _origins(files)])
+    read = [None if index in failures else prediction for index, prediction in enumerate(ranked)]
+    labels = [None if prediction is None else list(prediction.labels) for prediction in read]
+    scores = [None if prediction is None else list(prediction.scores) for prediction in read]
+    table = table.append_column("labels", pyarrow.array(labels, pyarrow.list_(pyarrow.string())))
+    table = table.append_column("scores", pyarrow.array(scores, pyarrow.list_(pyarrow.float32())))
+    errors = pyarrow.array([failures.get(index) for index in range(len(files))], pyarrow.string())
+    with atomic_path(path) as unfinished:
+        parquet.write_table(table.append_column("error", errors), unfinished)
 
 
 def _save_ranking(path: Path, results: PredictResults, unit: str) -> None:

@@ -108,6 +108,7 @@ def find_inputs(
     *,
     split: str | None = None,
     label_column: str | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> Inputs:
     """Find the files that inputs stand for, in their order; a file that is named twice counts once.
 
@@ -121,11 +122,13 @@ def find_inputs(
         classes: Class names of the network.
         split: See `read_records`.
         label_column: See `read_records`.
+        part: (i, n) takes every nth file, from the ith on: the n parts together are all files.
 
     Raises:
         FileNotFoundError: A pattern matches no file, or a listed file does not exist.
         ImportError: See `check_url`.
-        ValueError: A folder has no file of this kind, a list is malformed, or a URL is not supported.
+        ValueError: A folder has no file of this kind, a list is malformed, a URL is not supported, or the part has no
+            file.
     """
     found: dict[tuple[str, tuple[float, float]], _Found] = {}
     repeated = []
@@ -138,11 +141,16 @@ def find_inputs(
             found.setdefault(key, file)
     if repeated:
         logger.info("predicted once, although named twice: %s", abbreviate(repeated))
-    parts = [file.in_frames for file in found.values() if file.span != WHOLE]
-    if len(set(parts)) > 1:
+    files = [*found.values()][part[0] - 1 :: part[1]]
+    if not files:
+        raise ValueError(
+            f"part {part[0]} of {part[1]} has no file, because there are only {len(found)}; use fewer parts"
+        )
+    units = {file.in_frames for file in found.values() if file.span != WHOLE}
+    if len(units) > 1:
         raise ValueError(f"{', '.join(inputs)}: have segments in seconds and in frames; predict one list at a time")
-    spans = np.array([file.span for file in found.values()]) if parts else None
-    return make_inputs((file.path for file in found.values()), kind, classes, spans=spans, in_frames=True in parts)
+    spans = np.array([file.span for file in files]) if units else None
+    return make_inputs((file.path for file in files), kind, classes, spans=spans, in_frames=True in units)
 
 
 def _local(text: str) -> str:

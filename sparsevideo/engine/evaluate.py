@@ -37,6 +37,7 @@ class ViewBatch(TypedDict, total=False):
     aug_index: Tensor  # (B, V) int64 indices of the crops
     clip_spans: Tensor  # (B, C, 2) float64 seconds, if asked for
     failures: list[tuple[int, str, str]]  # index, name and reason of each file that could not be read
+    scores: Tensor  # (B, V, K), if the views have been scored elsewhere
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,15 @@ def test_predict_gives_the_scores_of_the_test_command(options, trained, digits, 
     assert first.startswith(f"{predicted.names[0]},,{tested.classes[tested.scores[0].argmax()]},")
 
 
+def test_predict_refuses_parts_that_do_not_exist(trained, digits, capsys):
+    command = ["predict", checkpoint(trained), str(digits / "videos/test/up")]
+    for part in ("0/2", "3/2", "2", "1/", "a/b", "1/2/3", "-1/2"):
+        assert main([*command, f"--part={part}"]) == USAGE
+        assert error(capsys) == f"error: --part is {part!r}; it must be I/N, with I from 1 to N"
+    assert main([*command, "--part=4/9"]) == FAILED
+    assert "part 4 of 9 has no file, because there are only 3; use fewer parts" in error(capsys)
+
+
 def test_predict_goes_on_after_bad_files_and_lists_them(trained, digits, bad, tmp_path, capsys):
     good = [str(path) for path in sorted((digits / "videos/test/up").iterdir())]
     picture = str(min((digits / "images/test").glob("*/*.jpg")))
