@@ -233,7 +233,7 @@ def memory_kib(key: str) -> int:
 def environment(videos: Path) -> dict[str, Any]:
     """Return the machine, versions, commit and videos that the results depend on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    packages = ("torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy")
+    packages = ("torch", "torchvision", "av", "pytorchvideo", "torchcodec", "decord", "numpy", "onnxruntime", "ray")
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
     ).stdout.strip()

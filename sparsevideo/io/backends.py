@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, cached_property
 from importlib import import_module
-from io import BytesIO
+from io import BytesIO, IOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from sparsevideo.io.memory import MemoryVideo
 from sparsevideo.io.packets import FrameTable
 from sparsevideo.io.pyav import PYAV_ADVICE, warn_of_untested_pyav
 from sparsevideo.io.reader import Video, VideoInfo
-from sparsevideo.io.sources import Member, Remote, ffmpeg_url
+from sparsevideo.io.sources import Encoded, Member, Remote, ffmpeg_url
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _self_test(decoder: str) -> str | None:
     return None
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path | bytes | IOBase) -> VideoInfo:
     """Return the properties of a video file. All frames are decoded, so the count is exact.
 
     Raises:
@@ -96,7 +96,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path,
+    path: str | Path | bytes | IOBase,
     indices: Sequence[int] | np.ndarray,
     *,
     short_side: int | None = None,
@@ -110,7 +110,7 @@ def read_frames(
 
 @contextmanager
 def open_video(
-    path: str | Path | Member | Remote | MemoryVideo,
+    path: str | Path | Member | Remote | MemoryVideo | bytes | IOBase,
     decoder: str = "auto",
     *,
     verify: bool = False,
@@ -119,7 +119,8 @@ def open_video(
     """Open a video file to count and read its frames; it is closed at the end of the block.
 
     Args:
-        path: The file, one inside a tar file or at a URL, or frames in memory, which are returned as they are.
+        path: The file, one inside a tar file or at a URL, or frames in memory, which are returned as they are. Bytes of
+            a file, or a binary stream, which is read to its end, are decoded as the file is.
         decoder: See `resolve_decoder`. All decoders index the frames alike.
         verify: Count frames by decoding all of them, up to the first one that does not decode, even if packets identify
             frames (see `Video`).
@@ -133,7 +134,8 @@ def open_video(
     if isinstance(path, MemoryVideo):
         yield path
         return
-    with closing(_DECODERS[resolve_decoder(decoder)][0](path, verify=verify, table=table)) as video:
+    source = Encoded(path if isinstance(path, bytes) else path.read()) if isinstance(path, bytes | IOBase) else path
+    with closing(_DECODERS[resolve_decoder(decoder)][0](source, verify=verify, table=table)) as video:
         yield video
 
 
@@ -151,7 +153,7 @@ class _LibraryVideo(Video):
     matrices = frozenset({1, 2, 4, 5, 6, 7, 9})  # matrix coefficients (ITU-T H.273) that it converts like PyAV
 
     def __init__(
-        self, path: str | Path | Member | Remote, *, verify: bool = False, table: FrameTable | None = None
+        self, path: str | Path | Member | Encoded | Remote, *, verify: bool = False, table: FrameTable | None = None
     ) -> None:
         super().__init__(path, verify=verify)  # a table does not say if the library reads the file correctly
 
@@ -214,7 +216,7 @@ class _TorchCodecVideo(_LibraryVideo):
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # Without `device`, torchcodec uses torch's default device.
         options = {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": self.device}
-        source = self.path.read() if isinstance(self.path, Remote) else ffmpeg_url(self.path)
+        source = self.path.read() if isinstance(self.path, Encoded | Remote) else ffmpeg_url(self.path)
         decoder = library.VideoDecoder(source, **options)
         return len(decoder), lambda indices: decoder.get_frames_at(indices).data.cpu().numpy()
 
@@ -242,7 +244,7 @@ class _DecordVideo(_LibraryVideo):
 
     def _reader(self, library: Any) -> tuple[int, Callable[[list[int]], np.ndarray]]:
         # Decord cannot open a part of a file or a URL, so it gets the bytes.
-        source = BytesIO(self.path.read()) if isinstance(self.path, Member | Remote) else str(self.path)
+        source = BytesIO(self.path.read()) if isinstance(self.path, Member | Encoded | Remote) else str(self.path)
         reader = library.VideoReader(source, num_threads=1)  # used for one read only, because it leaks memory
 
         def read(indices: list[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from io import BytesIO
 from itertools import pairwise
 from math import nan
 from pathlib import Path
@@ -18,7 +19,7 @@ from sparsevideo.io.errors import ADVICE, DecodeError, as_decode_error, reason_o
 from sparsevideo.io.frames import FrameConverter, open_container, sample_aspect_ratio, time_base
 from sparsevideo.io.packets import FrameList, FrameTable, list_frames
 from sparsevideo.io.pixels import output_size, resize
-from sparsevideo.io.sources import Member, Remote, RemoteFile, ffmpeg_url
+from sparsevideo.io.sources import Encoded, Member, Remote, RemoteFile, ffmpeg_url
 
 _CAN_SKIP = {"h264", "hevc", "mpeg4"}  # codecs whose decoder can leave out frames that no other frame refers to
 _HEADER_TOLERANCE = 0.01  # of the duration that the time stamps give
@@ -59,10 +60,12 @@ class Video:
     stored_size: tuple[int, int] | None = None
 
     def __init__(
-        self, path: str | Path | Member | Remote, *, verify: bool = False, table: FrameTable | None = None
+        self, path: str | Path | Member | Encoded | Remote, *, verify: bool = False, table: FrameTable | None = None
     ) -> None:
         self.path = path
-        self._remote_file = RemoteFile(path) if isinstance(path, Remote) else None
+        self._file: RemoteFile | BytesIO | None = None
+        if isinstance(path, Encoded | Remote):
+            self._file = RemoteFile(path) if isinstance(path, Remote) else BytesIO(path.content)
         self._converter = FrameConverter(path)
         self._list: FrameList | None = None  # None if frames must be counted by decoding
         self._decoded_pts: list[int | None] = []  # time stamps of the frames counted by decoding
@@ -217,9 +220,9 @@ class Video:
 
     def _open(self) -> None:
         with as_decode_error(self.path):  # a tar file may have gone
-            source: Any = self._remote_file if isinstance(self.path, Remote) else ffmpeg_url(self.path)
-        if self._remote_file is not None:
-            self._remote_file.rewind()
+            source: Any = self._file if isinstance(self.path, Encoded | Remote) else ffmpeg_url(self.path)
+        if self._file is not None:
+            self._file.rewind() if isinstance(self._file, RemoteFile) else self._file.seek(0)
         self._container, self._stream = open_container(source, self.path)
         self.time_base = time_base(self._stream)
 

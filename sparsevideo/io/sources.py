@@ -40,6 +40,19 @@ class Member(NamedTuple):
             return file.read(self.size)
 
 
+class Encoded(NamedTuple):
+    """The bytes of a video file, as an object store or a tar reader hands them over."""
+
+    content: bytes
+
+    def __str__(self) -> str:
+        return f"{len(self.content)} bytes in memory"
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+        return self.content
+
+
 class Remote(NamedTuple):
     """A file at a URL, which fsspec reads: http, https, s3, gs, ...
 

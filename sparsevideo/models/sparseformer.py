@@ -33,6 +33,9 @@ class Features:
     points: list[Tensor]
 
 
+torch.export.register_dataclass(Features)  # so that an exported network can return them
+
+
 class SparseFormer(nn.Module):
     """Classify images or clips from a few tokens that sample features sparsely (section 3).
 

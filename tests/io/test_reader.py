@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -75,6 +76,25 @@ def test_frames_are_exact_in_any_order(kind: str, decoder: str, tmp_path: Path) 
         assert (video._list is not None) == listed
         for indices in ([0], [99], [50, 3, 50, 99, 0, 3], range(100), rng.integers(100, size=40), [20, 60, 24]):
             assert numbers(video.read(indices)) == list(indices)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["gop 12, B-frames", "mkv without a count", "avi with B-frames", "transport stream"])
+def test_bytes_are_read_like_their_file(kind: str, decoder: str, tmp_path: Path) -> None:
+    suffix, codec, options, _ = FILES[kind]
+    path = tmp_path / f"video.{suffix}"
+    write_numbered(path, 40, codec=codec, options=options)
+    content, indices = path.read_bytes(), [39, 3, 20, 3]
+    with path.open("rb") as file:
+        for source in (content, BytesIO(content), file):
+            assert numbers(read_frames(source, indices, decoder=needs(decoder))) == indices
+    assert probe(content) == probe(path)
+
+
+def test_bytes_that_are_no_video_are_named() -> None:
+    for content in (b"", b"no video"):
+        with pytest.raises(DecodeError, match=f"{len(content)} bytes in memory: does not decode"):
+            read_frames(content, [0])
 
 
 @pytest.mark.parametrize("gop", [1, 2, 3, 12])

@@ -29,3 +29,21 @@ def test_an_exported_network_has_free_axes_after_a_round_trip(ndim, options):
         other = clip(ndim, batch=batch, frames=frames, height=height, width=width)
         with torch.no_grad():
             assert off_by(network(other), model(other)) < 1e-5
+
+
+def test_exported_features_say_where_the_network_looked():
+    class Where(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model.forward_features(x)
+
+    model, x = toy(3), clip(3)
+    with torch.no_grad():
+        features = torch.export.export(Where(model), (x,), strict=False).module()(x)
+        wanted = model.forward_features(x)
+    assert [points.shape for points in features.points] == [points.shape for points in wanted.points]
+    for got, expected in zip(features.points + features.rois, wanted.points + wanted.rois, strict=True):
+        assert off_by(got, expected) < 1e-5
