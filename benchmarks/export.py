@@ -113,7 +113,9 @@ def time_networks(work: Path, rounds: int) -> dict[str, Any]:
             "seconds": {runtime: [each / repeats for each in times] for runtime, times in seconds.items()},
             "differences": differences,
             "compared": {
-                format: json.loads((work / name / format / "export.json").read_text(encoding="utf-8"))["largest_difference"]
+                format: json.loads((work / name / format / "export.json").read_text(encoding="utf-8"))[
+                    "largest_difference"
+                ]
                 for format in FORMATS
             },
             "bytes": {

@@ -110,6 +110,8 @@ def export_run(
     if format == "onnx":
         _check_onnx()
     check_folder(out)
+    if (out / "export.json").exists():
+        raise ValueError(f"{out}: has an exported network; choose another --out, or remove the folder")
     classifier = load(path, config=config, classes=classes, device="cpu")
     model, config = classifier.model, resolve_test_config(config, classifier.model.ndim)
     data = config.data

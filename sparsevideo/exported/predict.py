@@ -13,15 +13,21 @@ import av
 import numpy as np
 import onnxruntime
 
+# A jump of the clock is longer than so many seconds and so many frames; a rate is the same, and a frame begins, within:
+JUMP_S, JUMP_GAPS, SAME_RATE, STAMP_S = 60, 100, 2e-6, 1.1e-3
+
 
 def choose_frames(times_s: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """Return the (T,) indices of the middle clip, of frames that are shown at these times."""
     count, stride, fps = settings["num_frames"], settings["frame_stride"], settings["target_fps"]
     line = np.arange(len(times_s))  # the frames that clips are taken from
     if fps:
-        end_s = times_s[-1] + (np.median(np.diff(times_s)) if len(line) > 1 else 1 / fps)
-        ticks_s = times_s[0] + np.arange(0, end_s - times_s[0] - 1e-3, 1 / fps) + 1e-3
-        line = np.searchsorted(times_s, ticks_s, side="right") - 1
+        gaps_s = np.diff(times_s)
+        gap_s = np.median(gaps_s) if len(line) > 1 else 1 / fps
+        times_s = np.cumsum([0.0, *np.where(gaps_s > max(JUMP_S, JUMP_GAPS * gap_s), gap_s, gaps_s)])
+        end_s = times_s[-1] + gap_s
+        ticks_s = np.arange(np.ceil(end_s * fps) + 1) / fps * (1 + SAME_RATE) + min(STAMP_S, gap_s / 4)
+        line = np.searchsorted(times_s, ticks_s[ticks_s < end_s], side="right") - 1
     if settings["sampling"] == "uniform":
         return line[(2 * np.arange(count) + 1) * len(line) // (2 * count)]
     start = max(0, len(line) - (count - 1) * stride - 1) // 2

@@ -15,6 +15,8 @@ import torch
 import sparsevideo
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.commands import export as export_command
+from sparsevideo.data.clip_sampling import at_fps
+from sparsevideo.exported.predict import choose_frames
 
 ALONE = (
     "import runpy, sys; sys.modules |= dict(torch=None, sparsevideo=None); runpy.run_path({path!r}, None, '__main__')"
@@ -69,6 +71,19 @@ def test_the_script_beside_an_onnx_file_scores_files_as_predict_does(
     ]
     for one, other in zip(got, wanted, strict=True):
         assert all(abs(one[label] - other[label]) < 0.01 for label in one.keys() & other.keys())
+
+
+@pytest.mark.parametrize("target_fps", [2.5, 10, 29.97, 30, 240])
+def test_the_script_resamples_time_as_the_package_does(target_fps):
+    rng, settings = np.random.default_rng(0), {"frame_stride": 2, "sampling": "consecutive", "num_frames": 4}
+    even = np.arange(90) * 1001 / 30000
+    jump = np.concatenate((even, even + 4000))
+    rounded, uneven = even.round(3), 5 + np.sort(rng.uniform(0, 3, 60))
+    for times_s in (even, rounded, uneven, jump, even[:1], even[:2]):
+        line = at_fps(times_s - times_s[0], target_fps)
+        start = max(0, len(line) - (4 - 1) * 2 - 1) // 2
+        expected = line[np.minimum(start + 2 * np.arange(4), len(line) - 1)]
+        assert choose_frames(times_s, {**settings, "target_fps": target_fps}).tolist() == expected.tolist()
 
 
 def test_a_file_holds_classes_and_settings_and_accepts_other_shapes(trained, tmp_path):
