@@ -46,7 +46,7 @@ class ExportResults(TypedDict):
     input: dict[str, int | str]  # each axis -> its size; "free" if it accepts any
     classes: list[str]
     preprocessing: dict[str, Any]
-    quantized: dict[str, Any] | None  # top-1 in percent of both networks on how many files, and bytes of both
+    quantized: dict[str, Any] | None  # top-1 in percent and bytes of both networks, and the number of files scored
     compared: list[list[int]]  # before `quantize`: shapes of the inputs at which the file was compared with the network
     largest_difference: float  # of two logits, over the largest logit
     checkpoint_sha256: str
@@ -159,6 +159,7 @@ def export_run(
         quantized = None
         if records is not None:
             quantized = _quantize(file, lambda file: _top1(file, classifier, config, records, pixels, fixed))
+            quantized["files"] = len(records)
             if (loss := quantized["float_top1"] - quantized["top1"]) > max_loss:
                 raise ValueError(
                     f"{path}: int8 loses {loss:.2f} points of top-1, more than the allowed {max_loss:g}; nothing was"
