@@ -79,10 +79,11 @@ def main() -> int:
     """Print the best classes of each file; return 1 if a file could not be read."""
     failed = 0
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
-    about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    metadata = session.get_modelmeta().custom_metadata_map
+    classes, preprocessing = json.loads(metadata["classes"]), json.loads(metadata["preprocessing"])
     for path in sys.argv[1:]:
         try:
-            pixels = read(path, about["preprocessing"])
+            pixels = read(path, preprocessing)
         except (OSError, ValueError, IndexError, KeyError) as error:  # av.FFmpegError is an OSError or a ValueError
             print(f"{path}: cannot be read ({error})", file=sys.stderr)
             failed = 1
@@ -90,9 +91,7 @@ def main() -> int:
         (logits,) = session.run(["logits"], {"pixels": pixels})
         scores = np.exp(logits[0] - logits[0].max())
         best = scores.argsort()[::-1][:5]
-        print(
-            f"{path}: " + ", ".join(f"{about['classes'][index]} {scores[index] / scores.sum():.3f}" for index in best)
-        )
+        print(f"{path}: " + ", ".join(f"{classes[index]} {scores[index] / scores.sum():.3f}" for index in best))
     return failed
 
 

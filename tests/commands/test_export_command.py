@@ -109,6 +109,12 @@ def test_int8_is_smaller_and_measured(trained, digits, tmp_path, capsys):
     assert main(["test", checkpoint(trained), f"--data.root={digits}", f"--out={tmp_path / 'test'}"]) == OK
     assert int8["float_top1"] == json.loads((tmp_path / "test" / "results.json").read_text())["top1"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"export.json", "model.onnx", "predict.py"}
+    file = min((digits / "videos/test").glob("*/*.mp4"))
+    script = [sys.executable, tmp_path / "out" / "predict.py", file]  # the quantizer adds metadata of its own
+    (got,) = predictions(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    expected = sparsevideo.load(checkpoint(trained)).predict(file, views="1x1")
+    wanted = dict(zip(expected.labels, expected.scores, strict=True))
+    assert all(abs(score - wanted[label]) < 0.05 for label, score in got.items() if label in wanted)
 
 
 @pytest.mark.slow
