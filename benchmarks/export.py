@@ -134,15 +134,20 @@ def time_networks(work: Path, rounds: int) -> dict[str, Any]:
     return results
 
 
+# A process begins with the peak memory of the one that started it, so a small one starts the command.
+MEASURE = """
+import resource, subprocess, sys, time
+before = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(time.perf_counter() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def run(command: list[str]) -> tuple[float, float]:
     """Run a command; return its seconds and its peak memory in MB."""
-    before = perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = perf_counter() - before
-    if status:
-        raise ChildProcessError(f"{command}: exit status {status}")
-    return round(seconds, 3), usage.ru_maxrss * 1024 / 1e6
+    measured = subprocess.run([sys.executable, "-S", "-c", MEASURE, *command], check=True, stdout=subprocess.PIPE)
+    seconds, kibibytes = map(float, measured.stdout.split())
+    return round(seconds, 3), kibibytes * 1024 / 1e6
 
 
 def time_commands(work: Path, rounds: int) -> dict[str, Any]:
