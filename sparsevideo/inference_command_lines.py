@@ -51,6 +51,8 @@ def predict(parser: Parser, argv: Sequence[str]) -> int:
         raise UsageError(f"--part is {args.part!r}; it must be I/N, with I from 1 to N")
     if args.ray_workers is not None and args.ray is None:
         raise UsageError("--ray-workers is for a Ray cluster; add --ray ADDRESS")
+    if args.ray_workers is not None and args.ray_workers < 1:
+        raise UsageError(f"--ray-workers must be >= 1, got {args.ray_workers}")
     from sparsevideo.commands.predict import predict_run, show
 
     results, predictions = predict_run(

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,14 +19,11 @@ from sparsevideo import build
 from sparsevideo.commands.evaluation import Network, load_network
 from sparsevideo.config import Config
 from sparsevideo.data.inputs import Inputs, make_inputs
-from sparsevideo.data.segments import span_of
 from sparsevideo.engine.evaluate import ViewBatch
 from sparsevideo.utils.files import sha256
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-_FILES_PER_TASK = 64  # what is scored again after a worker has died
+_FILES_PER_TASK = 64  # at most; after a worker has died, the files of its task are scored again
+_FILES_PER_WORKER = 4  # fewer files are scored before another worker has started
 _CONNECT_S = 5.0
 
 
@@ -61,10 +59,12 @@ def connected(address: str) -> Iterator[None]:
                 f"--ray {address}: no answer ({error}); `ray start --head` prints the address of a cluster"
             ) from error
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConnectionError(f"--ray {address}: no connection ({reason}); run `ray start --head`") from error
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"--ray {address}: no connection ({reason}); run this on a node of the cluster"
+        ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     with redirect_stdout(sys.stderr):  # Ray prints the deaths of workers to the standard output
         try:
@@ -93,42 +93,36 @@ class ClusterScorer:
     def __init__(self, network: Network, files: Inputs, num_workers: int | None, num_decoders: int | None) -> None:
         import ray
 
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        has_gpus = any(node.get("GPU") for node in nodes)
         if num_decoders is None:
-            num_decoders = min(network.config.data.num_workers, cpus // gpus) if gpus else 1
-        num_decoders = max(1, num_decoders)  # never in the worker: a decoder that crashes would end it again and again
-        room = min(cpus // num_decoders, gpus or cpus)
+            cpus_per_gpu = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU")]
+            num_decoders = min(network.config.data.num_workers, max(cpus_per_gpu)) if has_gpus else 1
+        num_decoders = max(1, num_decoders)  # with none, a file that crashes the decoder would end worker after worker
+        room = sum(
+            int(min(node.get("CPU", 0) // num_decoders, node.get("GPU", 0) if has_gpus else inf)) for node in nodes
+        )
         if not 1 <= (num_workers or room) <= room:
             raise ValueError(
-                f"the cluster has {cpus} CPUs and {gpus} GPUs, which is room for {room} workers with {num_decoders}"
-                " decoding processes each; lower --ray-workers or --num-workers"
+                f"the nodes of the cluster have room for {room} workers (for each: CPUs {num_decoders}, GPUs"
+                f" {int(has_gpus)}); lower --ray-workers or --num-workers, or add nodes"
             )
-        self.files, self.num_workers = files, num_workers or min(room, -(-len(files) // _FILES_PER_TASK))
-        self.num_cpus, self.num_gpus = num_decoders, 1 if gpus else 0
+        self.files, self.num_workers = files, num_workers or min(room, -(-len(files) // _FILES_PER_WORKER))
+        self.num_cpus, self.num_gpus = num_decoders, 1 if has_gpus else 0
         config = replace(network.config, data=replace(network.config.data, num_workers=num_decoders))
-        source = network.path.absolute(), sha256(network.path)
-        self.arguments = (*source, config, files.classes, files.kind, files.in_frames)
+        self.arguments = network.path.absolute(), sha256(network.path), config, Path.cwd()
 
     def __call__(self, todo: Sequence[int]) -> Iterator[ViewBatch]:
         """Yield the batches of the files with these indices, with their scores, in any order."""
         import ray
 
-        files = self.files
         if not todo:
             return
-        rows = [
-            {
-                "index": index,
-                "path": os.fsencode(files.urls.get(index) or files.path(index).absolute()),
-                "span": np.array(span_of(files.spans, index)),
-            }
-            for index in todo
-        ]
-        per_task = min(_FILES_PER_TASK, -(-len(todo) // self.num_workers))
-        scored = ray.data.from_items(rows, override_num_blocks=-(-len(todo) // per_task)).map_batches(
+        num_tasks = max(-(-len(todo) // _FILES_PER_TASK), min(self.num_workers, len(todo)))
+        tasks = [{"task": pickle.dumps(self._task(todo[number::num_tasks]))} for number in range(num_tasks)]
+        scored = ray.data.from_items(tasks, override_num_blocks=num_tasks).map_batches(
             _Worker,
-            batch_size=per_task,
+            batch_size=1,
             fn_constructor_args=self.arguments,
             compute=ray.data.ActorPoolStrategy(size=self.num_workers),
             num_cpus=self.num_cpus,
@@ -143,35 +137,47 @@ class ClusterScorer:
         except ray.exceptions.RayError as error:
             raise ChildProcessError(f"a worker of the cluster failed: {str(error).strip().splitlines()[-1]}") from error
 
+    def _task(self, indices: Sequence[int]) -> tuple[Sequence[int], Inputs]:
+        files = self.files
+        paths = [files.urls.get(index, files.name(index)) for index in indices]
+        spans = None if files.spans is None else files.spans[indices]
+        return indices, make_inputs(paths, files.kind, files.classes, spans=spans, in_frames=files.in_frames)
+
 
 class _Worker:
     """In a process of the cluster: the network, for one task after the other."""
 
-    def __init__(
-        self, path: Path, digest: str, config: Config, classes: Sequence[str], kind: str, in_frames: bool
-    ) -> None:
-        if sha256(path) != digest:
-            raise ValueError(f"{path}: is another file on this node than where the command was started")
-        self.network = load_network(path, config)
+    def __init__(self, path: Path, digest: str, config: Config, folder: Path) -> None:
+        if folder.is_dir():  # relative paths are those of the command
+            os.chdir(folder)
+        # Ray's processes may be those of a job whose tasks are not the processes of a run of ours.
+        for name in [name for name in os.environ if name.startswith("SLURM_") or name == "LOCAL_WORLD_SIZE"]:
+            del os.environ[name]
+        self.error: str | None = None  # Ray would show it among pages of its own
+        try:
+            if sha256(path) != digest:
+                raise ValueError(f"{path}: on this node, it is not the checkpoint of the command; copy it to this node")
+            self.network = load_network(path, config)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return
         self.network.fabric.setup_module(self.network.model.eval())
         self.predict = build.build_predictor(self.network.config, self.network.model, self.network.fabric)
-        self.classes, self.kind, self.in_frames = classes, kind, in_frames
 
-    def __call__(self, rows: "dict[str, npt.NDArray[Any]]") -> dict[str, list[bytes]]:
-        """Score files; return pickled batches with the indices of the rows, or an error, which Ray would not show."""
-        spans = None if (rows["span"] == span_of(None, 0)).all() else rows["span"]
-        paths = map(os.fsdecode, rows["path"])
-        files = make_inputs(paths, self.kind, self.classes, spans=spans, in_frames=self.in_frames)
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        """Score the files of one task; return pickled batches, or an error."""
+        (task,) = rows["task"]
+        indices, files = pickle.loads(task)
         batches: list[ViewBatch | str] = []
         try:
+            if self.error is not None:
+                raise ChildProcessError(self.error)
             for batch in self._score(files, range(len(files))):
-                batch["video_index"] = torch.from_numpy(rows["index"])[batch["video_index"]]
-                batch["failures"] = [
-                    (int(rows["index"][index]), name, reason) for index, name, reason in batch["failures"]
-                ]
+                batch["video_index"] = torch.tensor(indices)[batch["video_index"]]
+                batch["failures"] = [(indices[index], name, reason) for index, name, reason in batch["failures"]]
                 batches.append(batch)
         except Exception as error:
-            batches = [f"{type(error).__name__}: {error}"]
+            batches = [self.error or f"{type(error).__name__}: {error}"]
         return {"batch": [*map(pickle.dumps, batches)]}
 
     @torch.no_grad()
@@ -180,15 +186,16 @@ class _Worker:
         loader = build.build_test_loader(self.network.config, files, self.network.model.ndim, left, use_index=False)
         try:
             for batch in loader:
-                read = batch["video_index"].tolist()
-                left = [index for index in left if index not in {*read, *(index for index, *_ in batch["failures"])}]
-                if read:
+                done = {*batch["video_index"].tolist(), *(index for index, _, _ in batch["failures"])}
+                left = [index for index in left if index not in done]
+                if len(batch["video_index"]):
                     batch["scores"] = self.predict(batch).float().cpu()
                 yield cast(ViewBatch, {key: value for key, value in batch.items() if key not in ("image", "video")})
-        except (ChildProcessError, TimeoutError) as error:  # a file ended its decoder, or took too long
-            if len(indices) > 1:
-                for index in left:
-                    yield from self._score(files, [index])
-                return
-            failure = (indices[0], files.name(indices[0]), str(error))
+        except (ChildProcessError, TimeoutError) as error:
+            bad = next((index for index in left if str(error).startswith(f"{files.printed_path(index)}: ")), None)
+            if bad is None or "remove it" not in str(error):  # not the fault of a file, but of this node
+                raise
+            failure = (bad, files.name(bad), str(error))
             yield {"video_index": torch.empty(0, dtype=torch.int64), "failures": [failure]}
+            if rest := [index for index in left if index != bad]:
+                yield from self._score(files, rest)

@@ -30,7 +30,7 @@ from sparsevideo.utils.files import sha256
 logger = logging.getLogger(__name__)
 
 # Indices of the files without scores -> batches with the scores of all views, each file once, in any order.
-Elsewhere: TypeAlias = Callable[[list[int]], Iterable[ViewBatch]]
+RemoteScores: TypeAlias = Callable[[list[int]], Iterable[ViewBatch]]
 
 # Settings on which no score depends.
 _HARMLESS = {"data": ("root", "num_workers", "timeout_s", "index", "max_bad_fraction"), "test": ("batch_size",)}
@@ -55,13 +55,13 @@ def score_files(
     journal: Journal | None = None,
     use_index: bool = True,
     progress: str | None = "test",
-    elsewhere: Elsewhere | None = None,
+    remote_scores: RemoteScores | None = None,
 ) -> Scores:
     """Score all views of all files, and average over the views; leave the model in evaluation mode.
 
     With `features`, the inputs of the classifier replace the scores. With `per_clip`, the mean is over the crops of
     each clip only. With `use_index`, the index that a scan of `data.root` wrote is used. `progress` is the label of the
-    progress bar; None shows none. With `elsewhere`, the scores of all views come from there.
+    progress bar; None shows none. With `remote_scores`, other processes score the views.
     """
     model.eval()
 
@@ -74,8 +74,8 @@ def score_files(
     predictor = build.build_predictor(config, model, fabric, output="features" if features else None)
     return evaluate(
         fabric,
-        elsewhere or load,
-        score=itemgetter("scores") if elsewhere else predictor,
+        remote_scores or load,
+        score=itemgetter("scores") if remote_scores else predictor,
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
         num_views=config.test.clips * config.test.crops,
@@ -201,7 +201,7 @@ def evaluate_records(
     per_clip: bool = False,
     use_index: bool = True,
     progress: str = "test",
-    elsewhere: Elsewhere | None = None,
+    remote_scores: RemoteScores | None = None,
 ) -> Evaluation:
     """Score all files, or compute their features.
 
@@ -214,13 +214,14 @@ def evaluate_records(
         per_clip: See `score_files`.
         use_index: See `score_files`.
         progress: See `score_files`.
-        elsewhere: See `score_files`.
+        remote_scores: See `score_files`.
 
     Raises:
         ValueError: The journal or the results belong to other settings.
     """
     fabric, model, config = network.fabric, network.model, network.config
-    fabric.setup_module(model)  # moves and converts it in place
+    if remote_scores is None:
+        fabric.setup_module(model)  # moves and converts it in place
     digest = sha256(network.path)
     current = fingerprint(config, records, digest, "per clip" if per_clip else features)
     if results is not None:
@@ -242,7 +243,7 @@ def evaluate_records(
         journal=journal,
         use_index=use_index,
         progress=progress,
-        elsewhere=elsewhere,
+        remote_scores=remote_scores,
     )
     return Evaluation(network, records, scores, current, journal, digest)
 

@@ -46,7 +46,7 @@ class ExportResults(TypedDict):
     input: dict[str, int | str]  # each axis -> its size; "free" if it accepts any
     classes: list[str]
     preprocessing: dict[str, Any]
-    quantized: dict[str, Any] | None  # top-1 in percent and bytes of both networks, and the number of files scored
+    quantized: dict[str, Any] | None  # top-1 in percent and bytes of both networks, and the number of files listed
     compared: list[list[int]]  # before `quantize`: shapes of the inputs at which the file was compared with the network
     largest_difference: float  # of two logits, over the largest logit
     checkpoint_sha256: str
@@ -94,8 +94,8 @@ def export_run(
 
     Raises:
         ImportError: The extra `[export]` is not installed.
-        ValueError: An argument is impossible, the settings are not those of float32, the logits differ, or `quantize`
-            loses more than `max_loss`.
+        ValueError: An argument is impossible, `out` has an exported network, the settings are not those of float32, the
+            logits differ, or `quantize` loses more than `max_loss`.
     """
     if format not in _WRITERS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(_WRITERS)}")

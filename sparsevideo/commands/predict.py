@@ -92,8 +92,10 @@ def predict_run(
         ray_workers: See `cluster.ClusterScorer`.
 
     Raises:
+        ChildProcessError: A worker of the cluster failed.
+        ConnectionError: No cluster answers.
         FileNotFoundError: See `find_inputs`.
-        ImportError: See `find_inputs`.
+        ImportError: See `find_inputs` and `cluster.connected`.
         ValueError: The checkpoint has no class names, no file could be read, or the folder has the results of other
             inputs; see also `find_inputs`.
     """
@@ -121,14 +123,14 @@ def predict_run(
     )
     journal, results_path = (None, None) if out is None else (out / "unfinished", out / "predictions.json")
     with ExitStack() as stack:
-        elsewhere = None
+        remote_scores = None
         if ray is not None:
             if network.fabric.world_size > 1:
                 raise ValueError("--ray starts its own workers; start one process, without torchrun or srun")
             stack.enter_context(cluster.connected(ray))
-            elsewhere = cluster.ClusterScorer(network, files, ray_workers, decoders)
+            remote_scores = cluster.ClusterScorer(network, files, ray_workers, decoders)
         evaluation = evaluate_records(
-            network, files, journal, results_path, use_index=False, progress="predict", elsewhere=elsewhere
+            network, files, journal, results_path, use_index=False, progress="predict", remote_scores=remote_scores
         )
     if len(files) > 1 and network.fabric.is_global_zero:
         for reason in evaluation.scores.failures.values():
@@ -210,13 +212,18 @@ def _save_table(path: Path, files: Records, ranked: Sequence[Prediction], failur
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.Table.from_pylist([{**each, "path": printable_path(each["path"])} for each in _origins(files)])
+    origins = _origins(files)
+    table = pyarrow.table({"path": [printable_path(each["path"]) for each in origins]})
+    for name in () if files.spans is None else COLUMNS[files.spans_unit]:
+        bound = pyarrow.int64() if files.in_frames else pyarrow.float64()
+        table = table.append_column(name, pyarrow.array([each[name] for each in origins], bound))
     read = [None if index in failures else prediction for index, prediction in enumerate(ranked)]
     labels = [None if prediction is None else list(prediction.labels) for prediction in read]
     scores = [None if prediction is None else list(prediction.scores) for prediction in read]
     table = table.append_column("labels", pyarrow.array(labels, pyarrow.list_(pyarrow.string())))
     table = table.append_column("scores", pyarrow.array(scores, pyarrow.list_(pyarrow.float32())))
-    errors = pyarrow.array([failures.get(index) for index in range(len(files))], pyarrow.string())
+    reasons = [printable_path(failures[index]) if index in failures else None for index in range(len(files))]
+    errors = pyarrow.array(reasons, pyarrow.string())
     with atomic_path(path) as unfinished:
         parquet.write_table(table.append_column("error", errors), unfinished)
 

@@ -142,7 +142,7 @@ def find_inputs(
     if repeated:
         logger.info("predicted once, although named twice: %s", abbreviate(repeated))
     files = [*found.values()][part[0] - 1 :: part[1]]
-    if not files:
+    if found and not files:
         raise ValueError(
             f"part {part[0]} of {part[1]} has no file, because there are only {len(found)}; use fewer parts"
         )

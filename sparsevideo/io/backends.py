@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, cached_property
 from importlib import import_module
-from io import BytesIO, IOBase
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def _self_test(decoder: str) -> str | None:
     return None
 
 
-def probe(path: str | Path | bytes | IOBase) -> VideoInfo:
+def probe(path: str | Path | bytes | BinaryIO) -> VideoInfo:
     """Return the properties of a video file. All frames are decoded, so the count is exact.
 
     Raises:
@@ -96,7 +96,7 @@ def probe(path: str | Path | bytes | IOBase) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path | bytes | IOBase,
+    path: str | Path | bytes | BinaryIO,
     indices: Sequence[int] | np.ndarray,
     *,
     short_side: int | None = None,
@@ -110,7 +110,7 @@ def read_frames(
 
 @contextmanager
 def open_video(
-    path: str | Path | Member | Remote | MemoryVideo | bytes | IOBase,
+    path: str | Path | Member | Remote | MemoryVideo | bytes | BinaryIO,
     decoder: str = "auto",
     *,
     verify: bool = False,
@@ -127,6 +127,7 @@ def open_video(
         table: `Video.table` of this file from an earlier opening; nothing is listed or counted then.
 
     Raises:
+        TypeError: A stream is not binary.
         ValueError: The decoder is unknown or does not work on this machine.
         FileNotFoundError: The file does not exist.
         DecodeError: The file is not a video, or no frame decodes.
@@ -134,7 +135,14 @@ def open_video(
     if isinstance(path, MemoryVideo):
         yield path
         return
-    source = Encoded(path if isinstance(path, bytes) else path.read()) if isinstance(path, bytes | IOBase) else path
+    source: Any = path
+    if isinstance(path, bytes | bytearray | memoryview):
+        source = Encoded(bytes(path))
+    elif hasattr(path, "read") and not isinstance(path, Member | Remote):
+        content: Any = path.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"{path}: gives {type(content).__name__} instead of bytes; open the file in binary mode")
+        source = Encoded(content)
     with closing(_DECODERS[resolve_decoder(decoder)][0](source, verify=verify, table=table)) as video:
         yield video
 

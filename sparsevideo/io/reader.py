@@ -221,8 +221,10 @@ class Video:
     def _open(self) -> None:
         with as_decode_error(self.path):  # a tar file may have gone
             source: Any = self._file if isinstance(self.path, Encoded | Remote) else ffmpeg_url(self.path)
-        if self._file is not None:
-            self._file.rewind() if isinstance(self._file, RemoteFile) else self._file.seek(0)
+        if isinstance(self._file, RemoteFile):
+            self._file.rewind()
+        elif self._file is not None:
+            self._file.seek(0)
         self._container, self._stream = open_container(source, self.path)
         self.time_base = time_base(self._stream)
 

@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 
     content: bytes
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{len(self.content)} bytes in memory"
 
     def read(self) -> bytes:

@@ -1,7 +1,9 @@
 """`sparsevideo predict --ray`: a cluster gives the scores of one machine, whatever dies and whatever is broken."""
 
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +109,26 @@ def test_cluster_gives_the_results_of_one_machine_when_workers_are_killed(
 
 
 @pytest.mark.slow
+def test_cluster_knows_files_by_the_paths_of_the_command(trained, files, cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("clips").mkdir()
+    for number, video in enumerate(sorted(files.glob("0[012]-0.mp4"))):
+        Path(f"clips/{number}.mp4").symlink_to(video)
+    broken = b"caf\xe9.mp4".decode(errors="surrogateescape")
+    Path("clips", broken).write_bytes(b"no video")
+    # The order of shuffled frames depends on the name of the file.
+    command = ["predict", checkpoint(trained), "clips", "--test.frame_order=shuffled", "--views=1x1"]
+    for options in (["--out=here"], ["--out=ray", f"--ray={cluster}"]):
+        done = subprocess.run([sys.executable, "-m", "sparsevideo", *command, *options], check=False)
+        assert done.returncode == INCOMPLETE
+    here, there = (json.loads(Path(out, "predictions.json").read_text()) for out in ("here", "ray"))
+    assert here["failed"] == there["failed"]
+    for one, other in zip(here["predictions"], there["predictions"], strict=True):
+        assert one["path"] == other["path"] and one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+    assert "does not decode" in parquet.read_table("ray/predictions.parquet")["error"][3].as_py()
+
+
+@pytest.mark.slow
 def test_cluster_goes_on_after_a_file_that_takes_too_long(trained, files, cluster, tmp_path):
     good = sorted(files.glob("0[01]-*.mp4"))
     os.mkfifo(tmp_path / "waits.mp4")  # nobody writes to it
@@ -133,7 +155,8 @@ def test_interrupted_prediction_on_a_cluster_is_resumed(trained, files, cluster,
     log.addHandler(caplog.handler)
     assert main(command) == INCOMPLETE
     log.removeHandler(caplog.handler)
-    assert "of 193 files are scored" in caplog.text and not (out / "unfinished").exists()
+    (scored,) = re.findall(r"resuming: (\d+) of 193 files are scored", caplog.text)
+    assert 0 < int(scored) < 192 and not (out / "unfinished").exists()
     assert load_predictions(out).failed.sum() == 1
 
 
@@ -142,11 +165,13 @@ def test_errors_of_workers_are_one_line(trained, files, cluster, monkeypatch, ca
     command = ["predict", checkpoint(trained), str(files / "00-0.mp4"), f"--ray={cluster}"]
     assert main([*command, "--ray-workers=3"]) == FAILED
     (line,) = errors(capsys)
-    assert "has 2 CPUs and 0 GPUs, which is room for 2 workers with 1 decoding processes each" in line
+    assert "the nodes of the cluster have room for 2 workers (for each: CPUs 1, GPUs 0)" in line
+    assert main([*command, "--num-workers=2"]) == FAILED  # no node has two CPUs
+    assert "have room for 0 workers (for each: CPUs 2, GPUs 0)" in errors(capsys)[0]
     monkeypatch.setattr(sparsevideo.commands.cluster, "sha256", lambda path: "0")
     assert main(command) == FAILED
     (line,) = errors(capsys)
-    assert line.endswith("best.pt: is another file on this node than where the command was started")
+    assert line.endswith("on this node, it is not the checkpoint of the command; copy it to this node")
 
 
 def test_addresses_without_a_cluster_are_one_line(trained, digits, capsys):
@@ -161,6 +186,8 @@ def test_addresses_without_a_cluster_are_one_line(trained, digits, capsys):
         assert address in line and reason in line
     assert main([*command, "--ray-workers=2"]) == USAGE
     assert "add --ray ADDRESS" in errors(capsys)[0]
+    assert main([*command, "--ray=local", "--ray-workers=0"]) == USAGE
+    assert "--ray-workers must be >= 1, got 0" in errors(capsys)[0]
 
 
 def test_ray_is_named_if_it_is_missing(trained, digits, monkeypatch, capsys):

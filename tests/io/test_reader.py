@@ -86,12 +86,14 @@ def test_bytes_are_read_like_their_file(kind: str, decoder: str, tmp_path: Path)
     write_numbered(path, 40, codec=codec, options=options)
     content, indices = path.read_bytes(), [39, 3, 20, 3]
     with path.open("rb") as file:
-        for source in (content, BytesIO(content), file):
+        for source in (content, bytearray(content), memoryview(content), BytesIO(content), file):
             assert numbers(read_frames(source, indices, decoder=needs(decoder))) == indices
     assert probe(content) == probe(path)
 
 
 def test_bytes_that_are_no_video_are_named() -> None:
+    with pytest.raises(TypeError, match="open the file in binary mode"):
+        read_frames(io.StringIO("no video"), [0])
     for content in (b"", b"no video"):
         with pytest.raises(DecodeError, match=f"{len(content)} bytes in memory: does not decode"):
             read_frames(content, [0])
