@@ -5,12 +5,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sparsevideo import build
@@ -71,11 +71,15 @@ def score_files(
             config, records, model.ndim, indices, with_clip_spans=per_clip, use_index=use_index
         )
 
-    predictor = build.build_predictor(config, model, fabric, output="features" if features else None)
+    def score(batch: ViewBatch) -> Tensor:
+        return predictor(batch) if predictor else batch["scores"].to(fabric.device)
+
+    output = "features" if features else None
+    predictor = None if remote_scores else build.build_predictor(config, model, fabric, output=output)
     return evaluate(
         fabric,
         remote_scores or load,
-        score=itemgetter("scores") if remote_scores else predictor,
+        score=score,
         num_videos=len(records),
         num_scores=model.head.in_features if features else model.num_classes,
         num_views=config.test.clips * config.test.crops,

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 import sparsevideo.commands.cluster
+from benchmarks.cluster import find_workers
 from sparsevideo.cli import FAILED, OK, USAGE, main
 from sparsevideo.command_lines import INCOMPLETE
 from sparsevideo.reports.predictions import load_predictions
 
 ray = pytest.importorskip("ray")
 parquet = pytest.importorskip("pyarrow.parquet")
-
-WORKER = b"ray::MapWorker"
 
 
 def checkpoint(run):
@@ -55,24 +54,12 @@ def files(digits, tmp_path_factory):
     return folder
 
 
-def workers():
-    """Return the processes of the cluster's workers that have a network."""
-    found = []
-    for each in Path("/proc").glob("[0-9]*"):
-        try:
-            if (each / "cmdline").read_bytes().startswith(WORKER):
-                found.append(int(each.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
 def kill_workers(times, out, killed):
     """Kill a worker each time that more files have been scored, as often as asked."""
     end_s, size = monotonic() + 300, 0
     while len(killed) < times and monotonic() < end_s:
         scored = sum(path.stat().st_size for path in out.glob("unfinished/*.rows"))
-        alive = [pid for pid in workers() if pid not in killed]
+        alive = [pid for pid in find_workers() if pid not in killed]
         if scored > size and alive:
             size = scored
             os.kill(alive[0], signal.SIGKILL)
